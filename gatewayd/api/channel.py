@@ -1,0 +1,383 @@
+"""One client's connection: its requests are read here, one after the other.
+
+Twisted Web's own channel reads requests more leniently than a gateway may (bare LF, folded
+headers, odd lengths), buffers bodies on disk, has no clock for a whole request and stops noticing
+a disconnect behind pipelined bytes. :class:`Channel` reads with llhttp instead, in three steps:
+
+1. the head is gathered until its empty line, within ``request_head`` bytes and seconds, and
+   given to the parser whole; what needs no body (its size, who is calling) is decided here;
+2. the body is gathered in memory, within ``request_body`` bytes and seconds;
+3. the request is handled; what the client sends meanwhile waits, up to a limit.
+
+Whatever cannot be read for certain is answered and the connection is closed: bytes behind it are
+never taken for a request.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httptools
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web import http
+from twisted.web.http_headers import Headers
+
+from gatewayd.exchange import request_id
+from gatewayd.wire.errors import (
+    BadHTTP,
+    GatewayError,
+    HeadTooLarge,
+    MethodNotAllowed,
+    Overloaded,
+    RequestTimeout,
+    RequestTooLarge,
+    TargetTooLong,
+)
+from gatewayd.wire.head import Framing, RequestLine
+
+from .clocks import Deadline, WriteClock, pending
+from .request import Request
+
+if TYPE_CHECKING:
+    from .site import Site
+
+#: What may wait behind the request that is being handled. Past it the client is cut off: reading
+#: must go on, or its leaving would not be noticed.
+PIPELINED_BYTES = 64 * 1024
+#: After a refusal the rest of what the client sends is read and dropped for this long, so that
+#: the answer is not lost to a reset.
+LINGER_SECONDS = 2.0
+
+_ALLOW = ((b"allow", b"GET, HEAD, POST, OPTIONS"),)
+_UNKNOWN_LINE = RequestLine(b"GET", b"", b"1")
+
+
+class Channel(http.HTTPChannel):
+    """
+    :param site: what it belongs to.
+    """
+
+    transport: Any
+    _networkProducer: Any
+    abortTimeout = None  # type: ignore[assignment]  # the clocks here abort what must be
+    timeOut = None
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.site: Site = site
+        self.factory = site
+        self._settings = site.settings
+        self._received = bytearray()
+        self._line = _UNKNOWN_LINE
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parser: Any = None
+        self._request: Request | None = None  # whose body is being read
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._body_left: int | None = 0  # bytes to come; None while the body is chunked
+        self._closing = False
+        self._pumping = False
+        self._deadline = Deadline(site.reactor)
+        self._writes: WriteClock | None = None
+
+    # -- the connection ------------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._writes = WriteClock(
+            self.site.reactor,
+            self._settings.timeouts.client_write,
+            self.transport,
+            self.transport.abortConnection,
+        )
+        if self.site.connected(self):
+            self._deadline.set(self._settings.timeouts.request_head, self._idle_too_long)
+        else:
+            self._refuse_connection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._closing = True
+        self._deadline.stop()
+        if self._writes is not None:
+            self._writes.stop()
+        self._parser = None  # it holds this channel
+        if self._request is not None:  # its body was still coming
+            self.requests.append(self._request)
+            self._request = None
+        super().connectionLost(reason)
+        self.requests.clear()
+        self.site.disconnected(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._received += data
+        if not self._handlingRequest:
+            self._pump()
+        elif len(self._received) > PIPELINED_BYTES:
+            self._closing = True
+            self._received.clear()
+            self.transport.abortConnection()
+
+    def _pump(self) -> None:
+        """Read as many requests as are here, one after the other."""
+        if self._pumping:
+            return  # the loop below goes on
+        self._pumping = True
+        try:
+            while self._received and not self._closing and not self._handlingRequest:
+                if not (self._read_head() if self._request is None else self._read_body()):
+                    break
+        except GatewayError as error:
+            self._refuse(error)
+        finally:
+            self._pumping = False
+
+    # -- step 1: the head ----------------------------------------------------------------------
+
+    def _read_head(self) -> bool:
+        """Take a head off the buffer if it is complete. False: more bytes are needed."""
+        buffer = self._received
+        if buffer.startswith(b"\r\n"):
+            del buffer[:2]  # some old clients end a body with one too many
+        limit = self._settings.limits.request_head
+        end = buffer.find(b"\r\n\r\n", 0, limit + 4) + 4
+        # llhttp lets some request lines pass that another parser would read differently.
+        line, newline, _ = bytes(buffer[: end if end > 3 else limit + 2]).partition(b"\n")
+        if newline:
+            self._line = RequestLine.parse(line)
+        elif len(line) > limit:
+            raise TargetTooLong(f"The request line is longer than {limit} bytes.")
+        if end > limit or (end < 4 and len(buffer) > limit):
+            raise HeadTooLarge(f"The request's head is longer than {limit} bytes.")
+        if end < 4:
+            if not self._deadline.is_for(self._head_too_slow):
+                self._deadline.set(self._settings.timeouts.request_head, self._head_too_slow)
+            return False
+        head = bytes(buffer[:end])
+        del buffer[:end]
+        self._take_head(head)
+        return True
+
+    def _take_head(self, head: bytes) -> None:
+        upgrade = self._parse_head(head)
+        headers = Headers()
+        for name, value in self._headers:
+            headers.addRawHeader(name, value)
+        self._request = request = self._new_request(headers)
+        framing = Framing.of(self._line, headers)
+        if upgrade and framing.length is None:
+            raise BadHTTP("A request to switch protocols cannot have a chunked body.")
+        limit = self._settings.limits.request_body
+        if framing.length is not None and framing.length > limit:
+            raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
+        self.persistent = framing.persistent
+        if not framing.persistent:
+            request.setHeader(b"connection", b"close")
+        self.site.admit(request)
+        self._body, self._body_size, self._body_left = [], 0, framing.length
+        if self._body_left == 0:
+            self._handle()
+            return
+        self._deadline.set(self._settings.timeouts.request_body, self._body_too_slow)
+        if framing.wants_continue and not self._received:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _parse_head(self, head: bytes) -> bool:
+        """Give a head to llhttp. Returns whether it asks for another protocol."""
+        self._headers = []
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
+            # Without this a Content-Length among the trailers is an error. In the head it is one
+            # still, see Framing.
+            self._parser.set_dangerous_leniencies(lenient_chunked_length=True)
+        try:
+            self._parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            # A server may ignore that wish. llhttp would take the body for the new protocol's, so
+            # the body is counted here and the parser made anew for the next request.
+            self._parser = None
+            return True
+        except httptools.HttpParserInvalidMethodError:
+            raise MethodNotAllowed("This method is not known.", headers=_ALLOW) from None
+        except httptools.HttpParserError as e:
+            raise BadHTTP(f"The request is not valid HTTP: {e}.") from None
+        return False
+
+    # -- step 2: the body ----------------------------------------------------------------------
+
+    def _read_body(self) -> bool:
+        """Take what is here of the body off the buffer. False: more bytes are needed."""
+        if self._body_left is None:
+            self._read_chunked()
+        else:
+            data = bytes(self._received[: self._body_left])
+            del self._received[: self._body_left]
+            if self._parser is None:
+                self._body.append(data)
+            else:
+                self._parser.feed_data(data)
+            self._body_left -= len(data)
+        if self._body_left != 0:
+            return False
+        self._handle()
+        return True
+
+    def _read_chunked(self) -> None:
+        data, self._received = bytes(self._received), bytearray()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as e:
+            if isinstance(e.__context__, GatewayError):
+                raise e.__context__ from None
+            if self._body_left is None:
+                raise BadHTTP(f"The request's chunked body is not valid: {e}.") from None
+            # Something follows the body in the same bytes, and nothing tells where it begins: it
+            # is left unread, and the connection closes after the answer.
+            self.persistent = False
+            assert self._request is not None
+            self._request.setHeader(b"connection", b"close")
+
+    # llhttp calls these while it is fed.
+
+    def on_message_begin(self) -> None:
+        if self._request is not None:
+            raise ValueError("something follows the chunked body")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._request is None:  # else a trailer: those are dropped
+            self._headers.append((name, value))
+
+    def on_body(self, body: bytes) -> None:
+        self._body_size += len(body)
+        limit = self._settings.limits.request_body
+        if self._body_size > limit:
+            raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._request is not None and self._body_left is None:
+            self._body_left = 0
+
+    # -- step 3: handling ----------------------------------------------------------------------
+
+    def _handle(self) -> None:
+        request, self._request = self._request, None
+        assert request is not None
+        self._handlingRequest = True
+        self._deadline.clear()
+        request.body = b"".join(self._body)
+        self._body = []
+        self.requests.append(request)
+        request.process()
+
+    def requestDone(self, request: Request) -> None:
+        """Twisted Web's hook: the answer has been written."""
+        self.requests.remove(request)
+        self._handlingRequest = False
+        if self._closing:
+            return
+        if not self.persistent or self.site.draining:
+            self.close_lingering()
+            return
+        self._settings = self.site.settings
+        self._deadline.set(self._settings.timeouts.client_idle, self._idle_too_long)
+        self._pump()
+
+    def _new_request(self, headers: Headers) -> Request:
+        names = (self._settings.gateway.request_id_header.encode("ascii"), b"Request-Id")
+        ids = next((ids for name in names if (ids := headers.getRawHeaders(name))), ())
+        exchange = self.site.begin(request_id(ids), getattr(self.transport.getPeer(), "host", ""))
+        exchange.method = self._line.method.decode("ascii")
+        request = Request(self, exchange)
+        request.requestHeaders = headers
+        request.method, request.uri = self._line.method, self._line.target
+        request.clientproto = b"HTTP/1." + self._line.minor
+        request.path = self._line.path
+        request.args = {}
+        return request
+
+    # -- refusing and closing ------------------------------------------------------------------
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answer what was read so far with an error, and close: the rest cannot be trusted."""
+        request, self._request = self._request, None
+        if request is None:
+            request = self._new_request(Headers())
+        self.persistent = False
+        self._handlingRequest = True
+        self.requests.append(request)
+        request.setHeader(b"connection", b"close")
+        request.fail(error)
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is being read or answered."""
+        if not self._handlingRequest and self._request is None and not self._closing:
+            self._idle_too_long()
+
+    def close_lingering(self) -> None:
+        """Send what is pending, then FIN; read and drop what the client still sends for a while.
+
+        Closing at once with unread bytes would reset the connection, and the answer might be
+        lost with it.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        self._received.clear()
+        self._networkProducer.unregisterProducer()
+        if self.isSecure():
+            self.transport.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
+        self._watch_writes()
+        self._deadline.set(LINGER_SECONDS, self._lingered)
+
+    def _lingered(self) -> None:
+        if pending(self.transport):  # then it is for the write clock to say
+            self._deadline.set(LINGER_SECONDS, self._lingered)
+        else:
+            self.transport.abortConnection()
+
+    def _refuse_connection(self) -> None:
+        self._closing = True
+        body = Overloaded("The gateway has too many connections.").body()
+        head = (
+            "HTTP/1.1 503 Service Unavailable",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            "Retry-After: 1",
+            "Connection: close",
+            f"{self._settings.gateway.request_id_header}: {request_id(())}",
+        )
+        self.transport.write("\r\n".join((*head, "", "")).encode("ascii") + body)
+        self.transport.loseConnection()
+
+    # -- the client's pace ---------------------------------------------------------------------
+
+    def _idle_too_long(self) -> None:
+        self._closing = True
+        self.transport.loseConnection()
+        self._watch_writes()
+
+    def _head_too_slow(self) -> None:
+        self._refuse(RequestTimeout("The request's head did not arrive in time."))
+
+    def _body_too_slow(self) -> None:
+        self._refuse(RequestTimeout("The request's body did not arrive in time."))
+
+    def pauseProducing(self) -> None:
+        super().pauseProducing()
+        self._watch_writes()
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        if self._writes is not None and not self._closing:
+            self._writes.stop()
+
+    def _watch_writes(self) -> None:
+        if self._writes is not None:
+            self._writes.start()
+
+

@@ -1,0 +1,85 @@
+"""Accepts connections, and knows which of them and which exchanges there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.web import server
+from twisted.web.resource import IResource
+
+from gatewayd.config import Settings
+from gatewayd.exchange import Exchange
+
+from .channel import Channel
+from .request import Request
+
+
+class Site(server.Site):
+    """
+    :param resource: renders each request.
+    :param admit: called with each request whose head is good, before its body is read; raises a
+        :class:`gatewayd.wire.errors.GatewayError` to refuse it.
+    :param on_end: told of each exchange that has ended.
+    """
+
+    def __init__(
+        self,
+        resource: IResource,
+        settings: Settings,
+        reactor: IReactorTime,
+        admit: Callable[[Request], None],
+        on_end: Callable[[Exchange], None],
+    ) -> None:
+        super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
+        self.settings = settings
+        self.admit = admit
+        self.draining = False
+        self.active: set[Exchange] = set()
+        self.channels: set[Channel] = set()
+        self._on_end = on_end
+        self._when_empty: Callable[[], None] | None = None
+
+    # -- Twisted Web's hooks -------------------------------------------------------------------
+
+    def buildProtocol(self, addr: IAddress | None) -> Channel:  # type: ignore[override]
+        return Channel(self)
+
+    def startFactory(self) -> None:
+        """No log file, and no clock for its dates: see :mod:`gatewayd.telemetry.access`."""
+
+    def stopFactory(self) -> None:
+        """Nothing was started."""
+
+    def log(self, request: object) -> None:
+        """An exchange's end is logged, not a request's."""
+
+    # -- what is under way ---------------------------------------------------------------------
+
+    def begin(self, id: str, client: str) -> Exchange:
+        """A request's head has been read."""
+        exchange = Exchange(
+            id=id, started=self.reactor.seconds(), client=client, on_end=self._ended
+        )
+        self.active.add(exchange)
+        return exchange
+
+    def _ended(self, exchange: Exchange) -> None:
+        self.active.discard(exchange)
+        self._on_end(exchange)
+
+    def connected(self, channel: Channel) -> bool:
+        """Count a connection in. False: it is one too many."""
+        self.channels.add(channel)
+        return len(self.channels) <= self.settings.limits.connections
+
+    def disconnected(self, channel: Channel) -> None:
+        self.channels.discard(channel)
+        if not self.channels and self._when_empty is not None:
+            self._when_empty()
+
+    def when_empty(self, call: Callable[[], None]) -> None:
+        """Call when the last connection is gone; at once if there is none."""
+        self._when_empty = call
+        if not self.channels:
+            call()

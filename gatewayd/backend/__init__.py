@@ -1,0 +1,1 @@
+"""What answers: backends and the HTTP client that reaches them."""

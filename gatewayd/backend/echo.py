@@ -1,0 +1,75 @@
+"""The backend when none is configured: it answers with what it was told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, execute, succeed
+from twisted.internet.interfaces import IProtocol, IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+
+from gatewayd.wire import chat, models
+from gatewayd.wire.chat import ChatRequest
+
+from .interface import Clocks, Reply
+
+MODEL = "echo"
+
+
+def approximate_tokens(text: str) -> int:
+    """A token count good to the eye: one for every four bytes, at least one for any text."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
+
+
+class EchoBackend:
+    """Replies ``Echo: <last user message>``, whole: it cannot stream."""
+
+    name = "echo"
+    clocks = Clocks()
+
+    def __init__(self, clock: IReactorTime, title: str) -> None:
+        self._clock = clock
+        self._title = title
+
+    def chat(self, request: ChatRequest, request_id: str) -> Deferred[Reply]:
+        return execute(self._reply, request, request_id)
+
+    def models(self, request_id: str) -> Deferred[dict[str, Any]]:
+        return succeed({MODEL: models.entry(MODEL, 0, self._title)})
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _reply(self, request: ChatRequest, request_id: str) -> Reply:
+        prompt = request.prompt()
+        content = f"Echo: {prompt}"
+        body = chat.completion(
+            request_id,
+            int(self._clock.seconds()),
+            request.model or MODEL,
+            content,
+            approximate_tokens(prompt),
+            approximate_tokens(content),
+        )
+        return Reply(200, "application/json", (), _InHand(body))
+
+
+@attrs.frozen
+class _InHand:
+    """A body that is already here."""
+
+    body: bytes
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        protocol.makeConnection(_NoTransport())  # type: ignore[arg-type]  # has what Body asks for
+        protocol.dataReceived(self.body)
+        protocol.connectionLost(Failure(ResponseDone()))
+
+
+class _NoTransport:
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+    def abortConnection(self) -> None: ...
+    def loseConnection(self) -> None: ...

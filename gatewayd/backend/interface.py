@@ -1,0 +1,71 @@
+"""What the rest of the house knows of a backend: it answers a request with a :class:`Reply`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol
+
+from gatewayd.wire.chat import ChatRequest
+
+
+class Body(Protocol):
+    """Where a reply's body comes from; Twisted's ``IResponse`` is one."""
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Give the body to ``protocol``.
+
+        ``protocol.transport`` has ``pauseProducing``, ``resumeProducing``, ``abortConnection`` (the
+        backend sees its peer leave) and ``loseConnection`` (the rest does not matter, the
+        connection may be kept). ``connectionLost`` says how the body ended: ``ResponseDone``,
+        ``PotentialDataLoss`` (the connection closed and nothing said how long the body is), or a
+        :class:`gatewayd.wire.errors.UpstreamError`.
+        """
+
+
+@attrs.frozen
+class Reply:
+    """A backend's answer up to its body, which must be delivered.
+
+    :param media_type: of the content type, lower case, without parameters.
+    :param headers: those that may cross to the client.
+    :param connect_seconds: what it took to have a connection; 0 where one was at hand.
+    """
+
+    status: int
+    media_type: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: Body
+    connect_seconds: float = 0.0
+
+
+@attrs.frozen
+class Clocks:
+    """How long a backend may take, in seconds; 0 is for ever.
+
+    :param first_byte: from the request until the first byte of content.
+    :param idle: between bytes of content; comments and pings are none.
+    :param total: from the request to the end of the reply.
+    """
+
+    first_byte: float = 0.0
+    idle: float = 0.0
+    total: float = 0.0
+
+
+class Backend(Protocol):
+    """Something that answers requests. Errors are :class:`gatewayd.wire.errors.GatewayError`."""
+
+    name: str
+    clocks: Clocks
+
+    def chat(self, request: ChatRequest, request_id: str) -> Deferred[Reply]:
+        """Send a chat request. Cancelling the Deferred leaves at once, in whatever phase."""
+
+    def models(self, request_id: str) -> Deferred[dict[str, Any]]:
+        """The models that it serves: entries of the models list, by name."""
+
+    def close(self) -> None:
+        """Drop idle connections."""

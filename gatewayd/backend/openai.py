@@ -1,0 +1,182 @@
+"""A backend that speaks the OpenAI API over HTTP, called with treq."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from hyperlink import EncodedURL
+from treq.client import HTTPClient
+from twisted.internet import ssl
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IResponse
+
+from gatewayd.config import BackendSettings, Limits
+from gatewayd.wire import models
+from gatewayd.wire.chat import ChatRequest
+from gatewayd.wire.errors import BadReply
+
+from .agent import Agent, BytesProducer
+from .interface import Clocks, Reply
+
+#: A backend's headers that cross to the client; the rest stays behind.
+_CROSSING = (b"retry-after", b"retry-after-ms", b"x-should-retry")
+_CROSSING_PREFIX = b"x-ratelimit-"
+
+MODELS_SECONDS = 5.0
+MODELS_BYTES = 4 * 1024 * 1024
+
+
+class OpenAIBackend:
+    """
+    :param agent: in place of the one it would make; tests hand one in.
+    """
+
+    def __init__(
+        self,
+        settings: BackendSettings,
+        limits: Limits,
+        reactor: Any,
+        agent: IAgent | None = None,
+    ) -> None:
+        base = urlsplit(settings.url)
+        self.name = settings.name
+        self.clocks = Clocks(settings.first_byte, settings.idle, settings.total)
+        self._reactor = reactor
+        self._limits = limits
+        self._agent = agent or Agent(
+            reactor, base, _tls(settings), settings.connect, limits.request_head
+        )
+        self._client = HTTPClient(self._agent, data_to_body_producer=BytesProducer)
+        # Parsed once: hyperlink takes 35-40 us for each.
+        self._chat_url = EncodedURL.from_text(f"{settings.url}/v1/chat/completions")
+        self._models_url = EncodedURL.from_text(f"{settings.url}/v1/models")
+        self._headers = {b"User-Agent": b"gatewayd"}
+        if settings.api_key is not None:
+            self._headers[b"Authorization"] = b"Bearer " + settings.api_key.reveal().encode("ascii")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def chat(self, request: ChatRequest, request_id: str) -> Deferred[Reply]:
+        accept = b"text/event-stream" if request.stream else b"application/json"
+        return self._client.post(
+            self._chat_url,
+            data=request.body,
+            headers=self._head(request_id, accept, b"application/json"),
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._reactor,
+        ).addCallback(_reply)
+
+    def models(self, request_id: str) -> Deferred[dict[str, Any]]:
+        return (
+            self._client.get(
+                self._models_url,
+                headers=self._head(request_id, b"application/json"),
+                allow_redirects=False,
+                unbuffered=True,
+                reactor=self._reactor,
+            )
+            .addCallback(_reply)
+            .addCallback(_whole, MODELS_BYTES)
+            .addCallback(models.decode_list, self._limits.json_depth)
+        )
+
+    def close(self) -> None:
+        if isinstance(self._agent, Agent):
+            self._agent.close()
+
+    def _head(self, request_id: str, accept: bytes, content_type: bytes = b"") -> Headers:
+        headers = Headers()
+        for name, value in self._headers.items():
+            headers.addRawHeader(name, value)
+        headers.addRawHeader(b"Accept", accept)
+        headers.addRawHeader(b"X-Request-ID", request_id.encode("ascii"))
+        if content_type:
+            headers.addRawHeader(b"Content-Type", content_type)
+        return headers
+
+
+#: llama.cpp's server speaks the same API, down to the error envelope.
+LlamaCppBackend = OpenAIBackend
+
+
+def _tls(settings: BackendSettings) -> IOpenSSLClientConnectionCreator | None:
+    """Always verified; ``tls_ca`` names what to trust in place of the system's store."""
+    base = urlsplit(settings.url)
+    if base.scheme != "https":
+        return None
+    trust = None
+    if settings.tls_ca is not None:
+        with open(settings.tls_ca, "rb") as file:
+            pem = file.read()
+        begin = b"-----BEGIN CERTIFICATE-----"
+        trust = ssl.trustRootFromCertificates(
+            [ssl.Certificate.loadPEM(begin + rest) for rest in pem.split(begin)[1:]]
+        )
+    return ssl.optionsForClientTLS(base.hostname or "", trustRoot=trust)
+
+
+def _reply(response: IResponse) -> Reply:
+    crossing = []
+    media_type = ""
+    for name, values in response.headers.getAllRawHeaders():
+        lower = name.lower()
+        if lower == b"content-type":
+            media_type = values[0].partition(b";")[0].strip().lower().decode("latin-1")
+        elif lower in _CROSSING or lower.startswith(_CROSSING_PREFIX):
+            crossing.append((lower, values[0]))
+    # treq wraps the agent's response and names it so.
+    original = getattr(response, "original", response)
+    return Reply(
+        status=response.code,
+        media_type=media_type,
+        headers=tuple(crossing),
+        body=response,
+        connect_seconds=getattr(original, "connect_seconds", 0.0),
+    )
+
+
+def _whole(reply: Reply, limit: int) -> Deferred[bytes]:
+    collector = _Collector(limit)
+    reply.body.deliverBody(collector)
+    if reply.status != 200:
+        collector.fail(BadReply("The backend refused to list its models."))
+    return collector.result
+
+
+class _Collector(Protocol):
+    """Gathers a short body, up to a limit."""
+
+    transport: Any
+
+    def __init__(self, limit: int) -> None:
+        self.result: Deferred[bytes] = Deferred(lambda _: self.transport.abortConnection())
+        self._left = limit
+        self._parts: list[bytes] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self._left -= len(data)
+        self._parts.append(data)
+        if self._left < 0:
+            self.fail(BadReply("The backend's list of models is too long."))
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        if self.result.called:
+            return
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.result.callback(b"".join(self._parts))
+        else:
+            self.result.errback(reason)
+
+    def fail(self, error: Exception) -> None:
+        if not self.result.called:
+            self.transport.abortConnection()
+            self.result.errback(error)

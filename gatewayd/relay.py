@@ -1,0 +1,448 @@
+"""Joins a backend's reply to a client's request. The only place where a reply ends.
+
+Theory of operation
+-------------------
+
+A :class:`Relay` lives for one request and passes through these phases, never back:
+
+``ASKING``
+    A backend was asked; no head yet. If it fails and cannot have run, the next backend is asked.
+``READING``
+    A head is here and its body comes. Whole bodies (JSON, errors) are gathered up to a limit; an
+    event stream is read until its first event. Nothing has been sent to the client, so a failure
+    is still an HTTP status.
+``STREAMING``
+    Committed: the status line is out. From here on a failure is one ``error`` event, after which
+    the connection closes without the last chunk.
+``ENDED``
+    Whatever happens now happens to nobody.
+
+Commit comes with the first event that is good (or the whole body), or after ``ping`` seconds of
+silence, when comments begin so that nobody in between gives up on the connection. Then an error
+can only be told in-band, even from a backend that has not answered yet.
+
+Rules:
+
+1. :meth:`Relay._end` is called once and decides everything: what the client is sent, how the
+   exchange ends, and that the backend is left (aborted, or released when its reply was whole).
+2. Only ``[DONE]``, or the body's own end, ends a stream well, and only when every choice was
+   finished. ``[DONE]`` to the client is written here and nowhere else, and nothing follows it.
+3. The clocks are timestamps. One delayed call looks at them when the earliest could be due; an
+   event costs no timer. Only bytes of content move them: a backend that sends comments is silent.
+   While the client is too slow to take what it was sent, the backend's silence is our doing and
+   does not count.
+4. The client leaving cancels :meth:`Relay.run`'s Deferred, and that aborts the backend, whatever
+   the phase.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from zope.interface import implementer
+
+from gatewayd.backend.interface import Backend, Reply
+from gatewayd.config import Limits
+from gatewayd.exchange import Exchange
+from gatewayd.wire import chat, sse
+from gatewayd.wire.chat import ChatRequest, ChatStream
+from gatewayd.wire.errors import (
+    AuthRefused,
+    BackendFailed,
+    BadReply,
+    GatewayError,
+    Internal,
+    Truncated,
+    UpstreamTimeout,
+    is_envelope,
+)
+
+_log = Logger()
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+#: A backend's error is read up to here; what is longer is replaced by an envelope of our own.
+MAX_ERROR_BODY = 256 * 1024
+
+
+class Client(Protocol):
+    """The client's side of an exchange: :class:`gatewayd.api.request.Request`."""
+
+    exchange: Exchange
+
+    def respond(
+        self,
+        status: int,
+        body: bytes,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        media_type: bytes = b"application/json",
+    ) -> None: ...
+    def fail(self, error: GatewayError) -> None: ...
+    def begin_stream(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def cut(self, error: GatewayError) -> None: ...
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+
+
+class Phase(enum.Enum):
+    ASKING = enum.auto()
+    READING = enum.auto()
+    STREAMING = enum.auto()
+    ENDED = enum.auto()
+
+
+class BodyTransport(Protocol):
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+    def abortConnection(self) -> None: ...
+    def loseConnection(self) -> None: ...
+
+
+@implementer(IPushProducer)
+class Relay:
+    """
+    :param ping: seconds of silence after which a comment is sent; 0 for none.
+    :param patience: how long the caller said it waits for the first byte; 0 if it did not say.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        request: ChatRequest,
+        limits: Limits,
+        reactor: IReactorTime,
+        ping: float,
+        patience: float = 0.0,
+    ) -> None:
+        self._client = client
+        self._exchange = client.exchange
+        self._request = request
+        self._limits = limits
+        self._reactor = reactor
+        self._ping = ping if request.stream else 0.0
+        self._patience = patience
+
+        self._phase = Phase.ASKING
+        self._done: Deferred[None] = Deferred(self._client_left)
+        self._asked: Deferred[Reply] | None = None
+        self._transport: BodyTransport | None = None
+        self._reply: Reply | None = None
+        self._body: list[bytes] = []  # of a reply that is gathered whole
+        self._size = 0
+        self._parser: sse.Parser | None = None
+        self._stream = ChatStream(
+            self._exchange.id, request.include_usage, request.choices, limits.json_depth
+        )
+
+        self._paused = False
+        self._timer: IDelayedCall | None = None
+        self._began = self._asked_at = self._wrote_at = reactor.seconds()
+        self._content_at: float | None = None
+
+    def run(self, backends: Sequence[Backend]) -> Deferred[None]:
+        """Ask the backends in this order and relay the reply of the first that has one.
+
+        The Deferred fires when the reply has ended, however; it never fails. Cancelling it means
+        that the client has left.
+        """
+        self._exchange.stop = self._end
+        self._backends = list(backends)
+        self._ask()
+        return self._done
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        self._backend = self._backends.pop(0)
+        self._exchange.backends.append(self._backend.name)
+        self._asked_at = self._reactor.seconds()
+        self._watch()
+        asked = self._asked = self._backend.chat(self._request, self._exchange.id)
+        asked.addCallbacks(self._got_reply, self._got_no_reply)
+        asked.addErrback(self._broken)
+
+    def _got_no_reply(self, failure: Failure) -> None:
+        if self._phase is Phase.ENDED:
+            return
+        problem = failure.value
+        if not isinstance(problem, GatewayError):
+            failure.raiseException()
+        self._failed(problem)
+
+    def _failed(self, problem: GatewayError) -> None:
+        """This backend has no reply. Nothing was sent to the client yet, or only comments."""
+        if self._backends and self._phase is not Phase.STREAMING and not problem.executed:
+            self._reply, self._phase = None, Phase.ASKING
+            self._body, self._size, self._content_at = [], 0, None
+            self._ask()
+        else:
+            self._end(problem)
+
+    def _got_reply(self, reply: Reply) -> None:
+        self._reply = reply
+        self._exchange.connected = reply.connect_seconds
+        if self._phase is Phase.ASKING:
+            self._phase = Phase.READING
+        if reply.status == 200:
+            if self._request.stream and reply.media_type == EVENTS:
+                self._parser = sse.Parser(self._limits.event)
+            elif reply.media_type != JSON:
+                self._end(BadReply("The backend's reply is of an unknown type."))
+        elif reply.status in (401, 403):
+            self._end(AuthRefused("The backend refused the gateway's credentials."))
+        elif not 400 <= reply.status < 600:
+            said = f"status {reply.status}"
+            self._end(BadReply("The backend's reply is not one to relay.", detail=said))
+        reply.body.deliverBody(self)  # type: ignore[arg-type]  # all of IProtocol that it calls
+
+    def _broken(self, failure: Failure) -> None:
+        """A fault of our own code."""
+        _log.failure("relaying {id} failed", failure, id=self._exchange.id)
+        self._end(Internal("The gateway met an internal error."))
+
+    # -- the body: what Body.deliverBody calls -------------------------------------------------
+
+    def makeConnection(self, transport: BodyTransport) -> None:
+        self._transport = transport
+        if self._phase is Phase.ENDED:
+            transport.abortConnection()
+        elif self._paused:
+            transport.pauseProducing()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._phase is Phase.ENDED:
+            return
+        if self._parser is not None:
+            try:
+                self._take_events(self._parser.feed(data), self._parser.progress)
+            except sse.EventTooLarge:
+                self._end(BadReply("The backend sent an event that is too large."))
+            return
+        if self._content_at is None:
+            self._first_content()
+        self._content_at = self._reactor.seconds()
+        self._size += len(data)
+        self._body.append(data)
+        if self._reply is not None and self._reply.status != 200:
+            if self._size > MAX_ERROR_BODY:
+                self._body.clear()
+                self._end_with_error_status()
+        elif self._size > self._limits.reply:
+            self._end(BadReply("The backend's reply is too large."))
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._transport = None  # nothing to leave any more
+        if self._phase is Phase.ENDED:
+            return
+        try:
+            if not reason.check(ResponseDone, PotentialDataLoss):
+                self._end(
+                    reason.value
+                    if isinstance(reason.value, GatewayError)
+                    else Truncated("The backend's reply broke off before its end.")
+                )
+            elif self._parser is not None:
+                self._take_events(self._parser.close(), False)
+                self._end_of_events(done=False)
+            elif self._reply is not None and self._reply.status != 200:
+                self._end_with_error_status()
+            else:
+                self._end_of_body()
+        except GatewayError as problem:
+            self._end(problem)
+
+    # -- event streams -------------------------------------------------------------------------
+
+    def _take_events(self, events: list[sse.Event], progress: bool) -> None:
+        exchange, out = self._exchange, []
+        problem: GatewayError | None = None
+        done = False
+        for _, payload in events:
+            if payload.startswith(b"[DONE]"):
+                done = True
+                break
+            try:
+                relayed = self._stream.take(payload)
+            except GatewayError as e:
+                problem = e
+                break
+            exchange.events += 1
+            if relayed is not None:
+                out.append(sse.encode(relayed))
+        if progress or events:
+            now = self._reactor.seconds()
+            if self._content_at is None:
+                self._first_content()
+            elif exchange.events:
+                exchange.longest_gap = max(exchange.longest_gap, now - self._content_at)
+            self._content_at = now
+        if done and problem is None and self._stream.started and self._stream.complete(done=True):
+            out.append(sse.DONE)
+            self._send(out)
+            self._end(None)
+            return
+        if out:
+            self._send(out)
+        if problem is not None:
+            self._end(problem)
+        elif done:
+            self._end_of_events(done=True)
+
+    def _end_of_events(self, done: bool) -> None:
+        """The stream ended, and nothing more will come."""
+        if self._phase is Phase.ENDED:
+            return
+        if not self._stream.started:
+            self._end(BadReply("The backend's stream ended without an event."))
+        elif not self._stream.complete(done):
+            self._end(Truncated("The backend ended the stream before the reply was finished."))
+        else:
+            self._send([sse.DONE])
+            self._end(None)
+
+    def _send(self, frames: list[bytes]) -> None:
+        if self._phase is not Phase.STREAMING:
+            self._commit()
+            self._exchange.first_event = self._reactor.seconds()
+        self._wrote_at = self._reactor.seconds()
+        self._client.write(b"".join(frames))
+
+    def _commit(self) -> None:
+        self._phase = Phase.STREAMING
+        self._client.begin_stream(() if self._reply is None else self._reply.headers)
+        self._client.registerProducer(self, True)
+
+    # -- whole bodies --------------------------------------------------------------------------
+
+    def _end_of_body(self) -> None:
+        depth = self._limits.json_depth
+        body = chat.check_completion(b"".join(self._body), self._exchange.id, depth)
+        if self._request.stream:
+            payloads = chat.completion_to_chunks(body, self._request.include_usage)
+            self._exchange.events = len(payloads)
+            self._send([*map(sse.encode, payloads), sse.DONE])
+        else:
+            self._client.respond(200, body, () if self._reply is None else self._reply.headers)
+        self._end(None)
+
+    def _end_with_error_status(self) -> None:
+        """The backend answered with an error status: pass it on, and its envelope if it is one."""
+        assert self._reply is not None
+        status, body = self._reply.status, b"".join(self._body)
+        payload = body if is_envelope(body) else None
+        said = f"The backend answered with status {status}."
+        self._failed(BackendFailed(said, payload, status, self._reply.headers))
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _end(self, problem: GatewayError | None) -> None:
+        """End the reply, well if ``problem`` is None. What comes later changes nothing."""
+        phase, self._phase = self._phase, Phase.ENDED
+        if phase is Phase.ENDED:
+            return
+        self._leave(kept=problem is None)
+        if phase is Phase.STREAMING:
+            self._client.unregisterProducer()
+            if problem is None:
+                self._client.finish()
+            else:
+                self._client.cut(problem)
+        elif problem is not None:
+            self._client.fail(problem)
+        self._done.callback(None)
+
+    def _leave(self, kept: bool = True) -> None:
+        """Stop the clocks and part from the backend."""
+        if self._timer is not None:
+            if self._timer.active():
+                self._timer.cancel()
+            self._timer = None
+        asked, self._asked = self._asked, None
+        if asked is not None and self._reply is None:
+            asked.cancel()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            if kept:
+                transport.loseConnection()
+            else:
+                transport.abortConnection()
+
+    def _client_left(self, _: Deferred[None]) -> None:
+        self._phase = Phase.ENDED
+        self._leave(kept=False)
+
+    # -- the client's pace: IPushProducer ------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+        if self._transport is not None:
+            self._transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        self._wrote_at = self._reactor.seconds()
+        if self._content_at is not None:
+            self._content_at = self._wrote_at
+        if self._transport is not None:
+            self._transport.resumeProducing()
+        self._watch()
+
+    def stopProducing(self) -> None:
+        """The client's connection is closing: its loss is told by the cancelled Deferred."""
+
+    # -- clocks --------------------------------------------------------------------------------
+
+    def _first_content(self) -> None:
+        self._content_at = self._reactor.seconds()
+        self._exchange.first_byte = self._content_at
+        self._watch()  # the idle clock may be due before the one that was waited for
+
+    def _deadlines(self) -> list[tuple[float, str]]:
+        clocks = self._backend.clocks
+        deadlines = []
+        if clocks.total:
+            deadlines.append((self._began + clocks.total, "total"))
+        if self._content_at is None:
+            if clocks.first_byte:
+                deadlines.append((self._asked_at + clocks.first_byte, "first_byte"))
+            if self._patience:
+                deadlines.append((self._began + self._patience, "first_byte"))
+        elif clocks.idle and not self._paused:
+            deadlines.append((self._content_at + clocks.idle, "idle"))
+        if self._ping and not self._paused:
+            deadlines.append((self._wrote_at + self._ping, "ping"))
+        return deadlines
+
+    def _watch(self) -> None:
+        """See which clock is due, and look again when the next one can be."""
+        if self._phase is Phase.ENDED:
+            return
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        now = self._reactor.seconds()
+        for due, clock in self._deadlines():
+            if due <= now and clock != "ping":
+                self._end(UpstreamTimeout(f"The backend took too long ({clock})."))
+                return
+            if due <= now:
+                self._comment(now)
+        soonest = min((due for due, _ in self._deadlines()), default=None)
+        if soonest is not None:
+            self._timer = self._reactor.callLater(max(soonest - now, 0.001), self._watch)
+
+    def _comment(self, now: float) -> None:
+        if self._phase is not Phase.STREAMING:
+            self._commit()
+        self._wrote_at = now
+        self._client.write(sse.COMMENT)

@@ -1,0 +1,100 @@
+"""What ``twistd gatewayd`` runs: the command line, and the service made from it.
+
+Settings are read while twistd still parses its command line. It has not forked then, so a mistake
+reaches the terminal and the exit status, of a daemon too. The only module with the global reactor.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NoReturn
+
+from twisted.application.service import IService
+from twisted.logger import Logger
+from twisted.python import usage
+
+from gatewayd import __version__
+from gatewayd.config import ConfigError, Settings, load
+
+_OPTIONS = ("listen", "port", "backend-url")
+
+
+class Options(usage.Options):
+    """The command line; once parsed, `settings` and `load`, which reads them all again."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "gatewayd stands between OpenAI-style clients and the inference servers that answer them. "
+        "Without a backend it echoes. An option here overrides the environment (PORT, BACKEND_URL, "
+        "GATEWAYD_SECTION_KEY), which overrides the ini file, which overrides the defaults."
+    )
+    optParameters = (
+        ("config", "c", None, "Ini file to read (default: the one GATEWAYD_CONFIG names, or none)"),
+        ("port", "p", None, "Port to listen on, 0 for any free one (default: 8000)"),
+        ("listen", "l", None, "IP address to listen on (default: 127.0.0.1)"),
+        ("backend-url", "b", None, "Base URL of the first backend, with or without /v1"),
+    )
+    optFlags = (("check", None, "Check the settings, say what is wrong, and exit"),)
+
+    settings: Settings
+    load: Callable[[], Settings]
+
+    def opt_version(self) -> NoReturn:
+        """Show the version of gatewayd and exit."""
+        print(f"gatewayd {__version__}")
+        raise SystemExit(0)
+
+    def parseOptions(self, options: list[str] | None = None) -> None:
+        """Parse; a wrong command line gets one line as any other mistake, not the whole usage."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            reason = str(error).rstrip(".")
+            _fail([f"command line: {reason}, expected what twistd gatewayd --help lists"])
+
+    def postOptions(self) -> None:
+        """Read the settings; leave with status 1 if they cannot be used."""
+        given = {name: self[name] for name in _OPTIONS if self[name] is not None}
+        path = self["config"] or os.environ.get("GATEWAYD_CONFIG")
+        # A daemon may work in another folder when it reads the file again.
+        self.load = partial(load, dict(os.environ), given, path and os.path.abspath(path))
+        try:
+            self.settings = self.load()
+        except ConfigError as error:
+            _fail(error.problems)
+        if self["check"]:
+            _print_errors(self.settings.warnings)
+            print(f"CONFIG ok: {_summary(self.settings)}.")
+            raise SystemExit(0)
+
+
+def makeService(options: Options) -> IService:
+    """The daemon's service; nothing is opened before twistd starts it."""
+    # twistd chooses the reactor, and --check and --help need none of this.
+    from twisted.internet import reactor
+
+    from gatewayd.service import GatewayService
+
+    log = Logger()
+    for warning in options.settings.warnings:
+        log.warn("{warning}", warning=warning)
+    return GatewayService(options.settings, options.load, reactor)
+
+
+def _summary(settings: Settings) -> str:
+    gateway = settings.gateway
+    host = f"[{gateway.listen}]" if ":" in gateway.listen else gateway.listen
+    names = [backend.name for backend in settings.backends]
+    backends = f"backends {', '.join(names)}" if names else "no backend, requests are echoed"
+    return f"listens on {host}:{gateway.port}{gateway.root_path}, {backends}"
+
+
+def _print_errors(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _fail(lines: Sequence[str]) -> NoReturn:
+    _print_errors(lines)
+    raise SystemExit(1)

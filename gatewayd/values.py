@@ -1,0 +1,206 @@
+"""One value of a setting: its text -> what gatewayd works with.
+
+Each parser takes text and raises `ValueError` saying what was wrong and what was expected. None of
+them quotes what could be a secret. Which setting has which parser is in :mod:`gatewayd.config`.
+"""
+
+import ipaddress
+import os
+import re
+import ssl
+import stat
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import attrs
+
+T = TypeVar("T")
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")  # a header name, RFC 9110, 5.6.2
+_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
+_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
+_SIZE = re.compile(r"([0-9]{1,13}) ?(KiB|MiB|GiB|)", re.IGNORECASE)
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
+_UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_LARGEST_SIZE = 2**40
+_LARGEST_FILE = 2**20  # of an ini or key file: /dev/zero must not fill the memory
+# Headers that already mean something; a request id in their place would break the message.
+_TAKEN_HEADERS = {"authorization", "connection", "content-length", "content-type", "date", "host",
+                  "server", "transfer-encoding"}  # fmt: skip
+
+
+@attrs.frozen(repr=False)
+class Secret:
+    """A text that shows itself only when asked to."""
+
+    _text: str
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+def _shown(text: str) -> str:
+    """Quote the first line only: those below may be another key's by mistake, and a secret."""
+    first, _, more = text.partition("\n")
+    return repr(first[:60]) + ("..." if first[60:] else "") + (" and more lines" if more else "")
+
+
+def whole(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if re.fullmatch(r"[0-9]{1,18}", text) and lowest <= int(text) <= highest:
+            return int(text)
+        raise ValueError(
+            f"{_shown(text)} does not fit, expected a whole number from {lowest} to {highest}"
+        )
+
+    return parse
+
+
+def size(text: str) -> int:
+    """Bytes, from ``1048576``, ``1024 KiB``, ``1MiB``."""
+    if match := _SIZE.fullmatch(text):
+        number = int(match[1]) * _UNITS[match[2].lower()]
+        if 0 < number <= _LARGEST_SIZE:
+            return number
+    raise ValueError(
+        f"{_shown(text)} is not a size, expected bytes or KiB, MiB, GiB such as 16 KiB, "
+        "more than 0, at most 1024 GiB"
+    )
+
+
+def seconds(text: str) -> float:
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    raise ValueError(f"{_shown(text)} is not a time, expected seconds such as 30, 0.5 or 0")
+
+
+def some_seconds(text: str) -> float:
+    """Seconds where there must be a limit."""
+    if _SECONDS.fullmatch(text) and float(text) > 0:
+        return float(text)
+    raise ValueError(f"{_shown(text)} is not a time above 0, expected seconds such as 10 or 0.5")
+
+
+def choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() in choices:
+            return text.lower()
+        raise ValueError(f"{_shown(text)} is unknown, expected one of {', '.join(choices)}")
+
+    return parse
+
+
+def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
+    return lambda text: parse(text) if text else None
+
+
+def matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if re.fullmatch(pattern, text):
+            return text
+        raise ValueError(f"{_shown(text)} does not fit, expected {expected}")
+
+    return parse
+
+
+def address(text: str) -> str:
+    """An IP address, not a name: looking a name up may block, and may give more than one."""
+    try:
+        return str(ipaddress.ip_address("127.0.0.1" if text == "localhost" else text))
+    except ValueError:
+        raise ValueError(
+            f"{_shown(text)} is not an IP address, expected one such as 127.0.0.1, 0.0.0.0 or ::1"
+        ) from None
+
+
+def root_path(text: str) -> str:
+    path = "/" + text.strip("/") if text.strip("/") else ""
+    if _PATH.fullmatch(path) and "%" not in path:
+        return path
+    raise ValueError(f"{_shown(text)} is not a path, expected one such as /inference")
+
+
+def header_name(text: str) -> str:
+    if _TOKEN.fullmatch(text) and text.lower() not in _TAKEN_HEADERS:
+        return text
+    raise ValueError(f"{_shown(text)} cannot be used, expected a header name such as X-Request-ID")
+
+
+def base_url(text: str) -> str:
+    """``http://gpu1:8080`` from that, ``http://gpu1:8080/`` and ``http://gpu1:8080/v1/``.
+
+    The value is never quoted: user info and queries are where people put passwords.
+    """
+    expected = "expected a base URL such as http://127.0.0.1:8080/v1"
+    if not re.fullmatch(r"[!-~]{1,2000}", text):
+        raise ValueError(f"is empty or has spaces or characters other than ASCII, {expected}")
+    try:
+        parts = urlsplit(text)
+        host, port = (parts.hostname or "").lower(), parts.port
+        if "[" in parts.netloc:
+            host = f"[{ipaddress.IPv6Address(host)}]"
+    except ValueError:
+        raise ValueError(f"has a wrong host or port, {expected}") from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"does not start with http:// or https://, {expected}")
+    if "@" in parts.netloc:
+        raise ValueError(f"has a user name or password in it, {expected} and the key in api_key")
+    if "?" in text or "#" in text:
+        raise ValueError(f"has a query or a fragment, {expected}")
+    if port == 0 or "%" in host or not (host.startswith("[") or _HOST.fullmatch(host)):
+        raise ValueError(f"has a wrong host or port, {expected}")
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    if not _PATH.fullmatch(path):
+        raise ValueError(f"has a wrong path, {expected}")
+    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{path}"
+
+
+def secret(text: str) -> Secret:
+    if re.fullmatch(r"[!-~]{1,8192}", text):
+        return Secret(text)
+    reason = "has spaces or characters other than visible ASCII" if text else "is empty"
+    raise ValueError(f"{reason}, expected a key as it goes into an Authorization header")
+
+
+def certificates(text: str) -> str:
+    """A file of PEM certificates; OpenSSL must find one in it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cafile=text)
+        found = context.cert_store_stats()["x509"] > 0
+    except ssl.SSLError:
+        found = False
+    except (OSError, ValueError) as error:
+        raise ValueError(_unreadable(error)) from None
+    if not found:
+        raise ValueError(f"{_shown(text)} has no certificate, expected a file of PEM certificates")
+    return text
+
+
+def _unreadable(error: Exception) -> str:
+    why = error.strerror if isinstance(error, OSError) else "not a file name"
+    return f"cannot be read ({why}), expected a readable file"
+
+
+def read_file(path: str) -> tuple[bytes, bool]:
+    """The content, and whether others than the owner may read the file too."""
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = file.read(_LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        raise ValueError(_unreadable(error)) from None
+    if len(content) > _LARGEST_FILE:
+        raise ValueError("is too large, expected a file of at most 1 MiB")
+    return content, stat.S_ISREG(mode) and bool(mode & (stat.S_IRGRP | stat.S_IROTH))
+
+
+def secret_file(path: str) -> tuple[Secret, bool]:
+    """The key in a file, without its line end, and whether others may read it."""
+    content, exposed = read_file(path)
+    # Latin-1 never fails; what is not ASCII is refused by secret().
+    return secret(content.decode("latin-1").rstrip("\r\n")), exposed

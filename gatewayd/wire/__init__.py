@@ -1,0 +1,1 @@
+"""Formats: pure functions and state machines. No I/O, no Twisted, no clock."""

@@ -1,0 +1,253 @@
+"""The OpenAI error envelope, and the one tree of exceptions that maps to it.
+
+Every failure that a client may see is a :class:`GatewayError`: its class says status, type, code
+and how the exchange ended; its message is fit for a stranger's eyes (no host names, no paths, no
+credentials, no Python text). What an operator needs to know besides goes into ``detail``, which is
+logged and never sent.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from .json import NotJSON, parse
+
+
+class GatewayError(Exception):
+    """A failure with an HTTP status and an envelope.
+
+    :param message: a sentence for the client.
+    :param param: the field of the request that is to blame, if one is.
+    :param headers: more response headers, lower-case names.
+    :param detail: for the operator's log only.
+    """
+
+    status: int = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    #: The value of the :class:`gatewayd.exchange.End` that this failure means.
+    end: str = "internal"
+    #: Whether a backend may have begun the work: then nobody should try again unasked.
+    executed: bool = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        detail: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = headers
+        self.detail = detail
+
+    def body(self) -> bytes:
+        """The envelope as JSON."""
+        return envelope(self.message, self.type, self.code, self.param)
+
+
+def envelope(message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
+    """Encode ``{"error": {"message", "type", "param", "code"}}``, all four keys always."""
+    return msgspec.json.encode(
+        {"error": {"message": message, "type": type, "param": param, "code": code}}
+    )
+
+
+class Internal(GatewayError):
+    """A fault of the gateway's own."""
+
+
+# -- the client's side: refused before a backend heard of it ---------------------------------
+
+
+class Refused(GatewayError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+    end = "refused"
+
+
+class BadHTTP(Refused):
+    code = "bad_http"
+
+
+class InvalidJSON(Refused):
+    code = "invalid_json"
+
+
+class InvalidValue(Refused):
+    code = "invalid_value"
+
+
+class UnknownURL(Refused):
+    status = 404
+    code = "unknown_url"
+
+
+class ModelNotFound(Refused):
+    status = 404
+    code = "model_not_found"
+
+
+class MethodNotAllowed(Refused):
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(Refused):
+    status = 408
+    code = "request_timeout"
+
+
+class RequestTooLarge(Refused):
+    status = 413
+    code = "request_too_large"
+
+
+class TargetTooLong(Refused):
+    status = 414
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(Refused):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class ExpectationFailed(Refused):
+    status = 417
+    code = "bad_http"
+
+
+class HeadTooLarge(Refused):
+    status = 431
+    code = "request_too_large"
+
+
+class Overloaded(Refused):
+    status = 503
+    type = "server_error"
+    code = "overloaded"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=((b"retry-after", b"1"),))
+
+
+class Draining(Refused):
+    """Sent to what arrives while the daemon stops, and what drain had to cut."""
+
+    status = 503
+    type = "server_error"
+    code = "draining"
+
+    def __init__(self, message: str = "The gateway is shutting down.") -> None:
+        super().__init__(message, headers=((b"retry-after", b"1"),))
+
+
+class Drained(Draining):
+    """The reply did not end within ``drain`` seconds of the stop."""
+
+    end = "drained"
+    executed = True
+
+
+# -- the backend's side ----------------------------------------------------------------------
+
+
+class UpstreamError(GatewayError):
+    status = 502
+    type = "upstream_error"
+    code = "upstream_error"
+    end = "backend_error"
+    executed = True
+
+
+class Unreachable(UpstreamError):
+    """No connection came about, so nothing can have run."""
+
+    code = "upstream_unreachable"
+    end = "backend_unreachable"
+    executed = False
+
+
+class UnknownHost(Unreachable):
+    code = "upstream_dns"
+
+
+class TLSFailed(Unreachable):
+    code = "upstream_tls"
+
+
+class ConnectTimeout(Unreachable):
+    status = 504
+    code = "upstream_timeout"
+
+
+class ConnectionReset(UpstreamError):
+    """The backend took the request and closed without a complete head."""
+
+    code = "upstream_reset"
+
+
+class BadReply(UpstreamError):
+    """The backend's answer is not HTTP, not JSON, or not what was asked for."""
+
+    code = "upstream_bad_response"
+
+
+class AuthRefused(UpstreamError):
+    """The backend does not accept the gateway's own credentials: nothing ran."""
+
+    code = "upstream_auth"
+    executed = False
+
+
+class Truncated(UpstreamError):
+    """The reply broke off."""
+
+    code = "upstream_reset"
+    end = "backend_truncated"
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+    code = "upstream_timeout"
+    end = "backend_timeout"
+
+
+class BackendFailed(UpstreamError):
+    """An error that the backend itself reported, in place of its reply or within it.
+
+    :param status: what the backend said, by its status line or in its error; the client gets it.
+    :param payload: its own envelope, to be passed on byte for byte, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        payload: bytes | None = None,
+        status: int = 502,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message, headers=headers)
+        self.payload = payload
+        self.status = status
+        if status < 500:
+            self.end = "refused"  # the client's own fault, found by the backend
+        self.executed = status >= 500 and status != 503
+
+    def body(self) -> bytes:
+        return super().body() if self.payload is None else self.payload
+
+
+def is_envelope(body: bytes) -> bool:
+    """Whether ``body`` is a JSON object whose ``error`` is an object with a string ``message``."""
+    try:
+        return isinstance(parse(body, 64)["error"]["message"], str)
+    except (NotJSON, TypeError, KeyError):
+        return False

@@ -1,0 +1,95 @@
+"""The head of an HTTP/1.1 request: what two parsers could read differently is refused here.
+
+llhttp has parsed it already, strictly. Left for this module are the points on which llhttp is
+lenient (request lines, transfer codings) or silent (``Host``, ``Expect``).
+
+Source: RFC 9112.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+from .errors import BadHTTP, ExpectationFailed, RequestTooLarge
+
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.([01])\r")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+
+
+class Headers(Protocol):
+    """Twisted's ``Headers``, as far as it is needed here."""
+
+    def getRawHeaders(self, name: bytes, default: list[bytes]) -> Sequence[bytes]: ...
+
+
+@attrs.frozen
+class RequestLine:
+    method: bytes
+    target: bytes
+    minor: bytes  # of HTTP/1.x: b"0" or b"1"
+
+    @classmethod
+    def parse(cls, line: bytes) -> RequestLine:
+        """Read a line up to and without its LF."""
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None:
+            raise BadHTTP("The request line is not 'METHOD target HTTP/1.1' and CR LF.")
+        return cls(*match.groups())
+
+    @property
+    def path(self) -> bytes:
+        """The target's path, as it came; without query, scheme and authority."""
+        scheme, separator, rest = self.target.partition(b"://")
+        if separator and scheme.lower() in (b"http", b"https"):
+            _, slash, rest = rest.partition(b"/")
+            return (slash + rest or b"/").partition(b"?")[0]
+        return self.target.partition(b"?")[0]
+
+
+@attrs.frozen
+class Framing:
+    """How a request's body is framed and what becomes of its connection.
+
+    :param length: bytes of the body; None where it is chunked.
+    """
+
+    length: int | None
+    persistent: bool
+    wants_continue: bool
+
+    @classmethod
+    def of(cls, line: RequestLine, headers: Headers) -> Framing:
+        """Judge a head.
+
+        :raises BadHTTP, ExpectationFailed, RequestTooLarge: it is not one to go on with.
+        """
+
+        def values(name: bytes) -> list[bytes]:
+            return list(headers.getRawHeaders(name, []))
+
+        hosts = values(b"host")
+        if len(hosts) > 1 or (line.minor == b"1" and not hosts):
+            raise BadHTTP("The request must have exactly one Host header.")
+        if hosts and hosts[0] and not _HOST.fullmatch(hosts[0]):
+            raise BadHTTP("The Host header is not a host name or address with an optional port.")
+        codings, lengths = values(b"transfer-encoding"), values(b"content-length")
+        if codings and [c.lower() for c in codings] != [b"chunked"]:
+            raise BadHTTP("The only transfer coding that is understood is one 'chunked'.")
+        if codings and (lengths or line.minor == b"0"):
+            raise BadHTTP("A chunked body comes in HTTP/1.1 and without a Content-Length.")
+        if lengths and not _LENGTH.fullmatch(lengths[0]):
+            raise RequestTooLarge("The request body is too large.")
+        expectations = values(b"expect")
+        if expectations and [e.lower() for e in expectations] != [b"100-continue"]:
+            raise ExpectationFailed("The only expectation that is understood is '100-continue'.")
+        tokens = {t.strip().lower() for value in values(b"connection") for t in value.split(b",")}
+        return cls(
+            length=None if codings else int(lengths[0]) if lengths else 0,
+            persistent=line.minor == b"1" and b"close" not in tokens,
+            wants_continue=bool(expectations) and line.minor == b"1",
+        )

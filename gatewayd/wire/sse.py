@@ -1,0 +1,149 @@
+"""Server-Sent Events: an incremental parser, and the encoder.
+
+The parser follows the WHATWG algorithm (CR, LF and CRLF line ends, a byte order mark, comments,
+several ``data`` lines) and adds what a gateway needs: a limit on one event, work linear in the
+bytes whatever their segmentation, and a sign whether the last bytes were content. Payloads stay
+bytes; nothing is decoded.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+"""
+
+from __future__ import annotations
+
+COMMENT = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+
+#: An event's name (``b""`` where none was given) and its data, lines joined by LF.
+Event = tuple[bytes, bytes]
+
+_NEWLINE = (b"\n", b"\r")
+
+
+class EventTooLarge(ValueError):
+    """One event, or one line, grew past the limit."""
+
+
+def encode(payload: bytes, name: bytes = b"") -> bytes:
+    """Frame one event. Several lines become one: between JSON's tokens a line end is a space."""
+    if b"\n" in payload:
+        payload = payload.replace(b"\n", b" ")
+    if name:
+        return b"event: %b\ndata: %b\n\n" % (name, payload)
+    return b"data: %b\n\n" % payload
+
+
+class Parser:
+    """Turns the bytes of an event stream into events.
+
+    :param limit: the most bytes that one event may take.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._partial: list[bytes] = []  # pieces of a line that has not ended
+        self._size = 0  # of the event so far: its data lines and the partial one
+        self._data: list[bytes] = []
+        self._name = b""
+        self._started = False
+        self._after_cr = False
+        #: Whether the last :meth:`feed` brought bytes of ``data``: comments, pings and empty lines
+        #: do not count.
+        self.progress = False
+
+    def feed(self, segment: bytes) -> list[Event]:
+        """Take the next bytes; return the events that they complete.
+
+        :raises EventTooLarge: the stream cannot be followed any further.
+        """
+        # The common case costs three scans in C: whole events, one data line each, LF.
+        if (
+            not self._size
+            and self._started
+            and not self._data
+            and segment.endswith(b"\n\n")
+            and b"\r" not in segment
+        ):
+            events: list[Event] = []
+            for block in segment[:-2].split(b"\n\n"):
+                if block[:6] != b"data: " or b"\n" in block or len(block) > self._limit:
+                    break
+                events.append((b"", block[6:]))
+            else:
+                if not self._after_cr and not self._name:
+                    self.progress = True
+                    return [event for event in events if event[1]]
+        return self._feed_slowly(segment)
+
+    def close(self) -> list[Event]:
+        """The stream ended: return the event that lacks only its closing empty line, if any."""
+        events = self._feed_slowly(b"\n\n")
+        self._started = False
+        return events
+
+    def _feed_slowly(self, segment: bytes) -> list[Event]:
+        self.progress = False
+        if self._after_cr and segment:
+            segment = segment[segment.startswith(b"\n") :]
+            self._after_cr = False
+        if not self._started:
+            segment = self._without_mark(segment)
+        if b"\n" not in segment and b"\r" not in segment:
+            self._keep(segment)
+            return []
+        self._after_cr = segment.endswith(b"\r")
+        lines = segment.splitlines()
+        rest = b"" if segment.endswith(_NEWLINE) else lines.pop()
+        if self._partial:
+            lines[0] = b"".join([*self._partial, lines[0]])
+            self._size -= sum(map(len, self._partial))
+            self._partial.clear()
+        events = [event for line in lines if (event := self._line(line)) is not None]
+        self._keep(rest)
+        return events
+
+    def _without_mark(self, segment: bytes) -> bytes:
+        """Drop a byte order mark at the very start, even when it arrives in pieces."""
+        head = b"".join(self._partial) + segment
+        if len(head) < 3 and b"\xef\xbb\xbf".startswith(head):
+            self._partial, self._size = [], 0
+            self._keep(head)
+            return b""
+        self._started = True
+        self._partial, self._size = [], 0
+        return head.removeprefix(b"\xef\xbb\xbf")
+
+    def _keep(self, piece: bytes) -> None:
+        if not piece:
+            return
+        self._partial.append(piece)
+        self._grow(len(piece))
+        if self._partial[0].startswith(b"data"):
+            self.progress = True
+        if len(self._partial) > 512:  # many tiny pieces: a list entry costs more than its byte
+            self._partial = [b"".join(self._partial)]
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size > self._limit:
+            raise EventTooLarge
+
+    def _line(self, line: bytes) -> Event | None:
+        if not line:
+            return self._dispatch()
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            self.progress = True
+            self._grow(len(line))
+            self._data.append(value.removeprefix(b" "))
+        elif field == b"event":
+            if len(value) > 128:
+                raise EventTooLarge
+            self._name = value.removeprefix(b" ")
+        return None
+
+    def _dispatch(self) -> Event | None:
+        data, name = b"\n".join(self._data), self._name
+        self._data.clear()
+        self._name = b""
+        self._size = 0
+        return (name, data) if data else None

@@ -1,0 +1,38 @@
+"""llama.cpp's own HTTP server, out of the package ``xllamacpp``, until SIGTERM.
+
+Usage: ``llamaserver.py MODEL.gguf PORT ALIAS``. Run as a program of its own: the server is C++ and
+runs in threads of the process that makes it.
+"""
+
+import signal
+import sys
+
+import xllamacpp
+
+#: Requests answered side by side, and the tokens each of them has room for.
+SLOTS = 2
+CONTEXT = 2048
+
+
+def main(model: str, port: str, alias: str) -> None:
+    """Serve ``model`` on the loopback address until SIGTERM."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = model
+    parameters.model_alias = {alias}
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = int(port)
+    parameters.n_parallel = SLOTS
+    parameters.n_ctx = SLOTS * CONTEXT
+    parameters.cpuparams.n_threads = 1
+    parameters.cpuparams_batch.n_threads = 1
+    parameters.endpoint_metrics = True
+    parameters.warmup = False
+    server = xllamacpp.Server(parameters)
+    print("serving", server.listening_address, flush=True)
+    signal.sigwait({signal.SIGTERM})
+    del server
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

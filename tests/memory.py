@@ -1,0 +1,264 @@
+"""The whole gateway in memory: a client, a backend that does as it is told, and a clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+
+from gatewayd.api.app import API
+from gatewayd.api.channel import Channel
+from gatewayd.api.site import Site
+from gatewayd.backend.interface import Backend, Clocks, Reply
+from gatewayd.config import Settings, load
+from gatewayd.exchange import Exchange
+from gatewayd.wire.chat import ChatRequest
+
+EVENTS = "text/event-stream"
+
+
+def settings(**values: str) -> Settings:
+    """Settings with some keys set: ``settings(timeouts_ping="1")``."""
+    return load({f"GATEWAYD_{name.upper()}": value for name, value in values.items()})
+
+
+def chunk(text: str = "", finish: str | None = None, index: int = 0, **more: Any) -> bytes:
+    """The payload of one event."""
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}],
+            **more,
+        }
+    ).encode()
+
+
+def completion(text: str = "hello", **more: Any) -> bytes:
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": "stop",
+                }
+            ],
+            **more,
+        }
+    ).encode()
+
+
+class Call:
+    """One request as a :class:`FakeBackend` got it, and the reply that the test gives.
+
+    ``left`` says how the gateway parted from it: ``None`` while it has not, ``"cancelled"``
+    (before a head), ``"aborted"`` or ``"released"``.
+    """
+
+    def __init__(self, request: ChatRequest, request_id: str) -> None:
+        self.request = request
+        self.request_id = request_id
+        self.answer: Deferred[Reply] = Deferred(lambda _: self._leave("cancelled"))
+        self.left: str | None = None
+        self.paused = False
+        self._receiver: Any = None
+
+    def head(
+        self,
+        status: int = 200,
+        media_type: str = EVENTS,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        self.answer.callback(Reply(status, media_type, headers, self))
+
+    def send(self, data: bytes) -> None:
+        assert self.left is None, f"{self.left}, yet still sending"
+        self._receiver.dataReceived(data)
+
+    def event(self, payload: bytes) -> None:
+        self.send(b"data: " + payload + b"\n\n")
+
+    def end(self, reason: Exception | None = None) -> None:
+        self._receiver.connectionLost(Failure(reason or ResponseDone()))
+
+    def whole(self, body: bytes, status: int = 200, media_type: str = "application/json") -> None:
+        self.head(status, media_type)
+        self._receiver.dataReceived(body)
+        self.end()
+
+    # What gatewayd.backend.interface.Body promises.
+
+    def deliverBody(self, protocol: Any) -> None:
+        self._receiver = protocol
+        protocol.makeConnection(self)
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+
+    def abortConnection(self) -> None:
+        self._leave("aborted")
+
+    def loseConnection(self) -> None:
+        self._leave("released")
+
+    def _leave(self, how: str) -> None:
+        assert self.left is None, f"{self.left}, then {how}"
+        self.left = how
+
+
+class FakeBackend:
+    """Keeps what it is asked in ``calls``; ``failing`` fails the next ones at once."""
+
+    def __init__(self, name: str = "fake", clocks: Clocks | None = None) -> None:
+        self.name = name
+        self.clocks = clocks or Clocks(first_byte=600, idle=120)
+        self.calls: list[Call] = []
+        self.failing: list[Exception] = []
+
+    def chat(self, request: ChatRequest, request_id: str) -> Deferred[Reply]:
+        call = Call(request, request_id)
+        self.calls.append(call)
+        return fail(self.failing.pop(0)) if self.failing else call.answer
+
+    def models(self, request_id: str) -> Deferred[dict[str, Any]]:
+        return succeed({"m": {"id": "m", "object": "model"}})
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ClientTransport(StringTransport):
+    """A client's end of a connection: what it got, and what became of the connection."""
+
+    protocol: Channel
+    aborted = False
+
+    def loseWriteConnection(self) -> None:
+        self.loseConnection()
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """As TCP has it."""
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.leave()
+
+    def leave(self) -> None:
+        """The connection is gone."""
+        self.connected = False
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+
+
+class Gateway:
+    """The gateway without sockets."""
+
+    def __init__(self, *backends: Backend, settings: Settings | None = None) -> None:
+        self.clock = Clock()
+        self.ended: list[Exchange] = []
+        self.settings = settings or load({})
+        self.api = API(self.settings, backends, self.clock)
+        self.site = Site(
+            self.api.resource(), self.settings, self.clock, self.api.admit, self.ended.append
+        )
+
+    def connect(self) -> ClientTransport:
+        transport = ClientTransport()
+        transport.protocol = self.site.buildProtocol(None)
+        transport.protocol.makeConnection(transport)
+        return transport
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        transport: ClientTransport | None = None,
+    ) -> ClientTransport:
+        """Send one request, on a connection of its own unless one is given."""
+        transport = transport or self.connect()
+        lines = [f"{method} {path} HTTP/1.1", "Host: gateway"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        if body:
+            lines.append(f"Content-Length: {len(body)}")
+        transport.protocol.dataReceived("\r\n".join([*lines, "", ""]).encode() + body)
+        return transport
+
+    def chat(
+        self,
+        stream: bool = False,
+        headers: Mapping[str, str] | None = None,
+        transport: ClientTransport | None = None,
+        **more: Any,
+    ) -> ClientTransport:
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": stream, **more}
+        return self.request(
+            "POST",
+            "/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "X-Request-ID": "req-1", **(headers or {})},
+            transport,
+        )
+
+
+class Answer:
+    """What a client got, taken apart. ``complete`` is False while more must come."""
+
+    def __init__(self, transport: ClientTransport) -> None:
+        head, _, rest = transport.value().partition(b"\r\n\r\n")
+        lines = head.decode("ascii").split("\r\n")
+        self.status = int(lines[0].split(" ")[1]) if lines[0] else 0
+        self.headers = [line.split(": ", 1) for line in lines[1:]]
+        self.closed = transport.disconnecting or not transport.connected
+        self.body, self.complete = rest, True
+        if self.header("transfer-encoding") == "chunked":
+            self.body, self.complete = _dechunk(rest)
+        elif (length := self.header("content-length")) is not None:
+            self.complete = len(rest) == int(length)
+
+    def header(self, name: str) -> str | None:
+        values = [v for n, v in self.headers if n.lower() == name]
+        assert len(values) < 2, f"{name} {len(values)} times"
+        return values[0] if values else None
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        return str(self.json["error"]["code"])
+
+    @property
+    def payloads(self) -> list[bytes]:
+        """The data of each event; comments left out."""
+        blocks = self.body.split(b"\n\n")
+        assert blocks.pop() == b"", "an event is unfinished"
+        return [b.removeprefix(b"data: ") for b in blocks if not b.startswith(b":")]
+
+
+def _dechunk(data: bytes) -> tuple[bytes, bool]:
+    body = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        length = int(size, 16)
+        body += data[:length]
+        assert data[length : length + 2] == b"\r\n"
+        data = data[length + 2 :]
+        if not length:
+            assert not data
+            return body, True
+    return body, False

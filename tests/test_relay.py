@@ -1,0 +1,456 @@
+"""A backend's reply on its way to the client, in memory and on a clock."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.web.http import PotentialDataLoss
+
+from gatewayd.backend.interface import Clocks
+from gatewayd.exchange import End
+from gatewayd.wire import errors
+from tests.memory import Answer, FakeBackend, Gateway, chunk, completion, settings
+
+STREAM = [chunk("a"), chunk("b"), chunk(finish="stop")]
+
+
+def as_events(*payloads: bytes) -> bytes:
+    return b"".join(b"data: " + payload + b"\n\n" for payload in payloads)
+
+
+def renamed(payload: bytes) -> bytes:
+    return payload.replace(b"chatcmpl-1", b"req-1")
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend(clocks=Clocks(first_byte=30, idle=10, total=100))
+
+
+@pytest.fixture
+def gateway(backend: FakeBackend) -> Iterator[Gateway]:
+    gateway = Gateway(backend, settings=settings(timeouts_ping="0"))
+    yield gateway
+    assert not gateway.site.active, "an exchange has no end"
+    assert len(gateway.ended) == len({id(exchange) for exchange in gateway.ended})
+
+
+def the_end(gateway: Gateway) -> End | None:
+    (exchange,) = gateway.ended
+    return exchange.end
+
+
+# -- what goes well ------------------------------------------------------------------------------
+
+
+def test_events_are_relayed_one_by_one_with_the_request_id(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat(stream=True)
+    call = backend.calls[0]
+    call.head()
+    assert client.value() == b""  # commit late: nothing is in hand yet
+    for n, payload in enumerate(STREAM, 1):
+        call.event(payload)
+        assert Answer(client).payloads == [renamed(p) for p in STREAM[:n]]
+    call.event(b"[DONE]")
+    answer = Answer(client)
+    assert answer.status == 200 and answer.header("content-type") == "text/event-stream"
+    assert answer.payloads == [*map(renamed, STREAM), b"[DONE]"] and answer.complete
+    assert call.left == "released"
+    assert the_end(gateway) is End.COMPLETE
+
+
+def test_a_whole_reply_keeps_its_bytes_but_for_the_id(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat()
+    body = completion("x", odd=1.0, big=12345678901234567890)
+    backend.calls[0].whole(body)
+    answer = Answer(client)
+    assert (answer.status, answer.body) == (200, renamed(body))
+    assert not answer.closed and the_end(gateway) is End.COMPLETE
+
+
+def test_a_whole_reply_to_a_streaming_request_becomes_one_chunk(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].whole(completion("hello", usage={"total_tokens": 3}))
+    first, done = Answer(client).payloads
+    assert json.loads(first)["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+    ]
+    assert done == b"[DONE]" and Answer(client).complete
+
+
+def test_the_body_reaches_the_backend_byte_for_byte(gateway: Gateway, backend: FakeBackend) -> None:
+    body = b'{ "messages":[{"role":"user","content":"\\u00e9"}],  "x":1.0, "y":1e0}'
+    gateway.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    assert backend.calls[0].request.body == body
+    backend.calls[0].whole(completion())
+
+
+# -- promise 2 -----------------------------------------------------------------------------------
+
+
+def test_promise_2_a_failure_before_the_first_event_is_an_http_status(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    backend.calls[0].send(b"data: {")
+    backend.calls[0].end(errors.Truncated("It broke off."))
+    answer = Answer(client)
+    assert (answer.status, answer.code) == (502, "upstream_reset")
+    assert answer.header("x-should-retry") == "false"
+    assert the_end(gateway) is End.BACKEND_TRUNCATED
+
+
+def test_promise_2_a_first_event_that_is_an_error_becomes_an_http_status(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    payload = b'{"error": {"message":"too long", "type":"x", "code":400}}'
+    backend.calls[0].event(payload)
+    answer = Answer(client)
+    assert (answer.status, answer.body) == (400, payload)
+    assert backend.calls[0].left == "aborted"
+
+
+def test_promise_2_another_backend_is_tried_while_nothing_can_have_run() -> None:
+    first, second = FakeBackend("first"), FakeBackend("second")
+    first.failing = [errors.Unreachable("No.")]
+    gateway = Gateway(first, second)
+    client = gateway.chat()
+    second.calls[0].whole(completion())
+    assert Answer(client).status == 200
+    assert gateway.ended[0].backends == ["first", "second"]
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_promise_6_a_backend_that_refuses_for_now_is_passed_over(status: int) -> None:
+    first, second = FakeBackend("first"), FakeBackend("second")
+    gateway = Gateway(first, second)
+    client = gateway.chat()
+    first.calls[0].whole(b'{"error":{"message":"busy"}}', status)
+    second.calls[0].whole(completion())
+    assert Answer(client).status == 200
+
+
+@pytest.mark.parametrize(
+    "problem", [errors.ConnectionReset("No."), errors.BadReply("No."), errors.Truncated("No.")]
+)
+def test_promise_6_what_may_have_run_is_not_tried_again(problem: Exception) -> None:
+    first, second = FakeBackend("first"), FakeBackend("second")
+    first.failing = [problem]
+    gateway = Gateway(first, second)
+    answer = Answer(gateway.chat())
+    assert answer.status == 502 and answer.header("x-should-retry") == "false"
+    assert not second.calls
+
+
+# -- promise 3 -----------------------------------------------------------------------------------
+
+
+def test_promise_3_a_failure_after_commit_is_an_error_event_and_no_last_chunk(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    backend.calls[0].event(STREAM[0])
+    backend.calls[0].end(errors.Truncated("It broke off."))
+    answer = Answer(client)
+    first, last = answer.payloads
+    assert first == renamed(STREAM[0])
+    assert json.loads(last)["error"]["code"] == "upstream_reset"
+    assert answer.closed and not answer.complete
+    assert the_end(gateway) is End.BACKEND_TRUNCATED
+
+
+def test_promise_3_a_missing_done_is_supplied_when_every_choice_is_finished(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    backend.calls[0].send(as_events(*STREAM))
+    backend.calls[0].end()
+    assert Answer(client).payloads[-1] == b"[DONE]" and Answer(client).complete
+
+
+@pytest.mark.parametrize("last", [as_events(b"[DONE]"), b""], ids=["done", "end"])
+def test_promise_3_a_choice_left_open_is_never_a_success(
+    gateway: Gateway, backend: FakeBackend, last: bytes
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    backend.calls[0].send(as_events(chunk("a"), chunk("b", index=1), chunk(finish="stop")))
+    backend.calls[0].send(last)
+    if not last:
+        backend.calls[0].end()
+    assert b"[DONE]" not in client.value() and not Answer(client).complete
+    assert the_end(gateway) is End.BACKEND_TRUNCATED
+
+
+def test_promise_3_nothing_follows_done(gateway: Gateway, backend: FakeBackend) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    backend.calls[0].send(as_events(*STREAM, b"[DONE]", chunk("more"), b"[DONE]"))
+    assert Answer(client).payloads == [*map(renamed, STREAM), b"[DONE]"]
+
+
+def test_promise_3_an_error_event_is_the_last_even_with_done_behind_it(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    problem = b'{"error":{"message":"engine died","code":500}}'
+    backend.calls[0].send(as_events(STREAM[0], problem, b"[DONE]"))
+    assert Answer(client).payloads == [renamed(STREAM[0]), problem]
+    assert not Answer(client).complete and backend.calls[0].left == "aborted"
+
+
+WHOLE = as_events(*STREAM, b"[DONE]")
+
+
+@given(
+    cut=st.integers(0, len(WHOLE)),
+    segments=st.lists(st.integers(0, len(WHOLE)), max_size=6),
+    how=st.sampled_from([None, PotentialDataLoss(), errors.Truncated("Cut.")]),
+)
+def test_promise_3_wherever_a_stream_is_cut_the_client_gets_all_or_an_error(
+    cut: int, segments: list[int], how: Exception | None
+) -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend)
+    client = gateway.chat(stream=True)
+    call = backend.calls[0]
+    call.head()
+    edges = sorted({0, cut, *(s for s in segments if s < cut)})
+    for start, stop in itertools.pairwise(edges):
+        if call.left is None:
+            call.send(WHOLE[start:stop])
+    if call.left is None:
+        call.end(how)
+    answer = Answer(client)
+    end = the_end(gateway)
+    if end is End.COMPLETE:
+        assert answer.payloads == [*map(renamed, STREAM), b"[DONE]"] and answer.complete
+    elif answer.status == 200:
+        assert b'"error"' in answer.payloads[-1] and not answer.complete and answer.closed
+        expected = [renamed(p) for p in STREAM]
+        assert answer.payloads[:-1] == expected[: len(answer.payloads) - 1]
+    else:
+        assert answer.status == 502 and answer.json["error"]["message"]
+
+
+# -- promise 4 -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("phase", ["asking", "head", "body"])
+def test_promise_4_the_clients_leaving_reaches_the_backend_at_once(
+    gateway: Gateway, backend: FakeBackend, phase: str, stream: bool
+) -> None:
+    client = gateway.chat(stream=stream)
+    call = backend.calls[0]
+    if phase != "asking":
+        call.head(media_type="text/event-stream" if stream else "application/json")
+    if phase == "body":
+        call.send(as_events(STREAM[0]) if stream else b'{"id"')
+    client.leave()
+    assert call.left == ("cancelled" if phase == "asking" else "aborted")
+    assert the_end(gateway) is End.CLIENT_GONE
+    assert gateway.ended[0].status == (200 if stream and phase == "body" else 499)
+    assert not gateway.clock.getDelayedCalls()
+
+
+def test_promise_4_also_behind_pipelined_bytes(gateway: Gateway, backend: FakeBackend) -> None:
+    client = gateway.chat()
+    client.protocol.dataReceived(b"x" * 20_000)
+    assert client.producerState == "producing"  # or its leaving would not be seen
+    client.leave()
+    assert backend.calls[0].left == "cancelled"
+
+
+def test_a_client_that_pipelines_without_end_is_cut_off(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat()
+    client.protocol.dataReceived(b"x" * 70_000)
+    assert client.aborted and backend.calls[0].left == "cancelled"
+
+
+# -- promise 5 -----------------------------------------------------------------------------------
+
+
+def test_promise_5_a_slow_reader_pauses_its_backend(gateway: Gateway, backend: FakeBackend) -> None:
+    client = gateway.chat(stream=True)
+    call = backend.calls[0]
+    call.head()
+    call.event(STREAM[0])
+    client.protocol.pauseProducing()
+    assert call.paused
+    gateway.clock.advance(50)  # its silence is our doing now: no clock of the backend's runs
+    client.protocol.resumeProducing()
+    assert not call.paused and call.left is None
+    gateway.clock.advance(10)
+    assert the_end(gateway) is End.BACKEND_TIMEOUT
+
+
+def test_promise_5_an_event_and_a_reply_have_limits() -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend, settings=settings(limits_event="1000", limits_reply="2000"))
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    backend.calls[0].send(b"data: " + b"x" * 1001)
+    assert Answer(client).code == "upstream_bad_response"
+    client = gateway.chat()
+    backend.calls[1].head(media_type="application/json")
+    backend.calls[1].send(b" " * 2001)
+    assert Answer(client).code == "upstream_bad_response"
+    assert [call.left for call in backend.calls] == ["aborted", "aborted"]
+
+
+def test_a_client_that_takes_nothing_is_cut_off_after_client_write() -> None:
+    backend = FakeBackend(clocks=Clocks())
+    gateway = Gateway(backend, settings=settings(timeouts_client_write="3", timeouts_ping="0"))
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    backend.calls[0].event(STREAM[0])
+    client.protocol.pauseProducing()
+    gateway.clock.pump([0.25] * 11)
+    assert not client.aborted
+    gateway.clock.pump([0.25] * 2)
+    assert client.aborted and backend.calls[0].left == "aborted"
+
+
+# -- promise 9 -----------------------------------------------------------------------------------
+
+
+def test_promise_9_first_byte_runs_until_content_and_comments_are_none(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    for _ in range(29):
+        gateway.clock.advance(1)
+        backend.calls[0].send(b": ping\n\n")
+    assert client.value() == b""
+    gateway.clock.advance(1)
+    assert (Answer(client).status, Answer(client).code) == (504, "upstream_timeout")
+    assert backend.calls[0].left == "aborted"
+
+
+def test_promise_9_idle_runs_between_bytes_of_content(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat(stream=True)
+    call = backend.calls[0]
+    call.head()
+    call.event(STREAM[0])
+    slow = as_events(STREAM[1])
+    for piece in (slow[:10], slow[10:20], slow[20:]):
+        gateway.clock.advance(9)
+        call.send(piece)  # an event that comes slowly is alive
+    for _ in range(10):
+        assert call.left is None
+        call.send(b": still here\n\n")  # a comment is not
+        gateway.clock.advance(1)
+    assert call.left == "aborted"
+    assert json.loads(Answer(client).payloads[-1])["error"]["code"] == "upstream_timeout"
+    assert the_end(gateway) is End.BACKEND_TIMEOUT
+
+
+def test_promise_9_total_runs_whatever_comes(gateway: Gateway, backend: FakeBackend) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    for _ in range(100):
+        assert not Answer(client).closed
+        backend.calls[0].event(STREAM[0])
+        gateway.clock.advance(1)
+    assert Answer(client).closed and not Answer(client).complete
+
+
+@pytest.mark.parametrize("header", ["x-stainless-read-timeout", "X-Stainless-Timeout"])
+def test_a_caller_that_says_how_long_it_waits_is_believed(
+    gateway: Gateway, backend: FakeBackend, header: str
+) -> None:
+    client = gateway.chat(headers={header: "5"})
+    gateway.clock.advance(4.9)
+    assert backend.calls[0].left is None
+    gateway.clock.advance(0.2)
+    assert Answer(client).status == 504 and backend.calls[0].left == "cancelled"
+
+
+def test_pings_fill_the_backends_silence_and_reset_no_clock() -> None:
+    backend = FakeBackend(clocks=Clocks(first_byte=3))
+    gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
+    client = gateway.chat(stream=True)
+    gateway.clock.pump([0.5] * 5)
+    answer = Answer(client)
+    assert answer.status == 200 and answer.body == b": ping\n\n" * 2
+    gateway.clock.pump([0.5] * 2)
+    answer = Answer(client)
+    assert json.loads(answer.payloads[-1])["error"]["code"] == "upstream_timeout"
+    assert answer.closed and not answer.complete
+
+
+def test_after_a_ping_an_error_status_can_only_be_told_in_band() -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
+    client = gateway.chat(stream=True)
+    gateway.clock.advance(1)
+    backend.calls[0].whole(b'{"error":{"message":"no"}}', 500)
+    assert Answer(client).payloads == [b'{"error":{"message":"no"}}']
+    assert not Answer(client).complete
+    assert gateway.ended[0].status == 200 and gateway.ended[0].end is End.BACKEND_ERROR
+
+
+def test_a_reply_is_not_pinged_when_it_is_no_stream() -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
+    client = gateway.chat()
+    gateway.clock.advance(100)
+    assert client.value() == b""
+    backend.calls[0].whole(completion())
+    assert Answer(client).status == 200
+
+
+# -- statuses ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422, 429, 500, 503, 529])
+def test_an_error_status_is_kept_and_so_is_an_envelope(
+    gateway: Gateway, backend: FakeBackend, status: int
+) -> None:
+    client = gateway.chat()
+    body = b'{"error" : {"message":"as it came", "code":7}}'
+    backend.calls[0].whole(body, status)
+    assert (Answer(client).status, Answer(client).body) == (status, body)
+
+
+def test_a_page_in_place_of_an_envelope_is_replaced(gateway: Gateway, backend: FakeBackend) -> None:
+    client = gateway.chat()
+    backend.calls[0].whole(b"<html>/srv/secret</html>", 500, "text/html")
+    assert Answer(client).status == 500
+    assert set(Answer(client).json["error"]) == {"message", "type", "param", "code"}
+    assert b"secret" not in client.value()
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(401, "upstream_auth"), (302, "upstream_bad_response")]
+)
+def test_what_a_client_must_not_act_on_becomes_a_502(
+    gateway: Gateway, backend: FakeBackend, status: int, code: str
+) -> None:
+    client = gateway.chat()
+    backend.calls[0].head(status, "application/json")
+    assert (Answer(client).status, Answer(client).code) == (502, code)
+    assert backend.calls[0].left == "aborted"
