@@ -8,6 +8,7 @@ How the sources are read and mistakes are named is in :mod:`gatewayd.sources`, t
 :mod:`gatewayd.values`. The only input and output is reading the files that are named.
 """
 
+import hashlib
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -23,11 +24,14 @@ from gatewayd.values import (
     choice,
     header_name,
     matching,
+    names,
     optional,
+    origins,
     root_path,
     seconds,
     secret,
     secret_file,
+    sha256,
     size,
     some_seconds,
     whole,
@@ -64,6 +68,9 @@ class Gateway:
     )
     request_id_header: str = setting(
         "X-Request-ID", header_name, "The header that carries a request's id."
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        "", origins, "Web pages that may call, by origin; those of this machine always may."
     )
     drain: float = setting(
         "30", seconds, "How long a stop waits for running requests; 0 ends them at once."
@@ -145,6 +152,28 @@ class BackendSettings:
 
 
 @attrs.frozen
+class TokenSettings:
+    """One ``[token NAME]``; `sha256` is the digest of the token, wherever that came from."""
+
+    name: str
+    sha256: bytes = attrs.field(
+        repr=False, metadata=_about("", optional(sha256), "The SHA-256 of the token.")
+    )
+    token_file: str | None = setting(
+        "", optional(str), "A file with the token itself, in the place of sha256."
+    )
+    models: tuple[str, ...] = setting(
+        "", names, "The models it may use, by name or glob; empty = all."
+    )
+    in_flight: int | None = setting(
+        "", optional(whole(1)), "How many of its requests may run at the same time; empty = any."
+    )
+    requests_per_minute: int | None = setting(
+        "", optional(whole(1)), "How many requests it may send in a minute; empty = any."
+    )
+
+
+@attrs.frozen
 class Log:
     format: str = setting("json", choice("json", "text"), "How log lines are written.")
     level: str = setting(
@@ -163,20 +192,21 @@ class Settings:
     timeouts: Timeouts = attrs.field(factory=Timeouts)
     limits: Limits = attrs.field(factory=Limits)
     backends: tuple[BackendSettings, ...] = ()
+    tokens: tuple[TokenSettings, ...] = ()
     log: Log = attrs.field(factory=Log)
     warnings: tuple[str, ...] = attrs.field(default=(), eq=False)
 
 
 _SECTIONS: dict[str, type[attrs.AttrsInstance]] = {
     "gateway": Gateway, "timeouts": Timeouts, "limits": Limits, "backend": BackendSettings,
-    "log": Log,
+    "token": TokenSettings, "log": Log,
 }  # fmt: skip
 _SCHEMA = Schema(
     keys={
         kind: {f.name: f.metadata["about"] for f in attrs.fields(cls) if "about" in f.metadata}
         for kind, cls in _SECTIONS.items()
     },
-    named=frozenset({"backend"}),
+    named=frozenset({"backend", "token"}),
     variables={"PORT": ("gateway", "port"), "BACKEND_URL": ("backend default", "url")},
     options={
         "listen": ("gateway", "listen"),
@@ -216,10 +246,11 @@ def _build(given: Gathering) -> Settings:
     """Put the values together; what is wrong with their combination goes to the problems."""
     gateway = Gateway(**given.sections.get("gateway", {}))
     timeouts = Timeouts(**given.sections.get("timeouts", {}))
-    if not ipaddress.ip_address(gateway.listen).is_loopback:
+    tokens = [_token(given, section) for section in given.sections if section[:6] == "token "]
+    if not tokens and not ipaddress.ip_address(gateway.listen).is_loopback:
         given.warnings.append(
             f"[gateway] listen: {gateway.listen} is not a loopback address, "
-            "whoever can reach it may use the backends"
+            "and without a token whoever can reach it may use the backends"
         )
     sections = [section for section in given.sections if section.startswith("backend ")]
     # The one that BACKEND_URL makes is the first.
@@ -230,8 +261,37 @@ def _build(given: Gathering) -> Settings:
         timeouts=timeouts,
         limits=Limits(**given.sections.get("limits", {})),
         backends=tuple(backend for backend in backends if backend),
+        tokens=tuple(token for token in tokens if token),
         log=Log(**given.sections.get("log", {})),
     )
+
+
+def _from_file(given: Gathering, section: str, key: str, instead_of: str) -> Secret | None:
+    """The secret in the file that ``key`` names, which may not stand beside ``instead_of``."""
+    path = given.sections[section].get(key)
+    if path is None:
+        return None
+    place = given.places[section, key]
+    try:
+        if given.sections[section].get(instead_of) is not None:
+            raise ValueError(f"is given beside {instead_of}, expected one of the two")
+        found, exposed = secret_file(path)
+    except ValueError as error:
+        given.problems.append((place, str(error)))
+        return None
+    if exposed:
+        given.warn_exposed(place)
+    return found
+
+
+def _token(given: Gathering, section: str) -> TokenSettings | None:
+    values = {key: value for key, value in given.sections[section].items() if value is not None}
+    if found := _from_file(given, section, "token_file", "sha256"):
+        values["sha256"] = hashlib.sha256(found.reveal().encode("ascii")).digest()
+    elif not {"sha256", "token_file"} & values.keys() and (section, "sha256") not in given.places:
+        given.missing(section, "sha256", "what gatewayd token NAME prints")
+    name = section.removeprefix("token ")
+    return TokenSettings(**values, name=name) if "sha256" in values else None
 
 
 def _backend(given: Gathering, section: str, timeouts: Timeouts) -> BackendSettings | None:
@@ -239,16 +299,8 @@ def _backend(given: Gathering, section: str, timeouts: Timeouts) -> BackendSetti
     common = _SCHEMA.keys["timeouts"].keys() & _SCHEMA.keys["backend"].keys()
     values = {key: getattr(timeouts, key) for key in common}
     values.update(own, name=section.removeprefix("backend "))
-    if "api_key_file" in own:
-        place = given.places[section, "api_key_file"]
-        try:
-            if (section, "api_key") in given.places:
-                raise ValueError("is given beside api_key, expected one of the two")
-            values["api_key"], exposed = secret_file(own["api_key_file"])
-            if exposed:
-                given.warn_exposed(place)
-        except ValueError as error:
-            given.problems.append((place, str(error)))
+    if found := _from_file(given, section, "api_key_file", "api_key"):
+        values["api_key"] = found
     if (section, "url") not in given.places:
         given.missing(section, "url", "a base URL such as http://127.0.0.1:8080/v1")
     return BackendSettings(**values) if "url" in values else None

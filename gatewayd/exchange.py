@@ -55,6 +55,7 @@ class Exchange:
     started: float
     client: str
     on_end: Callable[[Exchange], None]
+    caller: str | None = None
     method: str = ""
     route: str = ""
     model: str | None = None

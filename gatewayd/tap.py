@@ -16,6 +16,7 @@ from twisted.python import usage
 
 from gatewayd import __version__
 from gatewayd.config import ConfigError, Settings, load
+from gatewayd.telemetry.errorlog import observer_factory
 
 _OPTIONS = ("listen", "port", "backend-url")
 
@@ -63,6 +64,8 @@ class Options(usage.Options):
             self.settings = self.load()
         except ConfigError as error:
             _fail(error.problems)
+        if self.parent is not None and not self.parent.get("logger"):
+            self.parent["logger"] = observer_factory(self.parent, self.settings.log.level)
         if self["check"]:
             _print_errors(self.settings.warnings)
             print(f"CONFIG ok: {_summary(self.settings)}.")

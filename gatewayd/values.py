@@ -20,6 +20,7 @@ T = TypeVar("T")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")  # a header name, RFC 9110, 5.6.2
 _PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _SIZE = re.compile(r"([0-9]{1,13}) ?(KiB|MiB|GiB|)", re.IGNORECASE)
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 _UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -115,6 +116,33 @@ def address(text: str) -> str:
         raise ValueError(
             f"{_shown(text)} is not an IP address, expected one such as 127.0.0.1, 0.0.0.0 or ::1"
         ) from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names or globs, separated by commas, white space or lines."""
+    found = tuple(text.replace(",", " ").split())
+    for name in found:
+        if len(name) > 256 or not name.isprintable():
+            raise ValueError(f"{_shown(name)} does not fit, expected names such as llama-3*")
+    return found
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Origins as browsers send them: scheme, host and perhaps a port; or ``*`` for all."""
+    found = tuple(text.lower().replace(",", " ").split())
+    for origin in found:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{_shown(origin)} is not an origin, expected one such as https://chat.example.com"
+            )
+    return found
+
+
+def sha256(text: str) -> bytes:
+    """A SHA-256 digest in hexadecimal. Never quoted: who mixes things up puts the token there."""
+    if re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        return bytes.fromhex(text)
+    raise ValueError("is not a digest, expected 64 hexadecimal digits from: gatewayd token NAME")
 
 
 def root_path(text: str) -> str:

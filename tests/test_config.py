@@ -20,6 +20,7 @@ from gatewayd.config import (
     Log,
     Settings,
     Timeouts,
+    TokenSettings,
     describe,
     load,
 )
@@ -136,9 +137,9 @@ class TestEnvironment:
     def test_it_reaches_every_setting(self, section: str, key: str, about: object) -> None:
         name = f"GATEWAYD_{section.replace(' ', '_')}_{key}".upper()
         text = "0.0.0.0 : ÿ"
-        if key in ("api_key_file", "access"):
-            text = "\a"  # neither a file that is there nor the name of one
-        if section == "backend NAME":
+        if key in ("api_key_file", "token_file", "access", "models"):
+            text = "\a"  # neither a file that is there nor the name of one, or of a model
+        if section.endswith(" NAME"):
             assert any(line.startswith(f"environment: {name}: ") for line in problems({name: text}))
         else:
             [line] = problems({name: text})
@@ -314,7 +315,7 @@ class TestMistakes:
         assert lines[4] == "FILE:7: [gateway] port: is given on line 4 too, expected once"
         assert lines[5] == (
             "FILE:8: [gatway]: unknown section, did you mean [gateway]? expected one of "
-            "[gateway], [timeouts], [limits], [backend NAME], [log]"
+            "[gateway], [timeouts], [limits], [backend NAME], [token NAME], [log]"
         )
         assert lines[8] == "FILE:12: [gateway]: is there twice, expected once"
 
@@ -602,15 +603,18 @@ class TestDocumentation:
         """Except for the keys of backends, which cannot be empty or are elsewhere."""
         text = re.sub(r"(?m)^# (?=\[|\w+ =)", "", SHIPPED)
         text = re.sub(r"(?m)^api_key(_file)? =.*\n", "", text)
+        text = text.replace("sha256 =", f"sha256 = {'ab' * 32}")
         assert load({}, path=write(text)) == Settings(
             backends=(
                 BackendSettings("gpu1", "http://127.0.0.1:8080"),
                 BackendSettings("gpu2", "https://inference.example.com/openai"),
-            )
+            ),
+            tokens=(TokenSettings("alice", b"\xab" * 32),),
         )
 
     def test_the_shipped_file_has_every_setting_and_no_other(self) -> None:
-        text = SHIPPED.replace("backend gpu1", "backend NAME").split("# Another one:")
+        named = SHIPPED.replace("backend gpu1", "backend NAME").replace("token alice", "token NAME")
+        text = named.split("# Another one:")
         found: dict[tuple[str, str], tuple[str, str]] = {}
         section, comment = "", ""
         for line in (text[0] + text[1].partition("\n\n")[2]).splitlines():

@@ -23,6 +23,7 @@ from gatewayd.wire import models
 from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.errors import (
     Draining,
+    Forbidden,
     GatewayError,
     Internal,
     MethodNotAllowed,
@@ -31,9 +32,9 @@ from gatewayd.wire.errors import (
     UnsupportedMediaType,
 )
 
-from .limits import InFlight
+from .limits import Admission
 from .request import Request
-from .security import verify_token
+from .security import check_origin, preflight, verify_token
 
 _log = Logger()
 
@@ -60,7 +61,8 @@ class API:
         self.backends = backends
         self._settings = settings
         self._reactor = reactor
-        self._in_flight = InFlight(settings.limits.in_flight)
+        self._admission = Admission(settings.limits.in_flight, reactor)
+        self._health_path = f"{settings.gateway.root_path}/healthz".encode("ascii")
         self.draining = False
 
     def resource(self) -> KleinResource:
@@ -68,9 +70,17 @@ class API:
 
     def admit(self, request: Request) -> None:
         """Decide what a request's head is enough to decide, before its body is read."""
-        if self.draining and not request.path.endswith(b"/healthz"):
-            raise Draining
-        verify_token(request)
+        headers = request.requestHeaders
+        request.set_headers(check_origin(headers, self._settings.gateway.allowed_origins))
+        asked = preflight(request.method, headers)
+        if asked is not None:
+            request.set_headers(asked)
+            request.preflight = True
+        elif request.path != self._health_path:
+            request.caller = verify_token(headers, self._settings.tokens)
+            request.exchange.caller = request.caller.name
+            if self.draining:
+                raise Draining
 
     # -- routes --------------------------------------------------------------------------------
 
@@ -79,9 +89,13 @@ class API:
         exchange = request.exchange
         exchange.route = "/v1/chat/completions"
         _check_media_type(request)
-        chat = ChatRequest.parse(request.body, self._settings.limits.json_depth)
-        exchange.model, exchange.stream = chat.model, chat.stream
-        with self._in_flight.admitted():
+        with self._admission.admitted(request.caller) as headers:
+            request.set_headers(headers)
+            chat = ChatRequest.parse(request.body, self._settings.limits.json_depth)
+            exchange.model, exchange.stream = chat.model, chat.stream
+            if not request.caller.may_use(chat.model):
+                said = "This API key may not use this model."
+                raise Forbidden(said, "model_not_allowed", "model")
             relay = Relay(
                 request,
                 chat,
@@ -143,7 +157,8 @@ class API:
         for backend in self.backends:
             request.exchange.backends.append(backend.name)
             for name, entry in (await backend.models(request.exchange.id)).items():
-                found.setdefault(name, entry)
+                if request.caller.may_use(name):
+                    found.setdefault(name, entry)
         return found
 
 

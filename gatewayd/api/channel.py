@@ -169,13 +169,13 @@ class Channel(http.HTTPChannel):
         framing = Framing.of(self._line, headers)
         if upgrade and framing.length is None:
             raise BadHTTP("A request to switch protocols cannot have a chunked body.")
-        limit = self._settings.limits.request_body
-        if framing.length is not None and framing.length > limit:
-            raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
         self.persistent = framing.persistent
         if not framing.persistent:
             request.setHeader(b"connection", b"close")
         self.site.admit(request)
+        limit = self._settings.limits.request_body
+        if framing.length is not None and framing.length > limit:
+            raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
         self._body, self._body_size, self._body_left = [], 0, framing.length
         if self._body_left == 0:
             self._handle()

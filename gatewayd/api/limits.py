@@ -1,33 +1,110 @@
-"""Admission: how much may be under way at once. What does not fit is refused; nothing waits."""
+"""Admission: how much may be under way at once, of all and of each caller.
+
+What does not fit is refused at once; nothing waits. All of it is per process.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gatewayd.wire.errors import Overloaded
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+from gatewayd.wire.errors import Overloaded, RateLimited
+
+from .security import Caller
 
 
-class InFlight:
-    """Counts the requests that are being answered.
+@attrs.define
+class Bucket:
+    """Requests per minute as a bucket: full at first, refilled evenly, one request a drop.
 
-    :param limit: the most at once.
+    :param size: how many it holds, and how many drop in within a minute.
+    :param level: how many are in it, at the time ``at``.
     """
 
-    def __init__(self, limit: int) -> None:
+    size: int
+    level: float
+    at: float
+
+    def take(self, now: float) -> bool:
+        """Take one drop, if there is one."""
+        self.level = min(self.size, self.level + (now - self.at) * self.size / 60)
+        self.at = now
+        if self.level < 1:
+            return False
+        self.level -= 1
+        return True
+
+    @property
+    def next_in(self) -> float:
+        """Seconds until there is a drop."""
+        return max(0.0, (1 - self.level) * 60 / self.size)
+
+    @property
+    def full_in(self) -> float:
+        return (self.size - self.level) * 60 / self.size
+
+
+@attrs.define
+class _Use:
+    """What one caller uses now."""
+
+    in_flight: int = 0
+    bucket: Bucket | None = None
+
+
+class Admission:
+    """
+    :param limit: the most requests in flight of all callers.
+    """
+
+    def __init__(self, limit: int, clock: IReactorTime) -> None:
         self.limit = limit
-        self.count = 0
+        self._clock = clock
+        self._in_flight = 0
+        self._uses: dict[str | None, _Use] = {}
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Be one of them for the time of the block.
+    def admitted(self, caller: Caller) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Be under way for the time of the block; its value are headers for the answer.
 
-        :raises Overloaded: when there are enough already.
+        :raises Overloaded: too much is under way.
+        :raises RateLimited: this caller has had its share.
         """
-        if self.count >= self.limit:
+        if self._in_flight >= self.limit:
             raise Overloaded("The gateway is at its limit of requests in flight.")
-        self.count += 1
+        use = self._uses.setdefault(caller.name, _Use())
+        headers = self._within_rate(caller, use)
+        if caller.in_flight is not None and use.in_flight >= caller.in_flight:
+            raise RateLimited(
+                f"This API key may have {caller.in_flight} requests in flight.", 1, headers
+            )
+        self._in_flight += 1
+        use.in_flight += 1
         try:
-            yield
+            yield headers
         finally:
-            self.count -= 1
+            self._in_flight -= 1
+            use.in_flight -= 1
+
+    def _within_rate(self, caller: Caller, use: _Use) -> list[tuple[bytes, bytes]]:
+        rate = caller.requests_per_minute
+        if rate is None:
+            return []
+        now = self._clock.seconds()
+        if use.bucket is None or use.bucket.size != rate:
+            use.bucket = Bucket(rate, rate, now)
+        bucket = use.bucket
+        taken = bucket.take(now)
+        headers = [
+            (b"x-ratelimit-limit-requests", b"%d" % rate),
+            (b"x-ratelimit-remaining-requests", b"%d" % bucket.level),
+            (b"x-ratelimit-reset-requests", b"%.3fs" % bucket.full_in),
+        ]
+        if not taken:
+            wait = math.ceil(bucket.next_in)
+            raise RateLimited(f"This API key may send {rate} requests a minute.", wait, headers)
+        return headers

@@ -14,6 +14,8 @@ from gatewayd.exchange import End, Exchange
 from gatewayd.wire import sse
 from gatewayd.wire.errors import GatewayError, Internal
 
+from .security import ANYONE
+
 if TYPE_CHECKING:
     from .channel import Channel
 
@@ -37,6 +39,8 @@ class Request(server.Request):
     def __init__(self, channel: Channel, exchange: Exchange) -> None:
         super().__init__(channel, parsePOSTFormSubmission=False)
         self.exchange = exchange
+        self.caller = ANYONE
+        self.preflight = False
         self.body = b""
         self._error: GatewayError | None = None
         gateway = channel.site.settings.gateway
@@ -57,8 +61,7 @@ class Request(server.Request):
         """Answer with a whole body and end."""
         self._last_if_draining()
         self.setResponseCode(status, _PHRASES.get(status, b"Error"))
-        for name, value in headers:
-            self.setHeader(name, value)
+        self.set_headers(headers)
         self.setHeader(b"content-type", media_type)
         self.setHeader(b"content-length", b"%d" % len(body))
         self.write(body)
@@ -77,8 +80,7 @@ class Request(server.Request):
     def begin_stream(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer with an event stream: :meth:`write` its frames, then :meth:`finish`."""
         self._last_if_draining()
-        for name, value in headers:
-            self.setHeader(name, value)
+        self.set_headers(headers)
         self.setHeader(b"content-type", b"text/event-stream")
         self.setHeader(b"cache-control", b"no-cache")
         self.setHeader(b"x-accel-buffering", b"no")
@@ -98,6 +100,11 @@ class Request(server.Request):
             return  # Klein finishes every request, also those that have ended or were cut
         self._end()
         super().finish()
+
+    def set_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Headers of the answer, whatever answer it will be."""
+        for name, value in headers:
+            self.setHeader(name, value)
 
     def _last_if_draining(self) -> None:
         if self.channel is not None and self.channel.site.draining:
@@ -125,6 +132,9 @@ class Request(server.Request):
         """Route by the raw path: nothing is unquoted, merged or redirected."""
         assert self.channel is not None
         self.site = site = self.channel.site
+        if self.preflight:
+            self.respond(200, b"")
+            return
         root, path = site.settings.gateway.root_path.encode("ascii"), self.path
         if root:
             path = path[len(root) :] if path.startswith(root + b"/") else b"/"

@@ -1,21 +1,123 @@
-"""Who is calling."""
+"""Who is calling, from where, and what they may use.
+
+Decided from a request's head alone, before its body is read: first the origin (a web page that
+may not call learns nothing else), then the token.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
 import attrs
-from twisted.web.iweb import IRequest
+from twisted.web.http_headers import Headers
+
+from gatewayd.config import TokenSettings
+from gatewayd.wire.errors import Forbidden, Unauthorized
+
+_BEARER = re.compile(rb"bearer ([!-~]+)", re.IGNORECASE)
+_HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]{1,4096}")
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+#: What a page may read of an answer besides its body.
+_EXPOSED = b"X-Request-ID, Retry-After, X-Should-Retry, X-RateLimit-Limit-Requests, " + (
+    b"X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests"
+)
 
 
 @attrs.frozen
 class Caller:
-    """Who sent a request. There are no tokens yet, so everyone is the same."""
+    """Who sent a request. ``name`` is None where there are no tokens and everyone may."""
 
     name: str | None = None
+    models: tuple[str, ...] = ()
+    in_flight: int | None = None
+    requests_per_minute: int | None = None
+
+    def may_use(self, model: str | None) -> bool:
+        """Whether this caller may use a model; without a name that could be any of them."""
+        if not self.models:
+            return True
+        return model is not None and any(fnmatchcase(model, glob) for glob in self.models)
 
 
 ANYONE = Caller()
 
 
-def verify_token(request: IRequest) -> Caller:
-    """Say who is calling. Without configured tokens everyone may."""
-    return ANYONE
+def verify_token(headers: Headers, tokens: Sequence[TokenSettings]) -> Caller:
+    """Say who is calling, by ``Authorization: Bearer TOKEN`` or, without that, ``x-api-key``.
+
+    Every configured token is compared, whichever matches, so that the time says nothing.
+
+    :raises Unauthorized: no token, or not one of ours.
+    """
+    if not tokens:
+        return ANYONE
+    digest = hashlib.sha256(_presented(headers)).digest()
+    found: TokenSettings | None = None
+    for token in tokens:
+        if hmac.compare_digest(token.sha256, digest):
+            found = token
+    if found is None:
+        raise Unauthorized("The API key is not one of this gateway's.", "invalid_api_key")
+    return Caller(found.name, found.models, found.in_flight, found.requests_per_minute)
+
+
+def _presented(headers: Headers) -> bytes:
+    values = headers.getRawHeaders(b"authorization")
+    if values is None:
+        keys = headers.getRawHeaders(b"x-api-key", [])
+        if len(keys) == 1 and keys[0]:
+            return keys[0]
+    elif len(values) == 1 and (match := _BEARER.fullmatch(values[0])):
+        return match[1]
+    raise Unauthorized(
+        "An API key is needed: send one header 'Authorization: Bearer KEY'.", "missing_api_key"
+    )
+
+
+def check_origin(headers: Headers, allowed: Sequence[str]) -> list[tuple[bytes, bytes]]:
+    """Judge the ``Origin`` of a request; return the headers that its answer needs.
+
+    Requests without one come from no web page. Pages of this machine always may call, and those
+    in ``allowed``.
+
+    :raises Forbidden: the page may not.
+    """
+    values = headers.getRawHeaders(b"origin", [])
+    if not values:
+        return []
+    origin = values[0].decode("latin-1").lower()
+    if len(values) > 1 or not (origin in allowed or "*" in allowed or _is_loopback(origin)):
+        raise Forbidden("Pages of this origin may not call this gateway.", "origin_not_allowed")
+    return [
+        (b"access-control-allow-origin", values[0]),
+        (b"access-control-expose-headers", _EXPOSED),
+        (b"vary", b"Origin"),
+    ]
+
+
+def preflight(method: bytes, headers: Headers) -> list[tuple[bytes, bytes]] | None:
+    """What to answer a browser that asks what a page may send; None if it does not ask that."""
+    if method != b"OPTIONS" or not headers.hasHeader(b"access-control-request-method"):
+        return None
+    answer = [
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-max-age", b"600"),
+    ]
+    wanted = headers.getRawHeaders(b"access-control-request-headers", [b""])[0]
+    if _HEADER_NAMES.fullmatch(wanted):
+        answer.append((b"access-control-allow-headers", wanted))
+    return answer
+
+
+def _is_loopback(origin: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+        return parts.scheme in ("http", "https") and parts.hostname in _LOOPBACK
+    except ValueError:
+        return False

@@ -169,6 +169,7 @@ class Agent:
         connecting: Deferred[Any] | None = None
 
         def give_up(_: object = None) -> None:
+            connection.ready = None
             connection.abort()
             if connecting is not None:
                 connecting.cancel()

@@ -199,14 +199,15 @@ class Connection(Protocol):
         self._busy = True
         self._answered = False
         self._parser = httptools.HttpResponseParser(self)
-        self._begun = self._complete = self._framed = self._in_head = False
+        self._begun = self._complete = self._framed = False
+        self._in_head = True
         self._head_size = self._interim = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self._response: Response | None = None
         self._receiver: IProtocol | None = None
         self._parts: list[bytes] = []
         self._drained = -1
-        self._in_head = True
+        self._failure: UpstreamError | None = None
         self._waiting = waiting = Deferred[IResponse](self._abandon)
         self.transport.write(raw)
         return waiting
@@ -299,7 +300,7 @@ class Connection(Protocol):
         if not self._busy:
             return
         if self._response is not None and self._waiting is None and self._receiver is None:
-            if self._drained < 0:
+            if self._failure is None:
                 self._failure = reason  # deliver() will say so
             self.abort()
             return
@@ -313,8 +314,6 @@ class Connection(Protocol):
             receiver.connectionLost(Failure(reason))
 
     # -- the body's receiver -----------------------------------------------------------------
-
-    _failure: UpstreamError | None = None
 
     def deliver(self, receiver: IProtocol) -> None:
         """Give what has come of the body, and what comes, to ``receiver``."""

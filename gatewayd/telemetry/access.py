@@ -27,6 +27,7 @@ def fields(exchange: Exchange) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "id": exchange.id,
         "client": exchange.client,
+        "caller": exchange.caller,
         "method": exchange.method,
         "route": exchange.route,
         "model": exchange.model,

@@ -26,7 +26,7 @@ class GatewayError(Exception):
 
     status: int = 500
     type: ClassVar[str] = "server_error"
-    code: ClassVar[str] = "internal_error"
+    code: str = "internal_error"
     #: The value of the :class:`gatewayd.exchange.End` that this failure means.
     end: str = "internal"
     #: Whether a backend may have begun the work: then nobody should try again unasked.
@@ -84,6 +84,23 @@ class InvalidValue(Refused):
     code = "invalid_value"
 
 
+class Unauthorized(Refused):
+    status = 401
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message, headers=((b"www-authenticate", b"Bearer"),))
+        self.code = code
+
+
+class Forbidden(Refused):
+    status = 403
+    type = "permission_error"
+
+    def __init__(self, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.code = code
+
+
 class UnknownURL(Refused):
     status = 404
     code = "unknown_url"
@@ -127,6 +144,17 @@ class ExpectationFailed(Refused):
 class HeadTooLarge(Refused):
     status = 431
     code = "request_too_large"
+
+
+class RateLimited(Refused):
+    """:param wait: whole seconds until it is worth trying again."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, wait: int, headers: list[tuple[bytes, bytes]]) -> None:
+        retry = (b"retry-after", b"%d" % max(1, wait))
+        super().__init__(message, headers=(retry, *headers))
 
 
 class Overloaded(Refused):

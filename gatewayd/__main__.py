@@ -1,0 +1,46 @@
+"""``gatewayd token NAME``, also ``python -m gatewayd``: what is done beside the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import secrets
+import sys
+
+from gatewayd import __version__
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gatewayd",
+        description="Tools beside the daemon, which is started with: twistd gatewayd",
+    )
+    parser.add_argument("--version", action="version", version=f"gatewayd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    token = commands.add_parser(
+        "token",
+        help="make a bearer token for a client",
+        description="Make a bearer token. It is shown once; the settings keep only its digest.",
+    )
+    token.add_argument("name", metavar="NAME", help="who will use it: letters, digits and . _ -")
+    options = parser.parse_args(arguments)
+    if not _NAME.fullmatch(options.name):
+        token.error("NAME must be letters, digits and . _ -, at most 64")
+    return _token(options.name)
+
+
+def _token(name: str) -> int:
+    secret = f"gw-{secrets.token_urlsafe(32)}"
+    digest = hashlib.sha256(secret.encode("ascii")).hexdigest()
+    print("# Give this to the client; it is shown only now:", file=sys.stderr)
+    print(secret)
+    print("# Add this to the ini file, then reload or restart:", file=sys.stderr)
+    print(f"[token {name}]\nsha256 = {digest}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
