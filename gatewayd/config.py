@@ -22,11 +22,15 @@ from gatewayd.values import (
     base_url,
     certificates,
     choice,
+    endpoint,
     header_name,
+    key_pair,
     matching,
+    models,
     names,
     optional,
     origins,
+    readable,
     root_path,
     seconds,
     secret,
@@ -34,7 +38,9 @@ from gatewayd.values import (
     sha256,
     size,
     some_seconds,
+    url_path,
     whole,
+    yes_or_no,
 )
 
 T = TypeVar("T")
@@ -72,6 +78,13 @@ class Gateway:
     allowed_origins: tuple[str, ...] = setting(
         "", origins, "Web pages that may call, by origin; those of this machine always may."
     )
+    workers: int = setting(
+        "1", whole(1, 256), "How many processes serve the port; 1 is one plain process."
+    )
+    tls_certificate: str | None = setting(
+        "", optional(certificates), "A PEM file with the certificate and its chain; empty = no TLS."
+    )
+    tls_key: str | None = setting("", optional(readable), "A PEM file with the certificate's key.")
     drain: float = setting(
         "30", seconds, "How long a stop waits for running requests; 0 ends them at once."
     )
@@ -145,6 +158,18 @@ class BackendSettings:
     tls_ca: str | None = setting(
         "", optional(certificates), "A PEM file of certificates to trust; empty = the system's."
     )
+    models: tuple[tuple[str, str | None], ...] = setting(
+        "", models, "The models it serves: names, globs, alias = name; empty = all."
+    )
+    in_flight: int | None = setting(
+        "", optional(whole(1)), "How many requests it may have at the same time; empty = any."
+    )
+    health: str | None = setting(
+        "", optional(url_path), "A path that answers 200 when it is well; empty = none is asked."
+    )
+    count_usage: bool = setting(
+        "no", yes_or_no, "Ask for the token counts of streams whose client did not."
+    )
     connect: float = _own("connect")
     first_byte: float = _own("first_byte")
     idle: float = _own("idle")
@@ -187,6 +212,13 @@ class Log:
 
 
 @attrs.frozen
+class Metrics:
+    listen: tuple[str, int] | None = setting(
+        "", optional(endpoint), "Address and port for /metrics alone; empty = the gateway's own."
+    )
+
+
+@attrs.frozen
 class Settings:
     gateway: Gateway = attrs.field(factory=Gateway)
     timeouts: Timeouts = attrs.field(factory=Timeouts)
@@ -194,12 +226,13 @@ class Settings:
     backends: tuple[BackendSettings, ...] = ()
     tokens: tuple[TokenSettings, ...] = ()
     log: Log = attrs.field(factory=Log)
+    metrics: Metrics = attrs.field(factory=Metrics)
     warnings: tuple[str, ...] = attrs.field(default=(), eq=False)
 
 
 _SECTIONS: dict[str, type[attrs.AttrsInstance]] = {
     "gateway": Gateway, "timeouts": Timeouts, "limits": Limits, "backend": BackendSettings,
-    "token": TokenSettings, "log": Log,
+    "token": TokenSettings, "log": Log, "metrics": Metrics,
 }  # fmt: skip
 _SCHEMA = Schema(
     keys={
@@ -246,6 +279,13 @@ def _build(given: Gathering) -> Settings:
     """Put the values together; what is wrong with their combination goes to the problems."""
     gateway = Gateway(**given.sections.get("gateway", {}))
     timeouts = Timeouts(**given.sections.get("timeouts", {}))
+    if (gateway.tls_certificate is None) != (gateway.tls_key is None):
+        given.alone("gateway", "tls_certificate", "tls_key")
+    elif gateway.tls_certificate and gateway.tls_key:
+        try:
+            key_pair(gateway.tls_certificate, gateway.tls_key)
+        except ValueError as error:
+            given.problems.append((given.places["gateway", "tls_key"], str(error)))
     tokens = [_token(given, section) for section in given.sections if section[:6] == "token "]
     if not tokens and not ipaddress.ip_address(gateway.listen).is_loopback:
         given.warnings.append(
@@ -263,6 +303,7 @@ def _build(given: Gathering) -> Settings:
         backends=tuple(backend for backend in backends if backend),
         tokens=tuple(token for token in tokens if token),
         log=Log(**given.sections.get("log", {})),
+        metrics=Metrics(**given.sections.get("metrics", {})),
     )
 
 

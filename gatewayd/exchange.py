@@ -72,6 +72,9 @@ class Exchange:
     first_event: float | None = None
     longest_gap: float = 0.0
     events: int = 0
+    #: Tokens as the backend counted them: ``prompt_tokens``, ``completion_tokens``. None where it
+    #: did not, or was cut short.
+    usage: Any = None
     bytes_out: int = 0
 
     end: End | None = None

@@ -49,11 +49,11 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
-from gatewayd.backend.interface import Backend, Reply
+from gatewayd.backend.interface import Clocks, Reply
+from gatewayd.backend.routing import Choice, Target
 from gatewayd.config import Limits
 from gatewayd.exchange import Exchange
 from gatewayd.wire import chat, sse
-from gatewayd.wire.chat import ChatRequest, ChatStream
 from gatewayd.wire.errors import (
     AuthRefused,
     BackendFailed,
@@ -64,6 +64,7 @@ from gatewayd.wire.errors import (
     UpstreamTimeout,
     is_envelope,
 )
+from gatewayd.wire.others import Call, Reader
 
 _log = Logger()
 
@@ -88,6 +89,9 @@ class Client(Protocol):
     ) -> None: ...
     def fail(self, error: GatewayError) -> None: ...
     def begin_stream(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None: ...
+    def begin_bytes(
+        self, headers: Sequence[tuple[bytes, bytes]], media_type: str
+    ) -> None: ...
     def write(self, data: bytes) -> None: ...
     def finish(self) -> None: ...
     def cut(self, error: GatewayError) -> None: ...
@@ -119,7 +123,7 @@ class Relay:
     def __init__(
         self,
         client: Client,
-        request: ChatRequest,
+        call: Call,
         limits: Limits,
         reactor: IReactorTime,
         ping: float,
@@ -127,10 +131,10 @@ class Relay:
     ) -> None:
         self._client = client
         self._exchange = client.exchange
-        self._request = request
+        self._call = call
         self._limits = limits
         self._reactor = reactor
-        self._ping = ping if request.stream else 0.0
+        self._ping = ping if call.stream else 0.0
         self._patience = patience
 
         self._phase = Phase.ASKING
@@ -138,37 +142,45 @@ class Relay:
         self._asked: Deferred[Reply] | None = None
         self._transport: BodyTransport | None = None
         self._reply: Reply | None = None
-        self._body: list[bytes] = []  # of a reply that is gathered whole
-        self._size = 0
+        self._body = bytearray()  # of a reply that is gathered whole
         self._parser: sse.Parser | None = None
-        self._stream = ChatStream(
-            self._exchange.id, request.include_usage, request.choices, limits.json_depth
-        )
+        self._reader: Reader | None = None
+        self._target: Target | None = None
 
+        self._clocks = Clocks()
+        self._bytes = False  # the body crosses as it comes, unread
         self._paused = False
         self._timer: IDelayedCall | None = None
         self._began = self._asked_at = self._wrote_at = reactor.seconds()
         self._content_at: float | None = None
 
-    def run(self, backends: Sequence[Backend]) -> Deferred[None]:
-        """Ask the backends in this order and relay the reply of the first that has one.
+    def run(self, choices: Sequence[Choice]) -> Deferred[None]:
+        """Ask the targets in this order and relay the reply of the first that has one.
 
         The Deferred fires when the reply has ended, however; it never fails. Cancelling it means
         that the client has left.
         """
         self._exchange.stop = self._end
-        self._backends = list(backends)
+        self._choices = list(choices)
         self._ask()
         return self._done
 
     # -- asking ------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        self._backend = self._backends.pop(0)
-        self._exchange.backends.append(self._backend.name)
+        choice = self._choices.pop(0)
+        call, exchange = self._call, self._exchange
+        body, alias = call.body, None
+        if choice.model is not None:
+            body, alias = chat.with_model(body, choice.model), call.model
+        self._target = choice.target
+        self._clocks = choice.target.backend.clocks
+        self._reader = call.reader(exchange.id, self._limits.json_depth, alias)
+        exchange.backends.append(choice.target.backend.name)
         self._asked_at = self._reactor.seconds()
         self._watch()
-        asked = self._asked = self._backend.chat(self._request, self._exchange.id)
+        choice.target.asked()
+        asked = self._asked = choice.target.backend.send(call, body, exchange.id)
         asked.addCallbacks(self._got_reply, self._got_no_reply)
         asked.addErrback(self._broken)
 
@@ -182,9 +194,10 @@ class Relay:
 
     def _failed(self, problem: GatewayError) -> None:
         """This backend has no reply. Nothing was sent to the client yet, or only comments."""
-        if self._backends and self._phase is not Phase.STREAMING and not problem.executed:
+        if self._choices and self._phase is not Phase.STREAMING and problem.elsewhere:
+            self._part_from_target(problem)
             self._reply, self._phase = None, Phase.ASKING
-            self._body, self._size, self._content_at = [], 0, None
+            self._body, self._content_at = bytearray(), None
             self._ask()
         else:
             self._end(problem)
@@ -195,7 +208,9 @@ class Relay:
         if self._phase is Phase.ASKING:
             self._phase = Phase.READING
         if reply.status == 200:
-            if self._request.stream and reply.media_type == EVENTS:
+            if self._reader is None:
+                self._bytes = True
+            elif self._call.stream and reply.media_type == EVENTS:
                 self._parser = sse.Parser(self._limits.event)
             elif reply.media_type != JSON:
                 self._end(BadReply("The backend's reply is of an unknown type."))
@@ -226,19 +241,20 @@ class Relay:
         if self._parser is not None:
             try:
                 self._take_events(self._parser.feed(data), self._parser.progress)
-            except sse.EventTooLarge:
+            except sse.EventTooLarge as e:
+                self._take_events(e.events, True)
                 self._end(BadReply("The backend sent an event that is too large."))
             return
-        if self._content_at is None:
-            self._first_content()
-        self._content_at = self._reactor.seconds()
-        self._size += len(data)
-        self._body.append(data)
+        self._got_content()
+        if self._bytes:
+            self._send(data)
+            return
+        self._body += data
         if self._reply is not None and self._reply.status != 200:
-            if self._size > MAX_ERROR_BODY:
+            if len(self._body) > MAX_ERROR_BODY:
                 self._body.clear()
                 self._end_with_error_status()
-        elif self._size > self._limits.reply:
+        elif len(self._body) > self._limits.reply:
             self._end(BadReply("The backend's reply is too large."))
 
     def connectionLost(self, reason: Failure) -> None:
@@ -247,111 +263,143 @@ class Relay:
             return
         try:
             if not reason.check(ResponseDone, PotentialDataLoss):
-                self._end(
-                    reason.value
-                    if isinstance(reason.value, GatewayError)
-                    else Truncated("The backend's reply broke off before its end.")
-                )
+                problem = reason.value
+                if not isinstance(problem, GatewayError):
+                    problem = Truncated("The backend's reply broke off before its end.")
+                problem.end = Truncated.end  # also where its framing broke
+                self._end(problem)
             elif self._parser is not None:
                 self._take_events(self._parser.close(), False)
                 self._end_of_events(done=False)
             elif self._reply is not None and self._reply.status != 200:
                 self._end_with_error_status()
+            elif self._bytes:
+                self._end_of_bytes(exact=reason.check(ResponseDone) is not None)
             else:
                 self._end_of_body()
+        except sse.EventTooLarge:
+            self._end(BadReply("The backend sent an event that is too large."))
         except GatewayError as problem:
+            if isinstance(problem, BadReply) and not reason.check(ResponseDone):
+                # Nothing but its content could have said that it was whole.
+                problem = Truncated("The backend's reply broke off before its end.")
             self._end(problem)
 
     # -- event streams -------------------------------------------------------------------------
 
-    def _take_events(self, events: list[sse.Event], progress: bool) -> None:
-        exchange, out = self._exchange, []
+    def _take_events(self, events: Sequence[sse.Event], progress: bool) -> None:
+        exchange, reader, out = self._exchange, self._reader, []
+        assert reader is not None
         problem: GatewayError | None = None
         done = False
-        for _, payload in events:
-            if payload.startswith(b"[DONE]"):
+        for name, payload in events:
+            if reader.by_done and payload.startswith(b"[DONE]"):
                 done = True
                 break
             try:
-                relayed = self._stream.take(payload)
+                relayed = reader.take(name, payload)
             except GatewayError as e:
                 problem = e
                 break
-            exchange.events += 1
             if relayed is not None:
-                out.append(sse.encode(relayed))
+                exchange.events += 1
+                out.append(sse.encode(relayed, b"" if reader.by_done else name))
+            if not reader.by_done and reader.complete(done=False):
+                done = True
+                break
         if progress or events:
-            now = self._reactor.seconds()
-            if self._content_at is None:
-                self._first_content()
-            elif exchange.events:
-                exchange.longest_gap = max(exchange.longest_gap, now - self._content_at)
-            self._content_at = now
-        if done and problem is None and self._stream.started and self._stream.complete(done=True):
+            self._got_content()
+        whole = problem is None and done and reader.started and reader.complete(done=True)
+        if whole and reader.by_done:
             out.append(sse.DONE)
-            self._send(out)
-            self._end(None)
-            return
         if out:
-            self._send(out)
-        if problem is not None:
+            self._send(b"".join(out))
+        if whole:
+            self._end(None)
+        elif problem is not None:
             self._end(problem)
-        elif done:
+        elif done and reader.started:
             self._end_of_events(done=True)
+        elif done:
+            self._end(BadReply("The backend's stream ended without an event."))
 
     def _end_of_events(self, done: bool) -> None:
         """The stream ended, and nothing more will come."""
-        if self._phase is Phase.ENDED:
+        reader = self._reader
+        if self._phase is Phase.ENDED or reader is None:
             return
-        if not self._stream.started:
-            self._end(BadReply("The backend's stream ended without an event."))
-        elif not self._stream.complete(done):
+        if not reader.started:
+            raise BadReply("The backend's stream ended without an event.")
+        elif not reader.complete(done):
             self._end(Truncated("The backend ended the stream before the reply was finished."))
         else:
-            self._send([sse.DONE])
+            if reader.by_done:
+                self._send(sse.DONE)
             self._end(None)
 
-    def _send(self, frames: list[bytes]) -> None:
+    def _send(self, data: bytes) -> None:
+        now = self._wrote_at = self._reactor.seconds()
+        if self._exchange.first_event is None:
+            self._exchange.first_event = now
         if self._phase is not Phase.STREAMING:
             self._commit()
-            self._exchange.first_event = self._reactor.seconds()
-        self._wrote_at = self._reactor.seconds()
-        self._client.write(b"".join(frames))
+        self._client.write(data)
 
     def _commit(self) -> None:
         self._phase = Phase.STREAMING
-        self._client.begin_stream(() if self._reply is None else self._reply.headers)
+        headers = () if self._reply is None else self._reply.headers
+        if self._bytes and self._reply is not None:
+            self._client.begin_bytes(headers, self._reply.media_type)
+        else:
+            self._client.begin_stream(headers)
         self._client.registerProducer(self, True)
 
     # -- whole bodies --------------------------------------------------------------------------
 
     def _end_of_body(self) -> None:
-        depth = self._limits.json_depth
-        body = chat.check_completion(b"".join(self._body), self._exchange.id, depth)
-        if self._request.stream:
-            payloads = chat.completion_to_chunks(body, self._request.include_usage)
+        assert self._reader is not None and self._reply is not None
+        received, self._body = bytes(self._body), bytearray()  # never three of them at a time
+        body = self._reader.whole(received)
+        del received
+        if self._call.stream:
+            payloads = self._reader.as_stream(body)
             self._exchange.events = len(payloads)
-            self._send([*map(sse.encode, payloads), sse.DONE])
+            self._send(b"".join([*map(sse.encode, payloads), sse.DONE]))
+            self._end(None)
         else:
-            self._client.respond(200, body, () if self._reply is None else self._reply.headers)
+            self._end(None, body)
+
+    def _end_of_bytes(self, exact: bool) -> None:
+        """A body that nobody reads is whole only when its framing said so."""
+        if not exact:
+            self._end(Truncated("The backend closed the connection without saying it was done."))
+            return
+        if self._phase is not Phase.STREAMING:
+            self._commit()
         self._end(None)
 
     def _end_with_error_status(self) -> None:
         """The backend answered with an error status: pass it on, and its envelope if it is one."""
         assert self._reply is not None
-        status, body = self._reply.status, b"".join(self._body)
+        status, body = self._reply.status, bytes(self._body)
         payload = body if is_envelope(body) else None
         said = f"The backend answered with status {status}."
         self._failed(BackendFailed(said, payload, status, self._reply.headers))
 
     # -- the end -------------------------------------------------------------------------------
 
-    def _end(self, problem: GatewayError | None) -> None:
-        """End the reply, well if ``problem`` is None. What comes later changes nothing."""
+    def _end(self, problem: GatewayError | None, body: bytes = b"") -> None:
+        """End the reply, well if ``problem`` is None. What comes later changes nothing.
+
+        :param body: of a reply that was not streamed.
+        """
         phase, self._phase = self._phase, Phase.ENDED
         if phase is Phase.ENDED:
             return
+        if self._reader is not None:
+            self._exchange.usage = self._reader.usage
         self._leave(kept=problem is None)
+        self._part_from_target(problem)
         if phase is Phase.STREAMING:
             self._client.unregisterProducer()
             if problem is None:
@@ -360,9 +408,19 @@ class Relay:
                 self._client.cut(problem)
         elif problem is not None:
             self._client.fail(problem)
+        else:
+            self._client.respond(200, body, () if self._reply is None else self._reply.headers)
         self._done.callback(None)
 
-    def _leave(self, kept: bool = True) -> None:
+    def _part_from_target(self, problem: GatewayError | None) -> None:
+        target, self._target = self._target, None
+        if target is not None:
+            target.ended(problem)
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abortConnection()
+
+    def _leave(self, kept: bool) -> None:
         """Stop the clocks and part from the backend."""
         if self._timer is not None:
             if self._timer.active():
@@ -381,6 +439,8 @@ class Relay:
     def _client_left(self, _: Deferred[None]) -> None:
         self._phase = Phase.ENDED
         self._leave(kept=False)
+        if self._target is not None:
+            self._target.left()
 
     # -- the client's pace: IPushProducer ------------------------------------------------------
 
@@ -403,13 +463,17 @@ class Relay:
 
     # -- clocks --------------------------------------------------------------------------------
 
-    def _first_content(self) -> None:
-        self._content_at = self._reactor.seconds()
-        self._exchange.first_byte = self._content_at
-        self._watch()  # the idle clock may be due before the one that was waited for
+    def _got_content(self) -> None:
+        now, before = self._reactor.seconds(), self._content_at
+        self._content_at = now
+        if before is None:
+            self._exchange.first_byte = now
+            self._watch()  # the idle clock may be due before the one that was waited for
+        elif self._exchange.first_event is not None:
+            self._exchange.longest_gap = max(self._exchange.longest_gap, now - before)
 
     def _deadlines(self) -> list[tuple[float, str]]:
-        clocks = self._backend.clocks
+        clocks = self._clocks
         deadlines = []
         if clocks.total:
             deadlines.append((self._began + clocks.total, "total"))

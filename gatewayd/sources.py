@@ -195,6 +195,13 @@ class Gathering:
         place = Place(source, line, start + (key.upper() if source else key))
         self.problems.append((place, f"is missing, expected {expected}"))
 
+    def alone(self, section: str, *keys: str) -> None:
+        """Of several keys that only make sense together, some are missing."""
+        found = [key for key in keys if (section, key) in self.places]
+        missing = [key for key in keys if key not in found]
+        place = self.places[section, found[0]]
+        self.problems.append((place, f"is given alone, expected {' and '.join(missing)} beside it"))
+
     def warn_exposed(self, place: Place) -> None:
         self.warnings.append(
             f"{place.text}: others may read the file of this key, expected one with mode 0600"

@@ -16,7 +16,7 @@ from twisted.python import usage
 
 from gatewayd import __version__
 from gatewayd.config import ConfigError, Settings, load
-from gatewayd.telemetry.errorlog import observer_factory
+from gatewayd.telemetry import errorlog
 
 _OPTIONS = ("listen", "port", "backend-url")
 
@@ -40,6 +40,7 @@ class Options(usage.Options):
 
     settings: Settings
     load: Callable[[], Settings]
+    arguments: list[str]
 
     def opt_version(self) -> NoReturn:
         """Show the version of gatewayd and exit."""
@@ -48,6 +49,7 @@ class Options(usage.Options):
 
     def parseOptions(self, options: list[str] | None = None) -> None:
         """Parse; a wrong command line gets one line as any other mistake, not the whole usage."""
+        self.arguments = list(options or ())
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
@@ -65,7 +67,8 @@ class Options(usage.Options):
         except ConfigError as error:
             _fail(error.problems)
         if self.parent is not None and not self.parent.get("logger"):
-            self.parent["logger"] = observer_factory(self.parent, self.settings.log.level)
+            errorlog.configure(self.parent, self.settings.log.level)
+            self.parent["logger"] = errorlog.OBSERVER
         if self["check"]:
             _print_errors(self.settings.warnings)
             print(f"CONFIG ok: {_summary(self.settings)}.")
@@ -77,11 +80,15 @@ def makeService(options: Options) -> IService:
     # twistd chooses the reactor, and --check and --help need none of this.
     from twisted.internet import reactor
 
-    from gatewayd.service import GatewayService
+    from gatewayd.service import WORKER_SOCKET, GatewayService
+    from gatewayd.supervisor import Supervisor
 
     log = Logger()
     for warning in options.settings.warnings:
         log.warn("{warning}", warning=warning)
+    if options.settings.gateway.workers > 1 and WORKER_SOCKET not in os.environ:
+        foreground = bool(options.parent and options.parent["nodaemon"])
+        return Supervisor(options.settings, options.arguments, foreground, reactor)
     return GatewayService(options.settings, options.load, reactor)
 
 

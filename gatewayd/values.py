@@ -127,6 +127,35 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def models(text: str) -> tuple[tuple[str, str | None], ...]:
+    """Names, globs and ``alias = real`` in lines or between commas -> pairs; None is no alias."""
+    found: list[tuple[str, str | None]] = []
+    for entry in text.replace(",", "\n").splitlines():
+        alias, equals, real = (part.strip() for part in entry.partition("="))
+        if not alias and not equals:
+            continue
+        wrong = [n for n in (alias, real) if len(n) > 256 or not n.isprintable() or " " in n]
+        if wrong or not alias or (equals and (not real or set("*?[") & {*alias, *real})):
+            raise ValueError(
+                f"{_shown(entry.strip())} does not fit, expected a name, a glob such as llama-3* "
+                "or alias = name"
+            )
+        found.append((alias, real if equals else None))
+    return tuple(found)
+
+
+def yes_or_no(text: str) -> bool:
+    if text.lower() in ("yes", "no", "true", "false", "on", "off", "1", "0"):
+        return text.lower() in ("yes", "true", "on", "1")
+    raise ValueError(f"{_shown(text)} is unknown, expected yes or no")
+
+
+def url_path(text: str) -> str:
+    if re.fullmatch(r"/[!-~]{0,255}", text):
+        return text
+    raise ValueError(f"{_shown(text)} is not a path, expected one such as /health")
+
+
 def origins(text: str) -> tuple[str, ...]:
     """Origins as browsers send them: scheme, host and perhaps a port; or ``*`` for all."""
     found = tuple(text.lower().replace(",", " ").split())
@@ -143,6 +172,17 @@ def sha256(text: str) -> bytes:
     if re.fullmatch(r"[0-9a-fA-F]{64}", text):
         return bytes.fromhex(text)
     raise ValueError("is not a digest, expected 64 hexadecimal digits from: gatewayd token NAME")
+
+
+def endpoint(text: str) -> tuple[str, int]:
+    """``127.0.0.1:9100`` or ``[::1]:9100``."""
+    host, _, port = text.rpartition(":")
+    try:
+        return address(host.removeprefix("[").removesuffix("]")), whole(0, 65535)(port)
+    except ValueError:
+        raise ValueError(
+            f"{_shown(text)} is not an address and a port, expected such as 127.0.0.1:9100"
+        ) from None
 
 
 def root_path(text: str) -> str:
@@ -181,6 +221,8 @@ def base_url(text: str) -> str:
         raise ValueError(f"has a query or a fragment, {expected}")
     if port == 0 or "%" in host or not (host.startswith("[") or _HOST.fullmatch(host)):
         raise ValueError(f"has a wrong host or port, {expected}")
+    if port == {"http": 80, "https": 443}[parts.scheme]:
+        port = None  # as everybody else will write it
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     if not _PATH.fullmatch(path):
         raise ValueError(f"has a wrong path, {expected}")
@@ -207,6 +249,24 @@ def certificates(text: str) -> str:
     if not found:
         raise ValueError(f"{_shown(text)} has no certificate, expected a file of PEM certificates")
     return text
+
+
+def readable(text: str) -> str:
+    """A file that is there and can be read; what is in it is looked at later."""
+    read_file(text)
+    return text
+
+
+def key_pair(certificate: str, key: str) -> ssl.SSLContext:
+    """A certificate and its key must belong together."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: b"")
+    except (ssl.SSLError, OSError, ValueError):
+        raise ValueError(
+            "is not the key of tls_certificate, expected its PEM file without a passphrase"
+        ) from None
+    return context
 
 
 def _unreadable(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -16,10 +16,12 @@ from twisted.web.client import ResponseDone
 from gatewayd.api.app import API
 from gatewayd.api.channel import Channel
 from gatewayd.api.site import Site
+from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.interface import Backend, Clocks, Reply
+from gatewayd.backend.routing import Router, Target
 from gatewayd.config import Settings, load
 from gatewayd.exchange import Exchange
-from gatewayd.wire.chat import ChatRequest
+from gatewayd.wire.others import Call
 
 EVENTS = "text/event-stream"
 
@@ -58,15 +60,16 @@ def completion(text: str = "hello", **more: Any) -> bytes:
     ).encode()
 
 
-class Call:
+class Asked:
     """One request as a :class:`FakeBackend` got it, and the reply that the test gives.
 
     ``left`` says how the gateway parted from it: ``None`` while it has not, ``"cancelled"``
     (before a head), ``"aborted"`` or ``"released"``.
     """
 
-    def __init__(self, request: ChatRequest, request_id: str) -> None:
-        self.request = request
+    def __init__(self, call: Call, body: bytes, request_id: str) -> None:
+        self.call = call
+        self.body = body
         self.request_id = request_id
         self.answer: Deferred[Reply] = Deferred(lambda _: self._leave("cancelled"))
         self.left: str | None = None
@@ -125,16 +128,23 @@ class FakeBackend:
     def __init__(self, name: str = "fake", clocks: Clocks | None = None) -> None:
         self.name = name
         self.clocks = clocks or Clocks(first_byte=600, idle=120)
-        self.calls: list[Call] = []
+        self.calls: list[Asked] = []
         self.failing: list[Exception] = []
+        self.checks: list[Deferred[bool]] = []
+        self.listed: dict[str, Any] | Exception = {"m": {"id": "m", "object": "model"}}
 
-    def chat(self, request: ChatRequest, request_id: str) -> Deferred[Reply]:
-        call = Call(request, request_id)
-        self.calls.append(call)
-        return fail(self.failing.pop(0)) if self.failing else call.answer
+    def send(self, call: Call, body: bytes, request_id: str) -> Deferred[Reply]:
+        asked = Asked(call, body, request_id)
+        self.calls.append(asked)
+        return fail(self.failing.pop(0)) if self.failing else asked.answer
+
+    def check(self) -> Deferred[bool] | None:
+        self.checks.append(Deferred())
+        return self.checks[-1]
 
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
-        return succeed({"m": {"id": "m", "object": "model"}})
+        listed = self.listed
+        return fail(listed) if isinstance(listed, Exception) else succeed(listed)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -169,10 +179,21 @@ class Gateway:
         self.clock = Clock()
         self.ended: list[Exchange] = []
         self.settings = settings or load({})
-        self.api = API(self.settings, backends, self.clock)
+        self.targets = self._targets(backends)
+        self.api = API(self.settings, Router(self.targets), self.clock, lambda: b"")
         self.site = Site(
             self.api.resource(), self.settings, self.clock, self.api.admit, self.ended.append
         )
+
+    def _targets(self, backends: Sequence[Backend]) -> list[Target]:
+        """One for each backend, with what the settings say of the backend of that name."""
+        said = {backend.name: backend for backend in self.settings.backends}
+        targets = []
+        for backend in backends or [EchoBackend(self.clock, self.settings.gateway.api_title)]:
+            own = said.get(backend.name)
+            models, limit = (own.models, own.in_flight) if own else ((), None)
+            targets.append(Target(backend, self.clock, models, limit))
+        return targets
 
     def connect(self) -> ClientTransport:
         transport = ClientTransport()

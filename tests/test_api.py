@@ -7,7 +7,6 @@ import re
 
 import pytest
 
-from gatewayd.backend.echo import EchoBackend
 from gatewayd.exchange import End
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion, settings
 
@@ -16,9 +15,7 @@ BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
 
 
 def echo_gateway(**values: str) -> Gateway:
-    gateway = Gateway(settings=settings(**values))
-    gateway.api.backends = [EchoBackend(gateway.clock, "gatewayd")]
-    return gateway
+    return Gateway(settings=settings(**values))
 
 
 def raw(gateway: Gateway, data: bytes) -> ClientTransport:
@@ -170,7 +167,7 @@ def test_promise_1_every_request_has_one_end() -> None:
 
 def test_a_fault_of_our_own_is_a_500_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = echo_gateway()
-    monkeypatch.setattr(gateway.api, "backends", None)  # what a bug might do
+    monkeypatch.setattr(gateway.api, "router", None)  # what a bug might do
     answer = Answer(gateway.chat())
     assert (answer.status, answer.code) == (500, "internal_error")
     assert gateway.ended[0].end is End.INTERNAL

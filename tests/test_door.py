@@ -117,7 +117,7 @@ def test_a_token_may_be_for_some_models_only() -> None:
 def test_promise_8_a_token_does_not_reach_the_backend() -> None:
     gateway, backend = guarded()
     gateway.chat(headers=bearer(ALICE))
-    assert ALICE.encode() not in backend.calls[0].request.body
+    assert ALICE.encode() not in backend.calls[0].body
     assert ALICE not in repr(gateway.settings) and HASHES["token_alice_sha256"] not in repr(
         gateway.settings
     )

@@ -92,7 +92,7 @@ def test_a_whole_reply_to_a_streaming_request_becomes_one_chunk(
 def test_the_body_reaches_the_backend_byte_for_byte(gateway: Gateway, backend: FakeBackend) -> None:
     body = b'{ "messages":[{"role":"user","content":"\\u00e9"}],  "x":1.0, "y":1e0}'
     gateway.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-    assert backend.calls[0].request.body == body
+    assert backend.calls[0].body == body
     backend.calls[0].whole(completion())
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,7 +17,8 @@ from twisted.python.failure import Failure
 from werkzeug.exceptions import MethodNotAllowed as NoSuchMethod
 from werkzeug.exceptions import NotFound
 
-from gatewayd.backend.interface import Backend
+from gatewayd.backend.catalog import Catalog
+from gatewayd.backend.routing import Router
 from gatewayd.config import Settings
 from gatewayd.relay import Relay
 from gatewayd.wire import models
@@ -31,14 +33,17 @@ from gatewayd.wire.errors import (
     UnknownURL,
     UnsupportedMediaType,
 )
+from gatewayd.wire.others import JSON_PATHS, UPLOAD_PATHS, Call, JSONCall, UploadCall
 
 from .limits import Admission
+from .metrics import MEDIA_TYPE
 from .request import Request
 from .security import check_origin, preflight, verify_token
 
 _log = Logger()
 
 _JSON = re.compile(rb"application/json[ \t]*(;[!-~ \t]*)?", re.IGNORECASE)
+_UPLOAD = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
 _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 #: How long the openai SDKs will wait for an answer, in seconds: Python's and Node's spelling.
@@ -46,24 +51,36 @@ _PATIENCE = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 
 
 class API:
-    """The handlers, and what they need.
-
-    :param backends: in the order of preference.
-    """
+    """The handlers, and what they need."""
 
     app = Klein()
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
 
     def __init__(
-        self, settings: Settings, backends: Sequence[Backend], reactor: IReactorTime
+        self,
+        settings: Settings,
+        router: Router,
+        reactor: IReactorTime,
+        metrics: Callable[[], bytes],
+        admission: Admission | None = None,
     ) -> None:
-        self.backends = backends
-        self._settings = settings
-        self._reactor = reactor
-        self._admission = Admission(settings.limits.in_flight, reactor)
-        self._health_path = f"{settings.gateway.root_path}/healthz".encode("ascii")
+        self.settings = settings
+        self.router = router
         self.draining = False
+        self._reactor = reactor
+        self._metrics = metrics
+        self._catalog = Catalog(router, reactor)
+        self._admission = admission or Admission(reactor)
+        self._admission.limit = settings.limits.in_flight
+        names = ["healthz", "readyz"]
+        if ip_address(settings.gateway.listen).is_loopback:
+            names.append("metrics")
+        self._open = {f"{settings.gateway.root_path}/{name}".encode("ascii") for name in names}
+
+    def replaced(self, settings: Settings, router: Router) -> API:
+        """The same with other settings; what is counted is counted on."""
+        return API(settings, router, self._reactor, self._metrics, self._admission)
 
     def resource(self) -> KleinResource:
         return self.app.resource()
@@ -71,13 +88,13 @@ class API:
     def admit(self, request: Request) -> None:
         """Decide what a request's head is enough to decide, before its body is read."""
         headers = request.requestHeaders
-        request.set_headers(check_origin(headers, self._settings.gateway.allowed_origins))
+        request.set_headers(check_origin(headers, self.settings.gateway.allowed_origins))
         asked = preflight(request.method, headers)
         if asked is not None:
             request.set_headers(asked)
             request.preflight = True
-        elif request.path != self._health_path:
-            request.caller = verify_token(headers, self._settings.tokens)
+        elif request.path not in self._open:
+            request.caller = verify_token(headers, self.settings.tokens)
             request.exchange.caller = request.caller.name
             if self.draining:
                 raise Draining
@@ -86,45 +103,71 @@ class API:
 
     @app.route("/v1/chat/completions", methods=["POST"])
     async def chat(self, request: Request) -> None:
-        exchange = request.exchange
-        exchange.route = "/v1/chat/completions"
         _check_media_type(request)
-        with self._admission.admitted(request.caller) as headers:
-            request.set_headers(headers)
-            chat = ChatRequest.parse(request.body, self._settings.limits.json_depth)
-            exchange.model, exchange.stream = chat.model, chat.stream
-            if not request.caller.may_use(chat.model):
-                said = "This API key may not use this model."
-                raise Forbidden(said, "model_not_allowed", "model")
-            relay = Relay(
-                request,
-                chat,
-                self._settings.limits,
-                self._reactor,
-                self._settings.timeouts.ping,
-                _patience(request),
-            )
-            await relay.run(self.backends)
+        await self._relay(
+            request, ChatRequest.path, lambda depth: ChatRequest.parse(request.body, depth)
+        )
+
+    async def other(self, request: Request) -> None:
+        """An endpoint whose requests are JSON and whose replies the echo does not have."""
+        _check_media_type(request)
+        path = self._path(request)
+        await self._relay(request, path, lambda depth: JSONCall.parse(path, request.body, depth))
+
+    async def upload(self, request: Request) -> None:
+        """An endpoint whose requests are files in a form."""
+        types = request.requestHeaders.getRawHeaders(b"content-type", [b""])
+        if len(types) != 1 or not _UPLOAD.fullmatch(types[0]):
+            raise UnsupportedMediaType("Send a form, as 'Content-Type: multipart/form-data'.")
+        path = self._path(request)
+        await self._relay(
+            request, path, lambda depth: UploadCall.parse(path, request.body, types[0])
+        )
+
+    for _path_of in JSON_PATHS:
+        app.route(_path_of, methods=["POST"])(other)
+    for _path_of in UPLOAD_PATHS:
+        app.route(_path_of, methods=["POST"])(upload)
 
     @app.route("/v1/models", methods=["GET"])
     async def list_models(self, request: Request) -> None:
         request.exchange.route = "/v1/models"
-        entries = await self._models(request)
+        entries = await self._visible_models(request)
         request.respond(200, models.encode_list(list(entries.values())))
 
     @app.route("/v1/models/<path:name>", methods=["GET"])
     async def retrieve_model(self, request: Request, name: str) -> None:
         request.exchange.route = "/v1/models/{id}"
-        entry = (await self._models(request)).get(unquote(name))
+        entry = (await self._visible_models(request)).get(unquote(name))
         if entry is None:
             raise ModelNotFound("There is no such model.", param="model")
         request.respond(200, msgspec.json.encode(entry))
 
     @app.route("/healthz", methods=["GET"])
     def health(self, request: Request) -> None:
+        """Liveness: this process serves."""
         request.exchange.route = "/healthz"
         status, word = (503, b"draining") if self.draining else (200, b"ok")
         request.respond(status, b'{"status": "%b"}' % word)
+
+    @app.route("/readyz", methods=["GET"])
+    def ready(self, request: Request) -> None:
+        """Readiness: new requests are welcome and have somewhere to go."""
+        request.exchange.route = "/readyz"
+        if self.draining:
+            status, word = 503, b"draining"
+        elif not self.router.usable():
+            status, word = 503, b"no backend"
+        else:
+            status, word = 200, b"ok"
+        request.respond(status, b'{"status": "%b"}' % word)
+
+    @app.route("/metrics", methods=["GET"])
+    def show_metrics(self, request: Request) -> None:
+        if self.settings.metrics.listen is not None:
+            raise UnknownURL("The metrics have a port of their own.")
+        request.exchange.route = "/metrics"
+        request.respond(200, self._metrics(), media_type=MEDIA_TYPE)
 
     # -- errors --------------------------------------------------------------------------------
 
@@ -152,14 +195,34 @@ class API:
 
     # ------------------------------------------------------------------------------------------
 
-    async def _models(self, request: Request) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for backend in self.backends:
-            request.exchange.backends.append(backend.name)
-            for name, entry in (await backend.models(request.exchange.id)).items():
-                if request.caller.may_use(name):
-                    found.setdefault(name, entry)
-        return found
+    async def _relay(self, request: Request, path: str, parse: Callable[[int], Call]) -> None:
+        """May it, what is it, where does it go, and what comes back."""
+        exchange, caller = request.exchange, request.caller
+        exchange.route = path
+        with self._admission.admitted(caller) as headers:
+            request.set_headers(headers)
+            call = parse(self.settings.limits.json_depth)
+            exchange.model, exchange.stream = call.model, call.stream
+            if not caller.may_use(call.model):
+                said = "This API key may not use this model."
+                raise Forbidden(said, "model_not_allowed", "model")
+            visible = [name for name in self._catalog.names if caller.may_use(name)]
+            relay = Relay(
+                request,
+                call,
+                self.settings.limits,
+                self._reactor,
+                self.settings.timeouts.ping,
+                _patience(request),
+            )
+            await relay.run(self.router.route(call.model, visible))
+
+    async def _visible_models(self, request: Request) -> dict[str, Any]:
+        found = await self._catalog.models(request.exchange.id)
+        return {n: entry for n, entry in found.items() if request.caller.may_use(n)}
+
+    def _path(self, request: Request) -> str:
+        return request.path.decode("ascii").removeprefix(self.settings.gateway.root_path)
 
 
 def _check_media_type(request: Request) -> None:

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 from twisted.web.http_headers import Headers
 
-from gatewayd.exchange import request_id
+from gatewayd.exchange import End, request_id
 from gatewayd.wire.errors import (
     BadHTTP,
     GatewayError,
@@ -89,7 +89,7 @@ class Channel(http.HTTPChannel):
             self.site.reactor,
             self._settings.timeouts.client_write,
             self.transport,
-            self.transport.abortConnection,
+            lambda: self.abort(End.CLIENT_GONE, "client_write"),
         )
         if self.site.connected(self):
             self._deadline.set(self._settings.timeouts.request_head, self._idle_too_long)
@@ -116,9 +116,7 @@ class Channel(http.HTTPChannel):
         if not self._handlingRequest:
             self._pump()
         elif len(self._received) > PIPELINED_BYTES:
-            self._closing = True
-            self._received.clear()
-            self.transport.abortConnection()
+            self.abort(End.CLIENT_GONE, "too many pipelined bytes")
 
     def _pump(self) -> None:
         """Read as many requests as are here, one after the other."""
@@ -138,6 +136,7 @@ class Channel(http.HTTPChannel):
 
     def _read_head(self) -> bool:
         """Take a head off the buffer if it is complete. False: more bytes are needed."""
+        self._settings = self.site.settings
         buffer = self._received
         if buffer.startswith(b"\r\n"):
             del buffer[:2]  # some old clients end a body with one too many
@@ -281,8 +280,7 @@ class Channel(http.HTTPChannel):
         if not self.persistent or self.site.draining:
             self.close_lingering()
             return
-        self._settings = self.site.settings
-        self._deadline.set(self._settings.timeouts.client_idle, self._idle_too_long)
+        self._deadline.set(self.site.settings.timeouts.client_idle, self._idle_too_long)
         self._pump()
 
     def _new_request(self, headers: Headers) -> Request:
@@ -333,6 +331,14 @@ class Channel(http.HTTPChannel):
             self.transport.loseWriteConnection()
         self._watch_writes()
         self._deadline.set(LINGER_SECONDS, self._lingered)
+
+    def abort(self, end: End, detail: str) -> None:
+        """Close at once; what is under way ends so."""
+        self._closing = True
+        self._received.clear()
+        for request in self.requests:
+            request.give_up(end, detail)
+        self.transport.abortConnection()
 
     def _lingered(self) -> None:
         if pending(self.transport):  # then it is for the write clock to say

@@ -57,12 +57,10 @@ class _Use:
 
 
 class Admission:
-    """
-    :param limit: the most requests in flight of all callers.
-    """
+    """``limit`` is the most requests in flight of all callers."""
 
-    def __init__(self, limit: int, clock: IReactorTime) -> None:
-        self.limit = limit
+    def __init__(self, clock: IReactorTime) -> None:
+        self.limit = 0
         self._clock = clock
         self._in_flight = 0
         self._uses: dict[str | None, _Use] = {}

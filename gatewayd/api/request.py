@@ -42,6 +42,7 @@ class Request(server.Request):
         self.caller = ANYONE
         self.preflight = False
         self.body = b""
+        self._events = True
         self._error: GatewayError | None = None
         gateway = channel.site.settings.gateway
         self.setHeader(b"server", gateway.api_title.encode("ascii"))
@@ -72,7 +73,7 @@ class Request(server.Request):
         if self.finished or self._disconnected:
             return
         headers = list(error.headers)
-        if error.executed and not any(name == b"x-should-retry" for name, _ in headers):
+        if error.executed:  # whatever the backend itself may think of it
             headers.append((b"x-should-retry", b"false"))
         self._error = error
         self.respond(error.status, error.body(), headers)
@@ -85,11 +86,19 @@ class Request(server.Request):
         self.setHeader(b"cache-control", b"no-cache")
         self.setHeader(b"x-accel-buffering", b"no")
 
+    def begin_bytes(self, headers: Sequence[tuple[bytes, bytes]], media_type: str) -> None:
+        """Answer with bytes of any type, as :meth:`begin_stream` does with events."""
+        self._last_if_draining()
+        self.set_headers(headers)
+        self.setHeader(b"content-type", media_type.encode("latin-1"))
+        self._events = False
+
     def cut(self, error: GatewayError) -> None:
         """End a stream that was begun with an error event, and without the last chunk."""
         if self.finished or self._disconnected:
             return
-        self.write(sse.encode(error.body()))
+        if self._events:
+            self.write(sse.encode(error.body()))
         self._error = error
         self._end()
         if self.channel is not None:
@@ -157,10 +166,14 @@ class Request(server.Request):
             super().unregisterProducer()
         self.producer = None
 
-    def connectionLost(self, reason: Failure) -> None:
+    def give_up(self, end: End, detail: str) -> None:
+        """The connection is going to be closed under it, by the client or because of it."""
         if self.exchange.end is None:
             self._account()
             if not self.startedWriting:
                 self.exchange.status = CLIENT_CLOSED_REQUEST
-            self.exchange.finish(End.CLIENT_GONE, self._now())
+            self.exchange.finish(end, self._now(), detail=detail)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.give_up(End.CLIENT_GONE, "")
         super().connectionLost(reason)

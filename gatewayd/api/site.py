@@ -40,6 +40,12 @@ class Site(server.Site):
         self._on_end = on_end
         self._when_empty: Callable[[], None] | None = None
 
+    def replace(
+        self, resource: IResource, settings: Settings, admit: Callable[[Request], None]
+    ) -> None:
+        """Answer new requests with these. What has begun goes on with what it began with."""
+        self.resource, self.settings, self.admit = resource, settings, admit
+
     # -- Twisted Web's hooks -------------------------------------------------------------------
 
     def buildProtocol(self, addr: IAddress | None) -> Channel:  # type: ignore[override]

@@ -88,7 +88,7 @@ class BodyTransport:
     def __init__(self, connection: Connection) -> None:
         self.pauseProducing = connection.pause
         self.resumeProducing = connection.resume
-        self.stopProducing = self.abortConnection = connection.abort
+        self.stopProducing = self.abortConnection = connection.leave
         self.loseConnection = connection.release
 
 
@@ -240,6 +240,9 @@ class Connection(Protocol):
             )
         if problem is None and self._in_head and self._head_size > self._max_head:
             problem = BadReply("The head of the backend's reply is too large.")
+        if problem is not None and self._complete:
+            # The reply is whole; what follows it is nobody's, and whose it is next is not known.
+            problem, self._keep_alive = None, False
         if self._response is not None and self._waiting is not None:
             response, waiting, self._waiting = self._response, self._waiting, None
             waiting.callback(response)
@@ -250,12 +253,7 @@ class Connection(Protocol):
         if self._parts:
             self._flush()
         if problem is not None:
-            if self._complete and not self._closed:
-                # The reply was whole; what follows it is nobody's.
-                self._max_replies = 1
-                self._end_body(_DONE)
-            else:
-                self._fail(problem)
+            self._fail(problem)
         elif self._complete:
             self._end_body(_DONE)
 
@@ -329,6 +327,12 @@ class Connection(Protocol):
             self._end_body(_DONE)
         elif self._closed:
             self._fail(Truncated("The backend's reply broke off before its end."))
+
+    def leave(self) -> None:
+        """The receiver wants no more, nor to be told of the end."""
+        self._receiver = None
+        self._busy = False
+        self.abort()
 
     def pause(self) -> None:
         if not self._closed:

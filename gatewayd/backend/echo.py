@@ -12,6 +12,8 @@ from twisted.web.client import ResponseDone
 
 from gatewayd.wire import chat, models
 from gatewayd.wire.chat import ChatRequest
+from gatewayd.wire.errors import UnknownURL
+from gatewayd.wire.others import Call
 
 from .interface import Clocks, Reply
 
@@ -33,8 +35,11 @@ class EchoBackend:
         self._clock = clock
         self._title = title
 
-    def chat(self, request: ChatRequest, request_id: str) -> Deferred[Reply]:
-        return execute(self._reply, request, request_id)
+    def send(self, call: Call, body: bytes, request_id: str) -> Deferred[Reply]:
+        return execute(self._reply, call, request_id)
+
+    def check(self) -> None:
+        """It is always well."""
 
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
         return succeed({MODEL: models.entry(MODEL, 0, self._title)})
@@ -42,7 +47,9 @@ class EchoBackend:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _reply(self, request: ChatRequest, request_id: str) -> Reply:
+    def _reply(self, request: Call, request_id: str) -> Reply:
+        if not isinstance(request, ChatRequest):
+            raise UnknownURL("No backend is configured, and the echo has only chat completions.")
         prompt = request.prompt()
         content = f"Echo: {prompt}"
         body = chat.completion(

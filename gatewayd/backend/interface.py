@@ -8,7 +8,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol
 
-from gatewayd.wire.chat import ChatRequest
+from gatewayd.wire.others import Call
 
 
 class Body(Protocol):
@@ -19,9 +19,9 @@ class Body(Protocol):
 
         ``protocol.transport`` has ``pauseProducing``, ``resumeProducing``, ``abortConnection`` (the
         backend sees its peer leave) and ``loseConnection`` (the rest does not matter, the
-        connection may be kept). ``connectionLost`` says how the body ended: ``ResponseDone``,
-        ``PotentialDataLoss`` (the connection closed and nothing said how long the body is), or a
-        :class:`gatewayd.wire.errors.UpstreamError`.
+        connection may be kept); after either of these nothing more comes. Else ``connectionLost``
+        says how the body ended: ``ResponseDone``, ``PotentialDataLoss`` (the connection closed and
+        nothing said how long the body is), or a :class:`gatewayd.wire.errors.UpstreamError`.
         """
 
 
@@ -61,8 +61,11 @@ class Backend(Protocol):
     name: str
     clocks: Clocks
 
-    def chat(self, request: ChatRequest, request_id: str) -> Deferred[Reply]:
-        """Send a chat request. Cancelling the Deferred leaves at once, in whatever phase."""
+    def send(self, call: Call, body: bytes, request_id: str) -> Deferred[Reply]:
+        """Send a call with this body. Cancelling the Deferred leaves at once, in any phase."""
+
+    def check(self) -> Deferred[bool] | None:
+        """Ask how it is, where a way is configured: True is well, False is not ready yet."""
 
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
         """The models that it serves: entries of the models list, by name."""

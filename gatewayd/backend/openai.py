@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,8 +20,9 @@ from twisted.web.iweb import IAgent, IResponse
 
 from gatewayd.config import BackendSettings, Limits
 from gatewayd.wire import models
-from gatewayd.wire.chat import ChatRequest
+from gatewayd.wire.chat import ChatRequest, with_usage
 from gatewayd.wire.errors import BadReply
+from gatewayd.wire.others import Call
 
 from .agent import Agent, BytesProducer
 from .interface import Clocks, Reply
@@ -29,7 +31,6 @@ from .interface import Clocks, Reply
 _CROSSING = (b"retry-after", b"retry-after-ms", b"x-should-retry")
 _CROSSING_PREFIX = b"x-ratelimit-"
 
-MODELS_SECONDS = 5.0
 MODELS_BYTES = 4 * 1024 * 1024
 
 
@@ -54,9 +55,10 @@ class OpenAIBackend:
             reactor, base, _tls(settings), settings.connect, limits.request_head
         )
         self._client = HTTPClient(self._agent, data_to_body_producer=BytesProducer)
-        # Parsed once: hyperlink takes 35-40 us for each.
-        self._chat_url = EncodedURL.from_text(f"{settings.url}/v1/chat/completions")
-        self._models_url = EncodedURL.from_text(f"{settings.url}/v1/models")
+        self._base = settings.url
+        self._urls: dict[str, EncodedURL] = {}
+        self._count_usage = settings.count_usage
+        self._health = settings.health
         self._headers = {b"User-Agent": b"gatewayd"}
         if settings.api_key is not None:
             self._headers[b"Authorization"] = b"Bearer " + settings.api_key.reveal().encode("ascii")
@@ -64,34 +66,56 @@ class OpenAIBackend:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
-    def chat(self, request: ChatRequest, request_id: str) -> Deferred[Reply]:
-        accept = b"text/event-stream" if request.stream else b"application/json"
+    def send(self, call: Call, body: bytes, request_id: str) -> Deferred[Reply]:
+        accept = b"text/event-stream" if call.stream else b"application/json"
+        if call.stream and self._count_usage and isinstance(call, ChatRequest):
+            body = with_usage(body)
         return self._client.post(
-            self._chat_url,
-            data=request.body,
-            headers=self._head(request_id, accept, b"application/json"),
+            self._url(call.path),
+            data=body,
+            headers=self._head(request_id, accept, call.content_type),
             allow_redirects=False,
             unbuffered=True,
             reactor=self._reactor,
         ).addCallback(_reply)
 
+    def check(self) -> Deferred[bool] | None:
+        if self._health is None:
+            return None
+        return (
+            self._client.get(
+                self._url(self._health),
+                headers=self._head(str(uuid.uuid4()), b"application/json"),
+                allow_redirects=False,
+                unbuffered=True,
+                reactor=self._reactor,
+            )
+            .addCallback(_reply)
+            .addCallback(_health)
+        )
+
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
         return (
             self._client.get(
-                self._models_url,
+                self._url("/v1/models"),
                 headers=self._head(request_id, b"application/json"),
                 allow_redirects=False,
                 unbuffered=True,
                 reactor=self._reactor,
             )
             .addCallback(_reply)
-            .addCallback(_whole, MODELS_BYTES)
-            .addCallback(models.decode_list, self._limits.json_depth)
+            .addCallback(_list_of_models, self._limits.json_depth)
         )
 
     def close(self) -> None:
         if isinstance(self._agent, Agent):
             self._agent.close()
+
+    def _url(self, path: str) -> EncodedURL:
+        """Parsed once for each of the few paths: hyperlink takes 35-40 us."""
+        if path not in self._urls:
+            self._urls[path] = EncodedURL.from_text(self._base + path)
+        return self._urls[path]
 
     def _head(self, request_id: str, accept: bytes, content_type: bytes = b"") -> Headers:
         headers = Headers()
@@ -144,12 +168,25 @@ def _reply(response: IResponse) -> Reply:
     )
 
 
-def _whole(reply: Reply, limit: int) -> Deferred[bytes]:
-    collector = _Collector(limit)
+def _list_of_models(reply: Reply, depth: int) -> Deferred[dict[str, Any]]:
+    collector = _Collector(MODELS_BYTES)
     reply.body.deliverBody(collector)
     if reply.status != 200:
         collector.fail(BadReply("The backend refused to list its models."))
-    return collector.result
+    return collector.result.addCallback(models.decode_list, depth)
+
+
+def _health(reply: Reply) -> Deferred[bool]:
+    """200 is well; llama.cpp answers 503 ``Loading model`` while it does that."""
+    collector = _Collector(MODELS_BYTES)
+    reply.body.deliverBody(collector)
+
+    def judge(body: bytes) -> bool:
+        if reply.status != 200 and not (reply.status == 503 and b"oading model" in body):
+            raise BadReply(f"The backend's health is {reply.status}.")
+        return reply.status == 200
+
+    return collector.result.addCallback(judge)
 
 
 class _Collector(Protocol):
@@ -166,7 +203,7 @@ class _Collector(Protocol):
         self._left -= len(data)
         self._parts.append(data)
         if self._left < 0:
-            self.fail(BadReply("The backend's list of models is too long."))
+            self.fail(BadReply("The backend's answer is too long."))
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         if self.result.called:

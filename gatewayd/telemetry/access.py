@@ -22,8 +22,8 @@ def fields(exchange: Exchange) -> dict[str, Any]:
     def after_start(when: float | None) -> float | None:
         return None if when is None else round((when - exchange.started) * 1000, 3)
 
-    connected = exchange.connected
-    line = {
+    connected, usage = exchange.connected, exchange.usage
+    return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "id": exchange.id,
         "client": exchange.client,
@@ -43,9 +43,10 @@ def fields(exchange: Exchange) -> dict[str, Any]:
         "first_event_ms": after_start(exchange.first_event),
         "longest_gap_ms": round(exchange.longest_gap * 1000, 3),
         "events": exchange.events,
+        "prompt_tokens": None if usage is None else usage.prompt_tokens,
+        "completion_tokens": None if usage is None else usage.completion_tokens,
         "bytes": exchange.bytes_out,
     }
-    return line
 
 
 def as_json(exchange: Exchange) -> bytes:

@@ -5,7 +5,6 @@ Where it goes is twistd's business: ``--logfile``, ``--syslog``, standard output
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from twisted.logger import (
@@ -17,19 +16,29 @@ from twisted.logger import (
 )
 from twisted.scripts._twistd_unix import UnixAppLogger
 
+#: The name of :func:`observer` as twistd's ``--logger`` option takes it: it imports that name, so
+#: what the observer must know is kept here.
+OBSERVER = f"{__name__}.observer"
 
-def observer_factory(twistd_options: Any, level: str) -> Callable[[], ILogObserver]:
-    """Make the factory of log observers that twistd's ``--logger`` option takes.
+_twistd_options: dict[str, Any] = {}
+_lowest = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
 
-    The observer is the one that twistd would have made from its other options, behind a filter.
-    """
 
-    def observer() -> ILogObserver:
-        # twistd offers no other way to have its own observer and filter it.
-        inner = UnixAppLogger({**twistd_options, "logger": None})._getLogObserver()
-        if not ILogObserver.providedBy(inner):
-            inner = LegacyLogObserverWrapper(inner)
-        lowest = LogLevelFilterPredicate(defaultLogLevel=LogLevel.levelWithName(level))
-        return FilteringLogObserver(inner, [lowest])
+def configure(twistd_options: Any, level: str) -> None:
+    """Say what twistd was told about its log, and the least important level that is logged."""
+    _twistd_options.update(twistd_options, logger=None)
+    set_level(level)
 
-    return observer
+
+def set_level(level: str) -> None:
+    """Log this level and those above it, from now on."""
+    _lowest.defaultLogLevel = LogLevel.levelWithName(level)
+
+
+def observer() -> ILogObserver:
+    """The observer that twistd would have made from its other options, behind a filter."""
+    # twistd offers no other way to have its own observer and filter it.
+    inner = UnixAppLogger(_twistd_options)._getLogObserver()
+    if not ILogObserver.providedBy(inner):
+        inner = LegacyLogObserverWrapper(inner)
+    return FilteringLogObserver(inner, [_lowest])

@@ -7,7 +7,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import msgspec
@@ -32,6 +32,9 @@ class ChatRequest:
     ``body`` is what the client sent, byte for byte; the rest was read from it.
     """
 
+    path: ClassVar[str] = "/v1/chat/completions"
+    content_type: ClassVar[bytes] = b"application/json"
+
     body: bytes = attrs.field(repr=False)
     messages: list[dict[str, Any]] = attrs.field(repr=False)
     model: str | None
@@ -47,22 +50,21 @@ class ChatRequest:
         :raises InvalidJSON: when two parsers could differ about it.
         :raises InvalidValue: naming the field in ``param``.
         """
-        try:
-            fields = json.parse(body, depth)
-        except json.NotJSON as e:
-            raise InvalidJSON(f"The request body is not valid JSON: {e}.") from None
-        if not isinstance(fields, dict):
-            raise InvalidJSON("The request body must be a JSON object.")
+        fields = parse_object(body, depth)
         options = fields.get("stream_options")
         n = fields.get("n")
         return cls(
             body=body,
             messages=_messages(fields),
-            model=_model(fields.get("model")),
-            stream=_flag(fields.get("stream"), "stream"),
+            model=check_model(fields.get("model")),
+            stream=check_flag(fields.get("stream"), "stream"),
             include_usage=isinstance(options, dict) and options.get("include_usage") is True,
             choices=int(n) if isinstance(n, float) and 1 <= n <= 1024 else 1,
         )
+
+    def reader(self, request_id: str, depth: int, model: str | None) -> ChatReader:
+        """What reads the reply to this request; ``model`` is the name to put into it, if any."""
+        return ChatReader(request_id, self.include_usage, self.choices, depth, model)
 
     def prompt(self) -> str:
         """The last user message: its text, or its text parts joined by newlines.
@@ -73,6 +75,44 @@ class ChatRequest:
             if message["role"] == "user":
                 return _text_of(message.get("content"))
         raise InvalidValue("'messages' has no message with role 'user'.", param="messages")
+
+
+def parse_object(body: bytes, depth: int) -> dict[str, Any]:
+    """Read a request body that must be a JSON object, strictly.
+
+    :raises InvalidJSON: it is not, or two parsers could differ about it.
+    """
+    try:
+        fields = json.parse(body, depth)
+    except json.NotJSON as e:
+        raise InvalidJSON(f"The request body is not valid JSON: {e}.") from None
+    if not isinstance(fields, dict):
+        raise InvalidJSON("The request body must be a JSON object.")
+    return fields
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """A request body that was found good, asking for another model."""
+    old = msgspec.json.decode(body, type=_Asked).model
+    return json.replace_member(body, "model", bytes(old), _quoted(model))
+
+
+def with_usage(body: bytes) -> bytes:
+    """A request body that was found good, asking for ``stream_options.include_usage``."""
+    options = msgspec.json.decode(body, type=_Asked).stream_options
+    if options is UNSET or bytes(options) == b"null":
+        old = None if options is UNSET else bytes(options)
+        return json.replace_member(body, "stream_options", old, b'{"include_usage":true}')
+    if not bytes(options).startswith(b"{"):
+        return body  # the backend's to judge
+    fields = msgspec.json.decode(options, type=dict[str, Raw])
+    fields["include_usage"] = Raw(b"true")
+    return json.replace_member(body, "stream_options", bytes(options), msgspec.json.encode(fields))
+
+
+class _Asked(msgspec.Struct):
+    model: Raw = Raw(b"null")
+    stream_options: Raw | UnsetType = UNSET
 
 
 def _messages(fields: dict[str, Any]) -> list[dict[str, Any]]:
@@ -91,7 +131,7 @@ def _messages(fields: dict[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
-def _model(value: Any) -> str | None:
+def check_model(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value:
@@ -103,7 +143,7 @@ def _model(value: Any) -> str | None:
     return value
 
 
-def _flag(value: Any, name: str) -> bool:
+def check_flag(value: Any, name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise InvalidValue(f"'{name}' must be true or false.", param=name)
     return bool(value)
@@ -129,6 +169,7 @@ class _Reply(msgspec.Struct):
     """The few fields of a completion or chunk that decide how it is relayed."""
 
     id: Raw | UnsetType = UNSET
+    model: Raw | UnsetType = UNSET
     choices: list[_Choice] | UnsetType | None = UNSET
     usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
@@ -148,11 +189,11 @@ def _read(payload: bytes, depth: int, what: str) -> _Reply:
     except json.NotJSON as e:
         raise BadReply(f"The backend sent {what} that is not valid: {e}.") from None
     if reply.error is not UNSET and bytes(reply.error) not in _NOTHING:
-        raise _reported(payload)
+        raise reported(payload)
     return reply
 
 
-def _reported(payload: bytes) -> BackendFailed:
+def reported(payload: bytes) -> BackendFailed:
     """The error that a backend put where a reply belongs; llama.cpp gives a status as its code."""
     if not is_envelope(payload):
         return BackendFailed("The backend reported an error without saying which.")
@@ -161,20 +202,99 @@ def _reported(payload: bytes) -> BackendFailed:
     return BackendFailed("The backend reported an error.", payload, code if known else 502)
 
 
-def _with_id(payload: bytes, reply: _Reply, id: bytes) -> bytes:
-    old = None if reply.id is UNSET else bytes(reply.id)
-    return json.replace_member(payload, "id", old, id)
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens as a backend counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
-def check_completion(body: bytes, request_id: str, depth: int) -> bytes:
-    """Judge a backend's whole completion; return it with ``id`` replaced, otherwise as it came.
+class ChatReader:
+    """Reads one reply, whole or streamed, and knows whether it is all of it.
 
-    :raises BackendFailed, BadReply: it is no completion.
+    :param request_id: replaces the ``id`` of the completion or of each chunk; None leaves it.
+    :param include_usage: whether the client asked for the usage chunk.
+    :param choices: how many choices the client asked for.
+    :param model: replaces ``model``, where the client knows it by another name.
     """
-    reply = _read(body, depth, "a reply")
-    if not reply.choices:
-        raise BadReply("The backend sent a reply without 'choices'.")
-    return _with_id(body, reply, _quoted(request_id))
+
+    #: The end of the stream is the event ``[DONE]``.
+    by_done = True
+
+    def __init__(
+        self,
+        request_id: str | None,
+        include_usage: bool,
+        choices: int,
+        depth: int,
+        model: str | None = None,
+    ) -> None:
+        self._id = None if request_id is None else _quoted(request_id)
+        self._model = None if model is None else _quoted(model)
+        self._include_usage = include_usage
+        self._depth = depth
+        self._seen = set(range(choices))
+        self._finished: set[int] = set()
+        self._blank: set[int] = set()
+        self.started = False
+        self.usage: Usage | None = None
+
+    def whole(self, body: bytes) -> bytes:
+        """Judge a whole completion; return it as the client shall have it.
+
+        :raises BackendFailed, BadReply: it is no completion.
+        """
+        reply = _read(body, self._depth, "a reply")
+        if not reply.choices:
+            raise BadReply("The backend sent a reply without 'choices'.")
+        self._count(reply)
+        return self._named(body, reply)
+
+    def as_stream(self, body: bytes) -> list[bytes]:
+        """The payloads of the stream that a whole completion (from :meth:`whole`) makes."""
+        return completion_to_chunks(body, self._include_usage)
+
+    def take(self, name: bytes, payload: bytes) -> bytes | None:
+        """Judge the next payload; return it as the client shall have it, None to leave it out.
+
+        :raises BackendFailed, BadReply: the stream ends here.
+        """
+        reply = _read(payload, self._depth, "an event")
+        self.started = True
+        for choice in reply.choices or ():
+            self._seen.add(choice.index)
+            if choice.finish_reason:
+                self._finished.add(choice.index)
+            elif choice.finish_reason == "":
+                self._blank.add(choice.index)
+        if reply.usage is not UNSET:
+            self._count(reply)
+            if not reply.choices and not self._include_usage:
+                return None  # a usage chunk that this client did not ask for
+        return self._named(payload, reply)
+
+    def complete(self, done: bool) -> bool:
+        """Whether every choice was finished.
+
+        :param done: the backend said ``[DONE]``. Alone that proves nothing (vLLM says it after an
+            error too), but it lets a ``finish_reason`` of ``""`` count, which Ollama has sent.
+        """
+        return self._seen <= (self._finished | self._blank if done else self._finished)
+
+    def _named(self, payload: bytes, reply: _Reply) -> bytes:
+        if self._id is not None:
+            old = None if reply.id is UNSET else bytes(reply.id)
+            payload = json.replace_member(payload, "id", old, self._id)
+        if self._model is not None and reply.model is not UNSET:
+            payload = json.replace_member(payload, "model", bytes(reply.model), self._model)
+        return payload
+
+    def _count(self, reply: _Reply) -> None:
+        if reply.usage is not UNSET:
+            try:
+                self.usage = msgspec.json.decode(reply.usage, type=Usage | None) or self.usage
+            except msgspec.ValidationError:
+                return  # what cannot be counted is still the client's
 
 
 def completion_to_chunks(body: bytes, include_usage: bool) -> list[bytes]:
@@ -183,6 +303,10 @@ def completion_to_chunks(body: bytes, include_usage: bool) -> list[bytes]:
     Every member crosses as it came; only ``object``, ``message`` -> ``delta`` and the ``index``
     that streamed tool calls carry are made here.
     """
+    halves = json.Halves.of(body)
+    if halves is not None:  # half an emoji, say: msgspec lets none pass
+        payloads = completion_to_chunks(halves.replaced, include_usage)
+        return [halves.put_back(payload) for payload in payloads]
     fields = msgspec.json.decode(body, type=dict[str, Raw])
     usage = fields.pop("usage", None)
     choices = []
@@ -214,48 +338,6 @@ def _delta(message: Raw | None) -> Any:
     except msgspec.ValidationError:
         raise BadReply("The backend sent a reply whose 'message' is not valid.") from None
     return delta
-
-
-class ChatStream:
-    """Follows the payloads of one streamed reply and knows whether they make a whole one.
-
-    :param request_id: replaces each chunk's ``id``.
-    :param choices: how many choices the client asked for.
-    """
-
-    def __init__(self, request_id: str, include_usage: bool, choices: int, depth: int) -> None:
-        self._id = _quoted(request_id)
-        self._include_usage = include_usage
-        self._depth = depth
-        self._seen = set(range(choices))
-        self._finished: set[int] = set()
-        self._blank: set[int] = set()
-        self.started = False
-
-    def take(self, payload: bytes) -> bytes | None:
-        """Judge the next payload; return it as the client shall have it, None to leave it out.
-
-        :raises BackendFailed, BadReply: the stream ends here.
-        """
-        reply = _read(payload, self._depth, "an event")
-        self.started = True
-        for choice in reply.choices or ():
-            self._seen.add(choice.index)
-            if choice.finish_reason:
-                self._finished.add(choice.index)
-            elif choice.finish_reason == "":
-                self._blank.add(choice.index)
-        if not reply.choices and reply.usage is not UNSET and not self._include_usage:
-            return None  # a usage chunk that nobody asked for
-        return _with_id(payload, reply, self._id)
-
-    def complete(self, done: bool) -> bool:
-        """Whether every choice was finished.
-
-        :param done: the backend said ``[DONE]``. Alone that proves nothing (vLLM says it after an
-            error too), but it lets a ``finish_reason`` of ``""`` count, which Ollama has sent.
-        """
-        return self._seen <= (self._finished | self._blank if done else self._finished)
 
 
 # -- made here -----------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ class GatewayError(Exception):
     end: str = "internal"
     #: Whether a backend may have begun the work: then nobody should try again unasked.
     executed: bool = False
+    #: Whether another backend may be tried: nothing ran, and that is for sure.
+    elsewhere: bool = False
 
     def __init__(
         self,
@@ -201,6 +203,7 @@ class Unreachable(UpstreamError):
     code = "upstream_unreachable"
     end = "backend_unreachable"
     executed = False
+    elsewhere = True
 
 
 class UnknownHost(Unreachable):
@@ -229,10 +232,9 @@ class BadReply(UpstreamError):
 
 
 class AuthRefused(UpstreamError):
-    """The backend does not accept the gateway's own credentials: nothing ran."""
+    """The backend does not accept the gateway's own credentials: nobody need try again."""
 
     code = "upstream_auth"
-    executed = False
 
 
 class Truncated(UpstreamError):
@@ -268,6 +270,11 @@ class BackendFailed(UpstreamError):
         if status < 500:
             self.end = "refused"  # the client's own fault, found by the backend
         self.executed = status >= 500 and status != 503
+        self.elsewhere = status in (429, 503)
+        if payload is not None:
+            code = parse(payload, 64)["error"].get("code")
+            if isinstance(code, (str, float)):
+                self.code = f"{code:.0f}" if isinstance(code, float) else code
 
     def body(self) -> bytes:
         return super().body() if self.payload is None else self.payload

@@ -46,8 +46,8 @@ class RequestLine:
         """The target's path, as it came; without query, scheme and authority."""
         scheme, separator, rest = self.target.partition(b"://")
         if separator and scheme.lower() in (b"http", b"https"):
-            _, slash, rest = rest.partition(b"/")
-            return (slash + rest or b"/").partition(b"?")[0]
+            _, slash, rest = rest.partition(b"?")[0].partition(b"/")
+            return slash + rest or b"/"
         return self.target.partition(b"?")[0]
 
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+import attrs
 import msgspec
 
 T = TypeVar("T")
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A string without an end goes to the end of the document: else each of its quotes would be tried.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+_ROUND = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]', re.DOTALL)
@@ -36,7 +40,7 @@ def parse(body: bytes, depth: int) -> Any:
     text = _text(body)
     check_depth(body, depth)
     try:
-        value = _DECODER.decode(text)
+        value = (_WARY_DECODER if _LONG_NUMBER.search(body) else _DECODER).decode(text)
     except json.JSONDecodeError as e:
         raise NotJSON(f"{e.msg} at character {e.pos}") from None
     except RecursionError:
@@ -63,8 +67,8 @@ def decode(body: bytes, type: type[T], depth: int) -> T:
         return msgspec.json.decode(body, type=type)
     except RecursionError:
         raise NotJSON("it nests too deeply") from None
-    except msgspec.ValidationError as e:
-        raise NotJSON(str(e)) from None
+    except msgspec.ValidationError:
+        raise NotJSON("it is not of the expected shape") from None
     except msgspec.DecodeError:
         if _SURROGATE.search(body):
             return decode(_SURROGATE.sub(rb"\\ufffd", body), type, depth)
@@ -79,16 +83,50 @@ def check_depth(body: bytes, depth: int) -> None:
     """
     if body.count(b"[") + body.count(b"{") <= depth:
         return
-    brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
+    brackets = _STRING.sub(b"", body).translate(_ROUND, _NOT_BRACKETS)
     for _ in range(depth):
         if not brackets:
             return
-        peeled = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        peeled = brackets.replace(b"[]", b"")
         if len(peeled) == len(brackets):
             return  # unbalanced: the parser will say so
         brackets = peeled
     if brackets:
         raise NotJSON(f"it nests deeper than {depth} levels")
+
+
+@attrs.frozen
+class Halves:
+    """A document in which stand-ins took the place of surrogates' escapes.
+
+    ``replaced`` is fit for msgspec; :meth:`put_back` undoes it in whatever was made from it.
+    """
+
+    replaced: bytes
+    _first: int  # the code point that stands in for U+D800
+
+    @classmethod
+    def of(cls, document: bytes) -> Halves | None:
+        """None where there is no half of a pair, or no room for stand-ins."""
+        try:
+            msgspec.json.decode(document)
+        except msgspec.DecodeError:
+            for first in (0xE000, 0xE800, 0xF000):
+                if not re.search(rb"\\u%x[%x-%x]" % _hex_range(first), document, re.IGNORECASE):
+                    return cls(_moved(document, first - 0xD800, _SURROGATE), first)
+        return None
+
+    def put_back(self, document: bytes) -> bytes:
+        digits = re.compile(rb"\\u%x[%x-%x][0-9a-f]{2}" % _hex_range(self._first), re.IGNORECASE)
+        return _moved(document, 0xD800 - self._first, digits)
+
+
+def _hex_range(first: int) -> tuple[int, int, int]:
+    return first >> 12, first >> 8 & 15, (first >> 8 & 15) + 7
+
+
+def _moved(document: bytes, by: int, escapes: re.Pattern[bytes]) -> bytes:
+    return escapes.sub(lambda match: b"\\u%04x" % (int(match[0][2:], 16) + by), document)
 
 
 def replace_member(document: bytes, key: str, old: bytes | None, new: bytes) -> bytes:
@@ -104,8 +142,8 @@ def replace_member(document: bytes, key: str, old: bytes | None, new: bytes) -> 
         comma = b"" if document[at:].lstrip().startswith(b"}") else b","
         return document[:at] + name + b":" + new + comma + document[at:]
     # Nearly always the name and value stand together and only once: then this is it, because a
-    # string cannot hold an unescaped quote.
-    if document.count(name) == 1:
+    # string cannot hold an unescaped quote, and without "\\u" no key has another spelling.
+    if document.count(name) == 1 and b"\\u" not in document:
         at = document.index(name) + len(name)
         head, colon, rest = document[at:].partition(b":")
         if colon and not head.strip() and rest.lstrip().startswith(old):
@@ -173,11 +211,17 @@ def _no_constant(name: str) -> None:
     raise NotJSON(f"{name} is not JSON")
 
 
+def _decoder(parse_int: Callable[[str], float]) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_unique,
+        parse_float=_finite,
+        parse_int=parse_int,
+        parse_constant=_no_constant,
+    )
+
+
 # Whole numbers are read as floats: nobody computes with them here, and a float of 5000 digits is
-# cheap where an int of that size is refused by Python.
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique,
-    parse_float=_finite,
-    parse_int=float,
-    parse_constant=_no_constant,
-)
+# cheap where an int of that size is refused by Python. Only long ones can be past a float's range,
+# and asking for each would double the time that a list of tokens takes.
+_DECODER, _WARY_DECODER = _decoder(float), _decoder(_finite)
+_LONG_NUMBER = re.compile(rb"[0-9]{300}")

@@ -20,13 +20,15 @@ _NEWLINE = (b"\n", b"\r")
 
 
 class EventTooLarge(ValueError):
-    """One event, or one line, grew past the limit."""
+    """One event, or one line, grew past the limit; ``events`` were complete before it."""
+
+    events: tuple[Event, ...] = ()
 
 
 def encode(payload: bytes, name: bytes = b"") -> bytes:
     """Frame one event. Several lines become one: between JSON's tokens a line end is a space."""
-    if b"\n" in payload:
-        payload = payload.replace(b"\n", b" ")
+    if b"\n" in payload or b"\r" in payload:
+        payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
     if name:
         return b"event: %b\ndata: %b\n\n" % (name, payload)
     return b"data: %b\n\n" % payload
@@ -40,8 +42,8 @@ class Parser:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._partial: list[bytes] = []  # pieces of a line that has not ended
-        self._size = 0  # of the event so far: its data lines and the partial one
+        self._partial = bytearray()  # a line that has not ended
+        self._size = 0  # of the event so far: its data lines
         self._data: list[bytes] = []
         self._name = b""
         self._started = False
@@ -57,7 +59,7 @@ class Parser:
         """
         # The common case costs three scans in C: whole events, one data line each, LF.
         if (
-            not self._size
+            not self._partial
             and self._started
             and not self._data
             and segment.endswith(b"\n\n")
@@ -94,33 +96,40 @@ class Parser:
         lines = segment.splitlines()
         rest = b"" if segment.endswith(_NEWLINE) else lines.pop()
         if self._partial:
-            lines[0] = b"".join([*self._partial, lines[0]])
-            self._size -= sum(map(len, self._partial))
+            lines[0] = bytes(self._partial) + lines[0]
             self._partial.clear()
-        events = [event for line in lines if (event := self._line(line)) is not None]
-        self._keep(rest)
+        events: list[Event] = []
+        try:
+            for line in lines:
+                if (event := self._line(line)) is not None:
+                    events.append(event)
+            self._keep(rest)
+        except EventTooLarge as e:
+            e.events = tuple(events)
+            raise
         return events
 
     def _without_mark(self, segment: bytes) -> bytes:
         """Drop a byte order mark at the very start, even when it arrives in pieces."""
-        head = b"".join(self._partial) + segment
+        head = bytes(self._partial) + segment
         if len(head) < 3 and b"\xef\xbb\xbf".startswith(head):
-            self._partial, self._size = [], 0
+            self._partial.clear()
             self._keep(head)
             return b""
         self._started = True
-        self._partial, self._size = [], 0
+        self._partial.clear()
         return head.removeprefix(b"\xef\xbb\xbf")
 
     def _keep(self, piece: bytes) -> None:
         if not piece:
             return
-        self._partial.append(piece)
-        self._grow(len(piece))
-        if self._partial[0].startswith(b"data"):
+        self._partial += piece
+        size = len(self._partial)
+        if self._partial.startswith(b"data:"):
             self.progress = True
-        if len(self._partial) > 512:  # many tiny pieces: a list entry costs more than its byte
-            self._partial = [b"".join(self._partial)]
+            size += self._size
+        if size > self._limit:
+            raise EventTooLarge
 
     def _grow(self, size: int) -> None:
         self._size += size
@@ -130,6 +139,8 @@ class Parser:
     def _line(self, line: bytes) -> Event | None:
         if not line:
             return self._dispatch()
+        if len(line) > self._limit:
+            raise EventTooLarge
         field, _, value = line.partition(b":")
         if field == b"data":
             self.progress = True

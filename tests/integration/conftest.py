@@ -14,6 +14,8 @@ import pytest
 from tests.integration import tinymodel
 from tests.integration.processes import Gateway, LlamaServer
 
+pytest.register_assert_rewrite("tests.integration.faults")
+
 
 @pytest.fixture(scope="session")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:

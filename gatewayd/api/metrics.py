@@ -1,0 +1,35 @@
+"""The page of metrics on a port of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from gatewayd.wire.errors import UnknownURL
+
+from .request import Request
+
+MEDIA_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+class MetricsPage(Resource):
+    """Answers ``/metrics`` and nothing else.
+
+    :param text: makes the page.
+    """
+
+    isLeaf = True
+
+    def __init__(self, text: Callable[[], bytes]) -> None:
+        super().__init__()
+        self._text = text
+
+    def render(self, request: Request) -> int:
+        request.exchange.route = "/metrics"
+        if request.path == b"/metrics" and request.method in (b"GET", b"HEAD"):
+            request.respond(200, self._text(), media_type=MEDIA_TYPE)
+        else:
+            request.fail(UnknownURL("There is only /metrics here."))
+        return NOT_DONE_YET

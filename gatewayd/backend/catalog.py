@@ -1,0 +1,87 @@
+"""Which models there are: what the settings name, and what the backends themselves list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from gatewayd.wire import models
+from gatewayd.wire.errors import GatewayError, UpstreamTimeout
+
+from .routing import Router, Target
+
+#: A list older than this is still given, and asked for anew behind the answer.
+FRESH_SECONDS = 10.0
+#: How long a list is waited for.
+WAIT_SECONDS = 2.0
+
+Entries = dict[str, Any]
+
+
+class Catalog:
+    """Merges the backends' lists; the first that serves a name describes it."""
+
+    def __init__(self, router: Router, clock: IReactorTime) -> None:
+        self._router = router
+        self._clock = clock
+        self._known: dict[Target, tuple[float, Entries]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The names that are known without asking."""
+        named = [name for target in self._router.targets for name in target.names]
+        return named + [n for _, entries in self._known.values() for n in entries]
+
+    async def models(self, request_id: str) -> Entries:
+        """All models by name, aliases included.
+
+        :raises GatewayError: no backend could say, and the settings name none.
+        """
+        targets = self._router.targets
+        lists = [self._list(target, request_id) for target in targets]
+        results: Any = await DeferredList(lists, consumeErrors=True)
+        found: Entries = {}
+        problems = []
+        for target, (good, entries) in zip(targets, results, strict=True):
+            if not good:
+                problems.append(entries.value)
+                entries = {}
+            for name, entry in entries.items():
+                if target.lists(name):
+                    found.setdefault(name, entry)
+            for name in target.names:
+                found.setdefault(name, models.entry(name, 0, target.backend.name))
+        if problems and not found:
+            raise problems[0]
+        return found
+
+    def _list(self, target: Target, request_id: str) -> Deferred[Entries]:
+        known = self._known.get(target)
+        if known is None:
+            return self._ask(target, request_id)
+        when, entries = known
+        now = self._clock.seconds()
+        if now - when > FRESH_SECONDS:
+            self._known[target] = (now, entries)  # one of those who come now asks
+            self._ask(target, request_id).addErrback(lambda _: None)  # the old list will do
+        return succeed(entries)
+
+    def _ask(self, target: Target, request_id: str) -> Deferred[Entries]:
+        def told(entries: Entries) -> Entries:
+            self._known[target] = (self._clock.seconds(), entries)
+            return entries
+
+        def too_late(_: object, __: float) -> None:
+            raise UpstreamTimeout("The backend took too long to list its models.")
+
+        asked = target.backend.models(request_id)
+        asked.addTimeout(WAIT_SECONDS, self._clock, too_late)
+        return asked.addCallbacks(told, _only_expected)
+
+
+def _only_expected(failure: Failure) -> Failure:
+    failure.trap(GatewayError)
+    return failure

@@ -1,0 +1,162 @@
+"""Whether a backend is worth asking: one small state machine for each.
+
+It is told how exchanges ended and, where a ``health`` path is configured, what that said, and
+decides from that and the time alone. Connection failures, 5xx, broken and stalled replies count
+against a backend; what a client did wrong does not.
+
+``well`` -> failures in a row -> ``ejected`` -> back-off over -> ``waiting`` -> one request is let
+through -> ``trying`` -> ``well``, or ``ejected`` again for twice as long. A backend whose
+``health`` path says that it is loading its model is ``loading``: not broken, not usable yet.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Protocol
+
+import attrs
+from automat import TypeMachineBuilder
+from twisted.internet.interfaces import IReactorTime
+
+#: Failures in a row after which a backend is left alone.
+FAILURES = 3
+#: Seconds that the first back-off takes, and the most that a later one may.
+FIRST_BACKOFF = 1.0
+LONGEST_BACKOFF = 15.0
+
+
+class _Inputs(Protocol):
+    def answered(self) -> None:
+        """A request was answered."""
+
+    def gave_up(self) -> None:
+        """Too many requests failed, or the one on trial."""
+
+    def backed_off(self) -> None:
+        """The back-off is over."""
+
+    def asked(self) -> None:
+        """A request is on its way."""
+
+    def learned_nothing(self) -> None:
+        """It ended, but not by what the backend did."""
+
+    def not_yet(self) -> None:
+        """It says that it will be ready later."""
+
+
+@attrs.define
+class _Memory:
+    """:param state: its name, for operators."""
+
+    state: str = "well"
+    ejections: int = 0
+
+
+_builder = TypeMachineBuilder(_Inputs, _Memory)
+_well, _ejected = _builder.state("well"), _builder.state("ejected")
+_waiting, _trying = _builder.state("waiting"), _builder.state("trying")
+_loading = _builder.state("loading")
+
+
+def _recover(inputs: _Inputs, memory: _Memory) -> None:
+    memory.state, memory.ejections = "well", 0
+
+
+def _eject(inputs: _Inputs, memory: _Memory) -> None:
+    memory.state = "ejected"
+    memory.ejections += 1
+
+
+def _wait(inputs: _Inputs, memory: _Memory) -> None:
+    memory.state = "waiting"
+
+
+def _try(inputs: _Inputs, memory: _Memory) -> None:
+    memory.state = "trying"
+
+
+def _load(inputs: _Inputs, memory: _Memory) -> None:
+    memory.state = "loading"
+
+
+_well.upon(_Inputs.gave_up).to(_ejected)(_eject)
+_trying.upon(_Inputs.gave_up).to(_ejected)(_eject)
+_ejected.upon(_Inputs.backed_off).to(_waiting)(_wait)
+_waiting.upon(_Inputs.asked).to(_trying)(_try)
+_trying.upon(_Inputs.learned_nothing).to(_waiting)(_wait)
+for _state in (_well, _ejected, _waiting, _trying):
+    _state.upon(_Inputs.not_yet).to(_loading)(_load)
+for _state in (_ejected, _waiting, _trying, _loading):
+    _state.upon(_Inputs.answered).to(_well)(_recover)
+_loading.upon(_Inputs.gave_up).to(_ejected)(_eject)
+for _input in (_Inputs.not_yet, _Inputs.asked, _Inputs.backed_off, _Inputs.learned_nothing):
+    _loading.upon(_input).loop().returns(None)
+# An exchange that began before an ejection ends after it: that says nothing new.
+for _state in (_ejected, _waiting):
+    _state.upon(_Inputs.gave_up).loop().returns(None)
+for _state in (_well, _ejected, _trying):
+    _state.upon(_Inputs.asked).loop().returns(None)
+for _state in (_well, _waiting, _trying):
+    _state.upon(_Inputs.backed_off).loop().returns(None)
+for _state in (_well, _ejected, _waiting):
+    _state.upon(_Inputs.learned_nothing).loop().returns(None)
+_well.upon(_Inputs.answered).loop().returns(None)
+_new_machine = _builder.build()
+
+
+class Health:
+    """
+    :param clock: tells the time; nothing is scheduled.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._memory = _Memory()
+        self._machine = _new_machine(self._memory)
+        self._failures = 0
+        self._until = 0.0
+
+    @property
+    def state(self) -> str:
+        """``well``, ``ejected``, ``waiting``, ``trying`` or ``loading``."""
+        if self._memory.state == "ejected" and self._clock.seconds() >= self._until:
+            self._machine.backed_off()
+        return self._memory.state
+
+    @property
+    def usable(self) -> bool:
+        """Whether to send the next request there."""
+        return self.state in ("well", "waiting")
+
+    def asked(self) -> None:
+        """A request is sent there. The one that begins a trial must end in one of the below."""
+        if self.state == "waiting":
+            self._machine.asked()
+
+    def succeeded(self) -> None:
+        """It answered, be it that the client had asked for something wrong."""
+        self._failures = 0
+        self._machine.answered()
+
+    def failed(self) -> None:
+        """A request failed there, or a look at its health, by no fault of a client."""
+        self._failures += 1
+        if self._failures < FAILURES and self.state != "trying":
+            return
+        self._failures = 0
+        before = self._memory.ejections
+        self._machine.gave_up()
+        if self._memory.ejections > before:
+            longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**before)
+            # Jitter: several gateways should not try a backend that comes up at the same time.
+            self._until = self._clock.seconds() + longest * random.uniform(0.5, 1.0)
+
+    def not_yet(self) -> None:
+        """Its health path says that it will be ready later."""
+        self._failures = 0
+        self._machine.not_yet()
+
+    def learned_nothing(self) -> None:
+        """The client left, or the like: the next request is the trial, if one is due."""
+        self._machine.learned_nothing()

@@ -1,0 +1,253 @@
+"""``workers`` above 1: one process that serves nothing and starts those that do.
+
+The supervisor binds the port (or takes it from systemd) and gives the listening socket to every
+worker, so that connections which wait there outlive any of them. A worker is the same command
+line again in the foreground, with :data:`gatewayd.service.WORKER_SOCKET` in its environment.
+
+A worker that dies is started again, at once the first time and later and later if it dies young.
+SIGHUP goes to all of them, and so does a stop: the supervisor ends when the last of them has.
+Workers say that they are ready the way a service tells systemd; the supervisor hears it and tells
+systemd when all of them are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client import multiprocess
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import DatagramProtocol, ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.systemd import ListenFDs
+
+from gatewayd.api.metrics import MetricsPage
+from gatewayd.api.site import Site
+from gatewayd.config import Settings
+from gatewayd.notify import Systemd
+from gatewayd.service import WORKER_SOCKET, listen
+from gatewayd.telemetry.metrics import SHARED, Metrics
+
+_log = Logger()
+
+#: A worker that lived this long died of something new.
+YOUNG_SECONDS = 10.0
+LONGEST_BACKOFF = 30.0
+
+_RUN = "from twisted.scripts.twistd import run; run()"
+#: What systemd says to this process alone.
+_NOT_INHERITED = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID", "NOTIFY_SOCKET")
+
+
+class Worker(ProcessProtocol):
+    """One worker, through all of its lives."""
+
+    def __init__(self, supervisor: Supervisor, number: int) -> None:
+        self.supervisor = supervisor
+        self.number = number
+        self.ready = False
+        self.pid: int | None = None
+        self._backoff = 0.0
+        self._began = 0.0
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.pid = self.transport.pid
+        self._began = self.supervisor.reactor.seconds()
+
+    def outReceived(self, data: bytes) -> None:
+        _log.info("{lines}", lines=data.decode("utf-8", "replace").rstrip("\n"))
+
+    errReceived = outReceived
+
+    def processEnded(self, reason: Failure) -> None:
+        lived = self.supervisor.reactor.seconds() - self._began
+        self._backoff = 0.0 if lived > YOUNG_SECONDS else min(self._backoff * 2 + 0.5, 30.0)
+        if self.pid is not None:
+            multiprocess.mark_process_dead(self.pid, self.supervisor.folder)
+        self.pid, self.ready = None, False
+        self.supervisor.ended(self, str(reason.value), self._backoff)
+
+    def kill(self, number: int) -> None:
+        if self.pid is not None:
+            os.kill(self.pid, number)
+
+
+class Supervisor(Service):
+    """
+    :param arguments: the command line after ``gatewayd``.
+    :param foreground: whether the workers' output goes where this process's own goes; else it
+        goes to the log.
+    """
+
+    name = "gatewayd"
+
+    def __init__(
+        self, settings: Settings, arguments: Sequence[str], foreground: bool, reactor: Any
+    ) -> None:
+        self.settings = settings
+        self.reactor = reactor
+        self.folder = ""
+        self._arguments = list(arguments)
+        self._foreground = foreground
+        self._systemd = Systemd()
+        self._workers = [Worker(self, n) for n in range(settings.gateway.workers)]
+        self._socket: socket.socket | None = None
+        self._metrics_port: Any = None
+        self._waiting: dict[Worker, IDelayedCall] = {}
+        self._watchdog: IDelayedCall | None = None
+        self._announced = False
+        self._stopped: Deferred[None] | None = None
+
+    # -- start ---------------------------------------------------------------------------------
+
+    def privilegedStartService(self) -> None:
+        super().privilegedStartService()
+        self._socket = self._bind()
+        if self.settings.metrics.listen is not None:
+            page = MetricsPage(self._metrics)
+            site = Site(page, self.settings, self.reactor, lambda _: None, lambda _: None)
+            self._metrics_port = listen(self.reactor, *self.settings.metrics.listen, site)
+
+    def _bind(self) -> socket.socket:
+        inherited = ListenFDs.fromEnvironment().inheritedDescriptors()
+        if inherited:
+            return socket.socket(fileno=inherited[0])
+        gateway = self.settings.gateway
+        family = socket.AF_INET6 if ":" in gateway.listen else socket.AF_INET
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((gateway.listen, gateway.port))
+            bound.listen(1024)
+        except OSError as e:
+            raise SystemExit(
+                f"gatewayd: cannot listen on {gateway.listen} port {gateway.port}: {e.strerror}"
+            ) from None
+        return bound
+
+    def startService(self) -> None:
+        super().startService()
+        self.folder = tempfile.mkdtemp(prefix="gatewayd-")
+        self.reactor.listenUNIXDatagram(f"{self.folder}/notify", _Notices(self))
+        for worker in self._workers:
+            self._start(worker)
+        self._feed_watchdog()
+        self.reactor.callWhenRunning(self._handle_signals)
+
+    def _start(self, worker: Worker) -> None:
+        assert self._socket is not None
+        self._waiting.pop(worker, None)
+        environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+        environment.update(
+            {
+                WORKER_SOCKET: "3",
+                SHARED: self.folder,
+                "NOTIFY_SOCKET": f"{self.folder}/notify",
+                "GATEWAYD_WORKER_NUMBER": str(worker.number),
+            }
+        )
+        output: dict[int, Any] = {1: 1, 2: 2} if self._foreground else {1: "r", 2: "r"}
+        self.reactor.spawnProcess(
+            worker,
+            sys.executable,
+            [sys.executable, "-c", _RUN, "--nodaemon", "--pidfile=", "gatewayd", *self._arguments],
+            environment,
+            childFDs={0: 0, **output, 3: self._socket.fileno()},
+        )
+
+    # -- while it runs -------------------------------------------------------------------------
+
+    def heard(self, pid: int, lines: Sequence[str]) -> None:
+        """A worker says something, as a service does to systemd."""
+        for worker in self._workers:
+            if worker.pid == pid and "READY=1" in lines:
+                worker.ready = True
+        if not self._announced and all(worker.ready for worker in self._workers):
+            self._announced = True
+            said = f"{len(self._workers)} workers serve"
+            _log.info("gatewayd: {said}", said=said)
+            self._systemd.ready(said)
+
+    def ended(self, worker: Worker, why: str, backoff: float) -> None:
+        if self._stopped is None:
+            _log.error(
+                "worker {number} ended: {why}; the next starts in {backoff} s",
+                number=worker.number,
+                why=why,
+                backoff=backoff,
+            )
+            self._waiting[worker] = self.reactor.callLater(backoff, self._start, worker)
+        elif not any(worker.pid for worker in self._workers) and not self._stopped.called:
+            self._stopped.callback(None)
+
+    def _metrics(self) -> bytes:
+        os.environ[SHARED] = self.folder
+        return Metrics(self.reactor).text()
+
+    def _feed_watchdog(self) -> None:
+        if self._systemd.watchdog_seconds:
+            self._systemd.alive()
+            seconds = self._systemd.watchdog_seconds
+            self._watchdog = self.reactor.callLater(seconds, self._feed_watchdog)
+
+    # -- signals and the stop ------------------------------------------------------------------
+
+    def _handle_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.reactor.callFromThread(self._stop_signal))
+        signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self._reload_signal))
+
+    def _stop_signal(self) -> None:
+        if self._stopped is None:
+            self.reactor.stop()
+        else:
+            self._tell_all(signal.SIGTERM)
+
+    def _reload_signal(self) -> None:
+        self._systemd.reloading()
+        self._tell_all(signal.SIGHUP)
+        self._systemd.ready(f"{len(self._workers)} workers were told to reload")
+
+    def _tell_all(self, number: int) -> None:
+        for worker in self._workers:
+            worker.kill(number)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        self._systemd.stopping("waits for the workers")
+        self._stopped = Deferred()
+        self._stopped.addBoth(lambda _: shutil.rmtree(self.folder, ignore_errors=True))
+        for call in [*self._waiting.values(), *filter(None, [self._watchdog])]:
+            if call.active():
+                call.cancel()
+        if self._socket is not None:
+            self._socket.close()
+        if self._metrics_port is not None:
+            self._metrics_port.stopListening()
+        self._tell_all(signal.SIGTERM)
+        if not any(worker.pid for worker in self._workers):
+            self._stopped.callback(None)
+        return self._stopped
+
+
+class _Notices(DatagramProtocol):
+    """Hears what the workers say. A line ``PID=`` says who speaks."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        lines = datagram.decode("utf-8", "replace").split("\n")
+        pid = next((line[4:] for line in lines if line.startswith("PID=")), "")
+        if pid.isdigit():
+            self._supervisor.heard(int(pid), lines)

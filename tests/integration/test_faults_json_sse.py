@@ -1,0 +1,627 @@
+"""Backends that fail before, in and after their reply, and what the client sees of it.
+
+Each row of a table is one fault, played with a JSON reply and with an event stream. The slow ones
+(those that end by a clock) are all played at once, in the background.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from tests.faultbackend import FaultBackend, blackhole
+from tests.integration.faults import (
+    CONNECT,
+    FIRST_BYTE,
+    IDLE,
+    MAX_REPLY,
+    MIB,
+    TOTAL,
+    Case,
+    Client,
+    Cut,
+    Daemon,
+    Err,
+    Expectation,
+    Whole,
+    ask,
+    certificate,
+    check,
+    check_error,
+    play,
+    wait_for,
+    watched,
+)
+
+WHOLE = Whole()
+BAD = Err(502, "upstream_bad_response")
+RESET = Err(502, "upstream_reset")
+TRUNCATED = Err(502, "upstream_reset", "backend_truncated")
+LATE = Err(504, "upstream_timeout", "backend_timeout", at=FIRST_BYTE)
+STALLED = attrs.evolve(LATE, at=IDLE)
+CUT = Cut(2, "upstream_reset")
+CUT_BAD = Cut(2, "upstream_bad_response", "backend_error")
+CUT_STALLED = Cut(2, "upstream_timeout", "backend_timeout", at=IDLE)
+
+
+@attrs.frozen
+class Row:
+    """One fault, and what the client sees of it with ``stream`` false and true; None: not played.
+
+    :param slow: for those whose expectation names no time.
+    """
+
+    id: str
+    fault: str
+    json: Expectation | None
+    sse: Expectation | None
+    slow: bool = False
+
+    def is_slow(self, expected: Expectation) -> bool:
+        return self.slow or expected.at > 0
+
+
+def both(id: str, fault: str, expected: Expectation, slow: bool = False) -> Row:
+    return Row(id, fault, expected, expected, slow)
+
+
+def passed(status: int) -> Err:
+    return Err(
+        status,
+        "",
+        "refused" if status < 500 else "backend_error",
+        passed=True,
+        ran=status >= 500 and status != 503,
+    )
+
+
+def replaced(status: int) -> Err:
+    return attrs.evolve(passed(status), code="upstream_error", passed=False)
+
+
+ROWS = [
+    # The head of the reply.
+    both("B03-hang", "hang", LATE),
+    both("B03-head-without-content", f"head-immediately:{FIRST_BYTE + 2}", LATE),
+    Row("B03-head-and-comments", f"head-immediately:{FIRST_BYTE + 2}:0.2", None, LATE),
+    both("B04-garbage", "garbage", BAD),
+    both("B04-http09", "http09", BAD),
+    both("B08-reset-mid-headers", "reset-mid-headers", RESET),
+    both("B08-close-mid-headers", "close-mid-headers", RESET),
+    both("B08-stall-mid-headers", "stall-mid-headers", LATE),
+    both("B11-100", "1xx", WHOLE),
+    both("B11-five-103", "1xx:103:5", WHOLE),
+    both("B11-1xx-flood", "1xx-flood", LATE),
+    both("B11-switch", "switch", BAD),
+    both("B13-huge-header", "huge-header:64KB", BAD),
+    both("B13-many-headers", "many-headers:5000", BAD),
+    both("B13-endless-headers", "endless-headers", BAD),
+    *[both(f"B15-{code}", f"redirect:{code}", BAD) for code in (301, 302, 303, 304, 307, 308)],
+    both("B15-elsewhere", "redirect:302:http://169.254.169.254/", BAD),
+    *[
+        both(f"B16-{code}", f"status:{code}", passed(code))
+        for code in (400, 404, 413, 422, 429, 500, 503, 529)
+    ],
+    *[
+        both(f"B16-{code}-{kind}", f"status:{code}:{kind}", replaced(code))
+        for code in (400, 404, 413, 422, 429, 500, 503, 529)
+        for kind in ("html", "text", "empty")
+    ],
+    both("B16-huge", "status:500:huge", replaced(500)),
+    both("B16-its-own-401", "401-upstream", Err(502, "upstream_auth")),
+    # A whole JSON body.
+    Row("B09-reset-mid-body", "reset-mid-body", TRUNCATED, None),
+    Row("B09-close-mid-body", "close-mid-body", TRUNCATED, None),
+    Row("B09-chunked-truncated", "chunked-truncated", TRUNCATED, None),
+    Row("B09-stall-mid-body", "stall-mid-body", STALLED, None),
+    Row("B09-bad-chunk", "bad-chunk", BAD, None),
+    Row("B09-until-close", "eof-body", WHOLE, WHOLE),
+    Row("B09-until-close-too-early", "eof-body+end-after:2", TRUNCATED, CUT),
+    *[
+        both(f"B17-{kind}", f"json-body:{kind}", BAD)
+        for kind in (
+            "text", "null", "array", "string", "truncated", "empty", "shape", "noct", "nan",
+            "bad-utf8", "deep",
+        )
+    ],
+    both("B17-error200", "json-body:error200", Err(502, "", passed=True)),
+    both("B19-gzip", "gzip", BAD),
+    both("B19-br", "enc:br", BAD),
+    *[both(f"B19-gzip-{how}", f"gzip-bad:{how}", BAD) for how in ("garbage", "crc", "truncated")],
+    Row("B22-slow-bytes", "drip:1:0.008", WHOLE,
+        Cut(None, "upstream_timeout", "backend_timeout", at=TOTAL), slow=True),
+    Row("B22-too-slow-in-all", "drip:1:0.02",
+        Err(504, "upstream_timeout", "backend_timeout", at=TOTAL), None),
+    both("B22-slow-pieces", "drip:250:0.5", WHOLE, slow=True),
+    both("B22-slow-first-byte", "slow-first-byte:2", WHOLE, slow=True),
+    Row("B25-sse-for-json", "sse-for-json", BAD, WHOLE),
+    both("B25-html", "ct:text/html", BAD),
+    # The bytes of an event stream.
+    both("E01-plain", "", WHOLE),
+    both("E01-coalesce", "coalesce", WHOLE),
+    both("E01-split-event", "split-event", WHOLE),
+    both("E01-bytes", "bytes", WHOLE),
+    both("E01-drip", "drip:7:0.001", WHOLE, slow=True),
+    *[
+        both(f"E02-{fault.replace(':', '-')}", fault, WHOLE)
+        for fault in ("utf8", "split-utf8", "utf8+split-utf8", "utf8+drip:1:0",
+                      "split-utf8+drip:1:0")
+    ],
+    *[
+        both(f"E03-{fault}", fault, WHOLE)
+        for fault in ("crlf", "cr", "no-space", "bom", "fields", "comments")
+    ],
+    both("E03-crlf-drip", "crlf+drip:1:0.001", WHOLE, slow=True),
+    both("E03-multi-data", "multi-data", Whole(spaced=True)),
+    both("E03-all-at-once", "bom+cr+fields+comments+drip:1:0", WHOLE),
+    both("E05-no-done", "no-done", WHOLE),
+    Row("E09-end-after", "end-after:2", None, CUT),
+    Row("E09-close-mid-body", "close-mid-body:2", None, CUT),
+    Row("E09-reset-mid-body", "reset-mid-body:2", None, CUT),
+    Row("E09-chunked-truncated", "chunked-truncated:2", None, CUT),
+    Row("E09-bad-chunk", "bad-chunk", None, Cut(2, "upstream_bad_response|upstream_reset")),
+    Row("E09-until-close", "eof-body+end-after:3", None, Cut(3, "upstream_reset")),
+    Row("E09-before-the-first-event", "close-mid-body:0", TRUNCATED, TRUNCATED),
+    Row("E11-stall-after", "stall-after:2", STALLED, CUT_STALLED),
+    Row("E11-stall-mid-event", "stall-mid-body:2", None, CUT_STALLED),
+    Row("E11-stall-mid-first-event", "stall-mid-body:0", LATE, STALLED),
+    Row("E11-pause", f"pause:1:{IDLE - 0.5}", WHOLE, WHOLE, slow=True),
+    Row("E12-error-event", "error-event:2", WHOLE,
+        Cut(2, "", "backend_error", passed=True)),
+    Row("E12-error-and-done", "error-then-done:2", WHOLE,
+        Cut(2, "", "backend_error", passed=True)),
+    both("E14-surrogates", "surrogate-event", WHOLE),
+    both("E14-tools", "tools", WHOLE),
+    both("E14-usage-on-finish", "usage:finish", WHOLE),
+    Row("E15-empty-stream", "empty-stream", WHOLE, BAD),
+    Row("E16-comment-only", "comment-only", WHOLE, LATE),
+    Row("E18-huge-event", "huge-event:900KB", WHOLE, WHOLE),
+    # What the page's promises say besides.
+    Row("promise-3-done-with-an-open-choice", "done-early:2", WHOLE, CUT),
+    Row("promise-3-one-choice-of-two-open", "two-choices:open", WHOLE,
+        Cut(None, "upstream_reset")),
+    both("promise-3-two-choices", "two-choices", WHOLE),
+    both("promise-3-empty-finish-reasons", "finish-empty", WHOLE),
+    both("promise-3-nothing-behind-done", "after-done", WHOLE),
+    Row("promise-3-an-event-that-is-no-json", "not-json:2", WHOLE, CUT_BAD),
+    Row("promise-3-first-event-is-no-json", "not-json:0", WHOLE, BAD),
+    both("agent-surplus", "surplus", WHOLE),
+    both("agent-later-surplus", "surplus:0.05", WHOLE),
+    *[
+        both(f"agent-connection-{value.replace(', ', '-')}", f"conn-close-spelling:{value}", WHOLE)
+        for value in ("close", "Close", "CLOSE, X", "X, close", "keep-alive, close")
+    ],
+]  # fmt: skip
+
+CASES = [
+    pytest.param(row, stream, id=f"{row.id}-{'sse' if stream else 'json'}")
+    for row in ROWS
+    for stream in (False, True)
+    if (row.sse if stream else row.json) is not None
+]
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[FaultBackend]:
+    with FaultBackend() as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with watched(Daemon(tmp_path_factory.mktemp("gateway"), sim.url), sim) as daemon:
+        yield daemon
+
+
+Played = dict[tuple[str, bool], "Future[Case]"]
+
+
+@pytest.fixture(scope="module")
+def slow(request: pytest.FixtureRequest, gateway: Daemon, sim: FaultBackend) -> Iterator[Played]:
+    """The slow rows that are to be tested, all playing."""
+    wanted = {
+        (callspec.params["row"], callspec.params["stream"])
+        for item in request.session.items
+        if (callspec := getattr(item, "callspec", None))
+        and "row" in callspec.params
+        and item.path == request.path
+    }
+    with ThreadPoolExecutor(64) as pool:
+        yield {
+            (row.id, stream): pool.submit(play, gateway, sim, row.fault, stream)
+            for row, stream in wanted
+            if (expected := row.sse if stream else row.json) and row.is_slow(expected)
+        }
+
+
+@pytest.mark.parametrize(("row", "stream"), CASES)
+def test_a_failing_backend(
+    gateway: Daemon, sim: FaultBackend, slow: Played, row: Row, stream: bool
+) -> None:
+    expected = row.sse if stream else row.json
+    assert expected
+    played = slow.get((row.id, stream))
+    check(played.result() if played else play(gateway, sim, row.fault, stream), expected)
+    assert sim.redirect_hits == 0
+
+
+def test_json_for_a_stream_becomes_one(gateway: Daemon, sim: FaultBackend) -> None:
+    """B25: never JSON under the name of an event stream."""
+    case = play(gateway, sim, "json-for-sse", True)
+    *chunks, done = case.answer.payloads()
+    sent = json.loads(case.record.want_json_as(case.answer.id))
+    chunk = json.loads(chunks[0])
+    assert done == b"[DONE]"
+    assert (chunk["id"], chunk["object"]) == (case.answer.id, "chat.completion.chunk")
+    assert chunk["choices"][0]["delta"] == sent["choices"][0]["message"]
+    assert chunk["choices"][0]["finish_reason"] == "stop"
+    assert case.answer.whole and gateway.line(case.answer.id)["end"] == "complete"
+
+
+@pytest.mark.parametrize("fault", ["error-event:0", "error-then-done:0"])
+def test_a_stream_that_begins_with_an_error_is_an_http_error(
+    gateway: Daemon, sim: FaultBackend, fault: str
+) -> None:
+    """E12."""
+    case = play(gateway, sim, fault, True)
+    answer = case.answer
+    assert (answer.status, answer.whole) == (502, True)
+    assert answer.header("content-type") == ["application/json"]
+    assert answer.json()["error"]["message"] == "sim failed on the way"
+    assert gateway.line(answer.id)["end"] == "backend_error"
+
+
+def test_a_reply_ends_with_done_although_the_backend_lingers(
+    gateway: Daemon, sim: FaultBackend
+) -> None:
+    case = play(gateway, sim, "done-linger:1.5", True)
+    check(case, WHOLE)
+    assert case.answer.last_at - case.record.sent_times[-1] < 0.25
+
+
+def test_tokens_arrive_one_by_one(gateway: Daemon, sim: FaultBackend) -> None:
+    """E20."""
+    case = play(gateway, sim, "tokens:20:0.1", True)
+    check(case, WHOLE)
+    tokens = slice(1, 21)  # the first event is the role, the last the end
+    arrivals = case.answer.arrivals[tokens]
+    late = [a - s for a, s in zip(arrivals, case.record.sent_times[tokens], strict=True)]
+    assert statistics.median(late) < 0.02
+    assert max(late) < 0.1
+    assert len(set(arrivals)) == 20
+
+
+def test_many_streams_at_once_stay_apart(gateway: Daemon, sim: FaultBackend) -> None:
+    """E21."""
+    with ThreadPoolExecutor(100) as pool:
+        cases = list(pool.map(lambda _: play(gateway, sim, "tokens:200", True), range(100)))
+    for case in cases:
+        WHOLE.check(case)
+        assert len(case.records) == 1
+    assert len({case.answer.id for case in cases}) == 100
+
+
+# -- no connection -------------------------------------------------------------------------------
+
+
+UNREACHABLE = Err(502, "upstream_unreachable", "backend_unreachable", ran=False)
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[FaultBackend]:
+    """A backend whose faults are those of its port, and whose every connection is a fresh one."""
+    with FaultBackend(max_requests=1) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def before_door(door: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with watched(Daemon(tmp_path_factory.mktemp("door"), door.url), door) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def closed(door: FaultBackend, before_door: Daemon) -> Iterator[FaultBackend]:
+    door.stop()
+    try:
+        yield door
+    finally:
+        door.start()
+
+
+UNSENT: dict[str, Any] = {"end": "backend_unreachable", "ran": False}
+STREAM = pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
+
+
+@STREAM
+def test_a_closed_port(before_door: Daemon, closed: FaultBackend, stream: bool) -> None:
+    """B01."""
+    case = play(before_door, closed, "", stream)
+    check(case, UNREACHABLE, attempts=0)
+    assert case.answer.seconds < 0.2 + 0.3
+
+
+@STREAM
+@pytest.mark.parametrize("fault", ["reset-after-request", "close-after-request"])
+def test_a_fresh_connection_that_dies(
+    before_door: Daemon, door: FaultBackend, fault: str, stream: bool
+) -> None:
+    """B07: the backend may have run, so the request is not sent again."""
+    check(play(before_door, door, fault, stream), RESET, attempts=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("reset", Err(502, "upstream_reset|upstream_unreachable")),
+        ("close", Err(502, "upstream_reset|upstream_unreachable")),
+        ("ssh-banner", BAD),
+        ("garbage", BAD),
+    ],
+)
+def test_a_port_that_speaks_no_http(
+    before_door: Daemon, door: FaultBackend, mode: str, expected: Err
+) -> None:
+    """B04."""
+    door.on_accept = mode
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda s: play(before_door, door, "", s), (False, True)))
+    finally:
+        door.on_accept = "serve"
+    for case in both:
+        # Whether the connection ended before or after the request went out is chance.
+        unreachable = case.answer.json()["error"]["code"] == "upstream_unreachable"
+        check(case, attrs.evolve(expected, **UNSENT) if unreachable else expected, attempts=0)
+    door.wait_for(lambda: door.connections_open == 0)
+
+
+@attrs.frozen
+class Silent:
+    """A port that accepts, or not even that, and is silent; what both kinds of request get."""
+
+    name: str
+    url: str
+    expected: Err
+
+
+def test_a_port_that_is_silent(tmp_path: Path) -> None:
+    """B02, B03, and B06's stalled handshake: all at once, each behind a gateway of its own."""
+    pair = certificate(tmp_path, "silent")
+    late = Err(504, "upstream_timeout", "backend_unreachable", at=CONNECT, ran=False)
+    with (
+        blackhole() as port,
+        FaultBackend(on_accept="mute") as mute,
+        FaultBackend(on_accept="tls-stall", tls=pair) as stalled,
+        FaultBackend(on_accept="mute", tls=pair) as secure_mute,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        ports = [
+            (Silent("no-syn", f"http://127.0.0.1:{port}", late), FaultBackend()),
+            (Silent("mute", mute.url, LATE), mute),
+            (Silent("stalled", stalled.url, late), stalled),
+            (Silent("secure-mute", secure_mute.url, LATE), secure_mute),
+        ]
+
+        def play_both(silent: Silent, sim: FaultBackend) -> None:
+            folder = tmp_path / silent.name
+            folder.mkdir()
+            with watched(Daemon(folder, silent.url, tls_ca=pair[0])) as daemon:
+                json, sse = (pool.submit(play, daemon, sim, "", s) for s in (False, True))
+                for case in (json.result(), sse.result()):
+                    check(case, silent.expected, attempts=0)
+                wait_for(lambda: not sim.connections_open, 0.25, "the connections' end")
+
+        for done in [pool.submit(play_both, *port) for port in ports]:
+            done.result()
+
+
+# -- TLS -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    folder = tmp_path_factory.mktemp("certificates")
+    return {
+        "good": certificate(folder, "good"),
+        "unknown": certificate(folder, "unknown"),
+        "expired": certificate(folder, "expired", days=-1),
+        "wrong-host": certificate(folder, "wrong-host", host="127.0.0.2"),
+    }
+
+
+@pytest.fixture(scope="module")
+def secure(
+    certificates: dict[str, tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Daemon, FaultBackend]]:
+    """A gateway that trusts all of those certificates but the unknown one."""
+    folder = tmp_path_factory.mktemp("secure")
+    trusted = folder / "trusted.pem"
+    with trusted.open("wb") as file:
+        for name, (pem, _) in certificates.items():
+            if name != "unknown":
+                with open(pem, "rb") as part:
+                    file.write(part.read())
+    with (
+        FaultBackend(tls=certificates["good"], max_requests=1) as backend,
+        watched(Daemon(folder, backend.url, tls_ca=str(trusted)), backend) as daemon,
+    ):
+        yield daemon, backend
+
+
+@STREAM
+@pytest.mark.parametrize("fault", ["", "huge:4MB", "bytes"])
+def test_tls(secure: tuple[Daemon, FaultBackend], fault: str, stream: bool) -> None:
+    check(play(*secure, fault, stream), WHOLE)
+
+
+@STREAM
+@pytest.mark.parametrize("name", ["unknown", "expired", "wrong-host"])
+def test_a_certificate_that_proves_nothing(
+    secure: tuple[Daemon, FaultBackend],
+    certificates: dict[str, tuple[str, str]],
+    name: str,
+    stream: bool,
+) -> None:
+    """B06."""
+    daemon, backend = secure
+    good = backend.context
+    backend.context = FaultBackend(tls=certificates[name]).context
+    try:
+        case = play(daemon, backend, "", stream)
+    finally:
+        backend.context = good
+    check(case, Err(502, "upstream_tls", "backend_unreachable", ran=False), attempts=0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("tls-garbage", Err(502, "upstream_tls", "backend_unreachable", ran=False)),
+        ("plain-http", Err(502, "upstream_tls", "backend_unreachable", ran=False)),
+        ("reset", Err(502, "upstream_tls|upstream_unreachable", "backend_unreachable", ran=False)),
+    ],
+)
+def test_a_port_that_speaks_no_tls(
+    secure: tuple[Daemon, FaultBackend], mode: str, expected: Err
+) -> None:
+    """B06: no byte of the request goes there."""
+    daemon, backend = secure
+    backend.on_accept = mode
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda s: play(daemon, backend, "", s), (False, True)))
+    finally:
+        backend.on_accept = "serve"
+    for case in both:
+        check(case, expected, attempts=0)
+
+
+# -- with comments for the client while the backend is silent --------------------------------------
+
+
+PING = 0.5
+
+
+@pytest.fixture(scope="module")
+def pinging(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("pinging")
+    with watched(Daemon(folder, sim.url, timeouts_ping=f"{PING}"), sim) as daemon:
+        yield daemon
+
+
+PINGED = [
+    ("pause:1:1.75", 3, WHOLE),
+    ("slow-first-byte:1.75", 3, WHOLE),
+    ("comment-only", 5, Cut(0, "upstream_timeout", "backend_timeout", at=FIRST_BYTE)),
+    ("hang", 5, Cut(0, "upstream_timeout", "backend_timeout", at=FIRST_BYTE)),
+    ("stall-after:2", 3, Cut(2, "upstream_timeout", "backend_timeout")),
+    ("slow-first-byte:0.75+status:500:html", 1, Cut(0, "upstream_error", "backend_error")),
+    ("slow-first-byte:0.75+close-mid-headers", 1, Cut(0, "upstream_reset", "backend_error")),
+    ("slow-first-byte:0.75+error-event:0", 1, Cut(0, "", "backend_error", passed=True)),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pinged(pinging: Daemon, sim: FaultBackend) -> Iterator[dict[str, Future[Case]]]:
+    with ThreadPoolExecutor(len(PINGED)) as pool:
+        yield {fault: pool.submit(play, pinging, sim, fault, True) for fault, _, _ in PINGED}
+
+
+@pytest.mark.parametrize(("fault", "comments", "expected"), PINGED)
+def test_silence_is_filled_with_comments(
+    pinging: Daemon,
+    pinged: dict[str, Future[Case]],
+    fault: str,
+    comments: int,
+    expected: Expectation,
+) -> None:
+    """E16 and E17."""
+    case = pinged[fault].result()
+    answer = case.answer
+    frames = zip(answer.arrivals, answer.frames(), strict=True)
+    times = [at for at, frame in frames if frame.startswith(b":")]
+    assert len(times) in (comments, comments + 1)
+    assert all(PING - 0.1 < b - a < PING + 0.4 for a, b in pairwise(times))
+    answer.body[:] = answer.body.replace(b": ping\n\n", b"")
+    check(case, expected)
+
+
+# -- too much --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream", "expected", "memory"),
+    [
+        ("huge-header:64KB", False, BAD, 1 * MIB),
+        ("many-headers:5000", False, BAD, 1 * MIB),
+        ("endless-headers", True, BAD, 1 * MIB),
+        ("gzip-bomb:100MB", False, BAD, 10 * MIB),
+        ("gzip-bomb:100MB", True, BAD, 10 * MIB),
+        ("huge:20MB", False, BAD, 2 * MAX_REPLY),
+        ("huge:50MB", True, WHOLE, 2 * MIB),
+        ("huge-event:2MB", True, Cut(3, "upstream_bad_response", "backend_error"), 4 * MIB),
+        ("no-newline", True, CUT_BAD, 4 * MIB),
+        ("no-newline:50MB", True, CUT_BAD, 4 * MIB),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_too_much_costs_little(
+    gateway: Daemon, sim: FaultBackend, fault: str, stream: bool, expected: Expectation, memory: int
+) -> None:
+    """B13, B20, B21, E18 and E19; meanwhile the gateway answers others without delay."""
+    play(gateway, sim, fault, stream)  # what every first time costs
+    resident = gateway.forget_peak()
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        probing = pool.submit(probe, gateway, stop)
+        case = play(gateway, sim, fault, stream)
+        stop.set()
+        delays = probing.result()
+    grown = gateway.memory("VmHWM") - resident
+    print(f"\n{fault}: {grown / MIB:.1f} MiB, longest delay {max(delays) * 1000:.0f} ms")
+    check(case, expected)
+    assert grown < memory
+    assert max(delays) < 0.3
+
+
+def probe(daemon: Daemon, stop: threading.Event) -> list[float]:
+    """What a quiet neighbour, 20 times a second, waits for its answers."""
+    delays: list[float] = []
+    with Client(daemon.port) as client:
+        while not delays or not stop.wait(0.05):
+            began = time.monotonic()
+            client.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
+            assert client.answer("").status == 200
+            delays.append(time.monotonic() - began)
+    return delays
+
+
+def test_a_refusal_of_the_gateways_own_says_so(gateway: Daemon) -> None:
+    """The table's other half: what no backend has seen."""
+    with Client(gateway.port) as client:
+        client.sock.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 2\r\n\r\n{}"
+        )
+        answer = client.answer("")
+    assert answer.status == 400
+    check_error(bytes(answer.body), "invalid_value", "invalid_request_error")
+
+
+def test_the_log_tells_the_stages(gateway: Daemon, sim: FaultBackend) -> None:
+    answer = ask(gateway, "pause:1:0.3", True)
+    line = gateway.line(answer.id)
+    assert line["events"] == len(answer.payloads()) - 1
+    assert 250 < line["longest_gap_ms"] < line["total_ms"]
+    assert line["first_byte_ms"] <= line["first_event_ms"] < line["total_ms"]

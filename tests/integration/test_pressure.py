@@ -1,0 +1,250 @@
+"""Clients that do not read, too many at once, and many requests: memory and descriptors stay."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from tests.faultbackend import FaultBackend, Record
+from tests.integration.faults import (
+    CLIENT_WRITE,
+    MAX_IN_FLIGHT,
+    MAX_REPLY,
+    MIB,
+    Answer,
+    Client,
+    Daemon,
+    ask,
+    check_error,
+    play,
+    spread,
+    wait_for,
+    watched,
+)
+
+KIB = 1024
+RECEIVE_BUFFER = 16 * KIB
+#: What a stalled reader may cost.
+EACH = 256 * KIB
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[FaultBackend]:
+    # What it has sent and its own kernel still holds is nothing the gateway could stop.
+    with FaultBackend(so_sndbuf=64 * KIB) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("pressure")
+    with watched(Daemon(folder, sim.url, timeouts_total="60"), sim, growth=80 * MIB) as daemon:
+        yield daemon
+
+
+class Neighbour:
+    """Asks for /healthz 20 times a second, and notes how long that takes."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.delays: list[float] = []
+        self._daemon = daemon
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Neighbour:
+        self._done = self._pool.submit(self._run)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+        self._done.result()
+
+    def _run(self) -> None:
+        with Client(self._daemon.port) as client:
+            while not self._stop.wait(0.05):
+                began = time.monotonic()
+                client.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
+                assert client.answer("").status == 200
+                self.delays.append(time.monotonic() - began)
+
+    def check(self) -> None:
+        """The page's 100 ms, of a machine that also runs the clients and the backend."""
+        ordered = sorted(self.delays)
+        print(f"\nneighbour: {spread(self.delays)} ms")
+        assert ordered[int(len(ordered) * 0.9)] < 0.1
+        assert ordered[-1] < 1
+
+
+def stalled(stack: ExitStack, daemon: Daemon, sim: FaultBackend, count: int) -> list[Record]:
+    """Let clients ask for an endless stream and read nothing of it."""
+    clients = [stack.enter_context(Client(daemon.port, RECEIVE_BUFFER)) for _ in range(count)]
+    ids = [client.ask("endless", True) for client in clients]
+    wait_for(lambda: all(sim.records_for(id) for id in ids), 10, "all at the backend")
+    return [sim.records_for(id)[0] for id in ids]
+
+
+def plateau(records: list[Record]) -> list[int]:
+    """Wait until the backend could send nothing for a while; return what it has sent."""
+    sent: list[int] = []
+    while sent != (sent := [record.sent_bytes for record in records]):
+        time.sleep(0.4)
+    return sent
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_who_does_not_read_stops_its_backend(
+    gateway: Daemon, sim: FaultBackend, count: int
+) -> None:
+    """P01 to P03: bounded memory, then the end."""
+    with ExitStack() as stack, Neighbour(gateway) as neighbour:
+        with ExitStack() as once:  # what every first time costs
+            plateau(stalled(once, gateway, sim, 1))
+        resident = gateway.memory()
+        began = time.monotonic()
+        records = stalled(stack, gateway, sim, count)
+        before = plateau(records)
+        grown = gateway.memory() - resident
+        print(f"\n{count} stalled readers: {grown / count / KIB:.0f} KiB each, backend sent "
+              f"{max(before) / KIB:.0f} KiB at most")  # fmt: skip
+        assert max(before) < 4 * MIB
+        assert grown < count * EACH + MIB // 2
+        wait_for(lambda: all(r.peer_left for r in records), CLIENT_WRITE + 5, "the end of them")
+        left = [record.peer_left - began for record in records if record.peer_left]
+        assert min(left) > CLIENT_WRITE - 0.5
+        assert max(left) < CLIENT_WRITE + (1.0 if count == 1 else 4.0)
+        for record in records:
+            line = gateway.line(str(record.request_id))
+            assert (line["end"], line["status"]) == ("client_gone", 200)
+    neighbour.check()
+    gateway.is_well()
+
+
+def test_who_reads_slowly_is_not_cut_off(gateway: Daemon, sim: FaultBackend) -> None:
+    """P02's other half: a little now and then, for longer than ``client_write``."""
+    with Client(gateway.port, RECEIVE_BUFFER) as client:
+        answer = Answer(client.ask("huge:1MB", True), time.monotonic())
+        began = time.monotonic()
+        while time.monotonic() - began < CLIENT_WRITE + 2 and not answer.whole:
+            client.sock.settimeout(5)
+            answer.feed(client.sock.recv(8192))
+            time.sleep(0.05)
+        while not answer.whole:
+            client.more(answer)
+            assert not answer.ended, answer
+    (record,) = sim.records_for(answer.id)
+    assert answer.payloads() == [*record.want_as(answer.id), b"[DONE]"]
+    assert gateway.line(answer.id)["end"] == "complete"
+
+
+def test_slow_readers_of_large_replies(gateway: Daemon, sim: FaultBackend) -> None:
+    """P05, with 10 clients."""
+    count = 10
+    resident = gateway.memory()
+
+    def read_late(_: int) -> Answer:
+        with Client(gateway.port, RECEIVE_BUFFER) as client:
+            id = client.ask("huge:7MB", False)
+            time.sleep(1.5)
+            return client.answer(id)
+
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(read_late, n) for n in range(count)]
+        most = 0
+        while not all(future.done() for future in futures):
+            most = max(most, gateway.memory() - resident)
+            time.sleep(0.02)
+        for future in futures:
+            answer = future.result()
+            (record,) = sim.records_for(answer.id)
+            assert bytes(answer.body) == record.want_json_as(answer.id)
+    print(f"\nslow readers of 7 MiB: {most / count / MIB:.1f} MiB each")
+    # Two more: while one is put together, its parts are there twice.
+    assert most < (count + 2) * (MAX_REPLY + MIB)
+    gateway.is_well()
+
+
+def test_too_many_at_once_are_refused_at_once(gateway: Daemon, sim: FaultBackend) -> None:
+    """P07."""
+
+    def one(client: Client, number: int) -> Answer:
+        began = time.monotonic()
+        return client.answer(client.ask("slow-first-byte:1", number % 2 == 0), began)
+
+    sim.reset()
+    surplus = 100
+    with ExitStack() as stack, Neighbour(gateway) as neighbour:
+        clients = [stack.enter_context(Client(gateway.port)) for _ in range(MAX_IN_FLIGHT)]
+        later = [stack.enter_context(Client(gateway.port)) for _ in range(surplus)]
+        with ThreadPoolExecutor(MAX_IN_FLIGHT) as pool:
+            first = [pool.submit(one, client, n) for n, client in enumerate(clients)]
+            wait_for(lambda: len(sim.records) == MAX_IN_FLIGHT, 5, "a full gateway")
+            refused = [one(client, number) for number, client in enumerate(later)]
+            served = [future.result() for future in first]
+    assert [(answer.status, answer.whole) for answer in served] == [(200, True)] * MAX_IN_FLIGHT
+    assert [answer.status for answer in refused] == [503] * surplus
+    for answer in refused:
+        check_error(bytes(answer.body), "overloaded", "server_error")
+        assert answer.header("retry-after") and not sim.records_for(answer.id)
+        assert gateway.line(answer.id)["end"] == "refused"
+    waited = [answer.seconds for answer in refused]
+    print(f"\nrefused after {spread(waited)} ms")
+    assert max(waited) < 0.05 + 0.1
+    neighbour.check()
+    assert ask(gateway).status == 200
+
+
+MIXED = (
+    *("", "", "", "", "coalesce", "crlf", "utf8", "tools", "tokens:20", "no-done", "eof-body"),
+    *("reset-mid-body", "close-mid-body", "chunked-truncated", "bad-chunk", "end-after:2"),
+    *("error-event:1", "error-event:0", "not-json:1", "empty-stream", "done-early:2", "surplus"),
+    *("garbage", "http09", "reset-mid-headers", "close-after-request", "switch", "1xx:103:3"),
+    *("status:400", "status:500:html", "status:503", "redirect:302", "json-body:text", "gzip"),
+    *("huge-header:64KB", "stale-next:rst", "stale-next:fin", "huge:200KB", "after-done"),
+    *("leave", "leave"),
+)
+
+
+def test_thousands_of_mixed_requests_leave_nothing_behind(
+    gateway: Daemon, sim: FaultBackend
+) -> None:
+    """P10, with 3000 requests."""
+    rng = random.Random(10)
+
+    def one(fault: str, stream: bool) -> None:
+        if fault == "leave":
+            with Client(gateway.port) as client:
+                id = client.ask("stall-after:1", stream)
+                wait_for(lambda: sim.records_for(id), 5, "a request")
+                client.reset()
+            return
+        answer = ask(gateway, fault, stream)
+        assert answer.status in (200, 400, 500, 502, 503), (fault, answer)
+        assert answer.header("x-request-id") == [answer.id]
+        assert answer.whole or b'"error"' in answer.body
+
+    def thousand() -> tuple[int, int]:
+        with ThreadPoolExecutor(16) as pool:
+            jobs = [(rng.choice(MIXED), rng.random() < 0.5) for _ in range(1000)]
+            for future in [pool.submit(one, *job) for job in jobs]:
+                future.result()
+        assert [record for record in sim.records if record.violations] == []
+        sim.reset()
+        wait_for(lambda: sim.connections_open <= 16, 5, "connections closed")
+        return gateway.memory(), gateway.descriptors() - sim.connections_open
+
+    (_, descriptors), (first, _), (second, after) = thousand(), thousand(), thousand()
+    print(f"\nRSS grew by {(second - first) / KIB:.0f} KiB in the last 1000 of 3000 requests")
+    assert after <= descriptors
+    assert second - first < MIB
+    gateway.is_well()
+    ends = {line["end"] for lines in gateway.lines().values() for line in lines}
+    assert ends >= {"complete", "backend_error", "backend_truncated", "client_gone", "refused"}
+    assert "internal" not in ends
+    assert play(gateway, sim, "", True).answer.whole

@@ -1,0 +1,225 @@
+"""The head of a request: what llhttp lets pass and another parser could read differently."""
+
+import pytest
+from twisted.web.http_headers import Headers
+
+from gatewayd.wire.errors import BadHTTP, ExpectationFailed, GatewayError, RequestTooLarge
+from gatewayd.wire.head import Framing, RequestLine
+
+GET = RequestLine(b"GET", b"/", b"1")
+GET_1_0 = RequestLine(b"GET", b"/", b"0")
+
+
+def framing(*headers: tuple[bytes, bytes], line: RequestLine = GET) -> Framing:
+    """The framing of a request with these headers; its Host is good unless it is among them."""
+    found = Headers()
+    for name, value in headers:
+        found.addRawHeader(name, value)
+    if not found.hasHeader(b"host"):
+        found.addRawHeader(b"host", b"localhost")
+    return Framing.of(line, found)
+
+
+def refused(*headers: tuple[bytes, bytes], line: RequestLine = GET) -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
+        framing(*headers, line=line)
+    return caught.value
+
+
+# -- the request line ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        (b"GET /healthz HTTP/1.1\r", (b"GET", b"/healthz", b"1")),
+        (b"POST /v1/x?a=b%20c HTTP/1.0\r", (b"POST", b"/v1/x?a=b%20c", b"0")),
+        (b"M-SEARCH * HTTP/1.1\r", (b"M-SEARCH", b"*", b"1")),
+        (b"GET http://h/x HTTP/1.1\r", (b"GET", b"http://h/x", b"1")),
+    ],
+)
+def test_a_request_line_has_three_parts(line: bytes, parts: tuple[bytes, bytes, bytes]) -> None:
+    read = RequestLine.parse(line)
+    assert (read.method, read.target, read.minor) == parts
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET  /healthz HTTP/1.1\r",
+        b"GET /healthz  HTTP/1.1\r",
+        b"GET\t/healthz HTTP/1.1\r",
+        b"GET /healthz\tHTTP/1.1\r",
+        b" GET /healthz HTTP/1.1\r",
+        b"GET /healthz HTTP/1.1 \r",
+        b"GET /healthz HTTP/1.1",
+        b"GET /healthz HTTP/1.1\r\r",
+        b"GET /healthz\rX: y HTTP/1.1\r",
+        b"GET /health\x00z HTTP/1.1\r",
+        b"GET /health\x7fz HTTP/1.1\r",
+        b"G(T /healthz HTTP/1.1\r",
+        b" /healthz HTTP/1.1\r",
+        b"GET /\xff HTTP/1.1\r",
+        b"GET  HTTP/1.1\r",
+        b"GET HTTP/1.1\r",
+        b"GET /healthz\r",
+        b"GET /a b HTTP/1.1\r",
+        b"GET /healthz HTTP/1.2\r",
+        b"GET /healthz HTTP/0.9\r",
+        b"PRI * HTTP/2.0\r",
+        b"GET /healthz HTTP/4294967295.255\r",
+        b"GET /healthz HTTP/1.10\r",
+        b"GET /healthz http/1.1\r",
+        b"GET /healthz ICE/1.1\r",
+        b"\r",
+        b"",
+    ],
+)
+def test_a_request_line_that_could_be_read_in_two_ways_is_refused(line: bytes) -> None:
+    with pytest.raises(BadHTTP):
+        RequestLine.parse(line)
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"/", b"/"),
+        (b"/v1/models", b"/v1/models"),
+        (b"/v1/models?a=/b?c", b"/v1/models"),
+        (b"/v1/x?u=http://h/healthz", b"/v1/x"),
+        (b"//v1/models", b"//v1/models"),
+        (b"/v1%2fmodels", b"/v1%2fmodels"),
+        (b"/v1/../healthz", b"/v1/../healthz"),
+        (b"/v1/models;x", b"/v1/models;x"),
+        (b"http://h/v1/models?a", b"/v1/models"),
+        (b"HTTPS://h:8/v1//models", b"/v1//models"),
+        (b"http://h", b"/"),
+        (b"http://h?a", b"/"),
+        (b"http://h?a=/v1/models", b"/"),
+        (b"ftp://h/healthz", b"ftp://h/healthz"),
+        (b"*", b"*"),
+    ],
+)
+def test_the_path_is_the_targets_as_it_came(target: bytes, path: bytes) -> None:
+    assert RequestLine(b"GET", target, b"1").path == path
+
+
+# -- Host ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [b"localhost", b"a.example:8000", b"127.0.0.1:80", b"[::1]", b"[fe80::1]:8000", b"a_b", b""],
+)
+def test_a_host_is_a_name_or_address_with_an_optional_port(host: bytes) -> None:
+    assert framing((b"host", host)) == Framing(0, persistent=True, wants_continue=False)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"a b/..",
+        b"[::1",
+        b"::1",
+        b"[]",
+        b"\xff\xfe",
+        b"localhost/#@evil",
+        b"localhost:4000/#@x",
+        b"user@localhost",
+        b"localhost:",
+        b"localhost:x",
+        b"localhost:123456",
+        b"a,b",
+        b"a" * 300,
+        b"a\x00",
+    ],
+)
+def test_any_other_host_is_refused(host: bytes) -> None:
+    assert isinstance(refused((b"host", host)), BadHTTP)
+
+
+def test_http_1_1_needs_exactly_one_host() -> None:
+    with pytest.raises(BadHTTP):
+        Framing.of(GET, Headers())
+    assert isinstance(refused((b"host", b"a"), (b"host", b"a")), BadHTTP)
+    assert isinstance(refused((b"host", b"a"), (b"host", b"b"), line=GET_1_0), BadHTTP)
+    assert Framing.of(GET_1_0, Headers()).length == 0
+
+
+# -- the body's frame ----------------------------------------------------------------------------
+
+
+def test_a_body_is_as_long_as_it_says_or_chunked_or_not_there() -> None:
+    assert framing((b"content-length", b"27")).length == 27
+    assert framing((b"content-length", b"0027")).length == 27
+    assert framing((b"transfer-encoding", b"Chunked")).length is None
+    assert framing().length == 0
+
+
+@pytest.mark.parametrize(
+    "coding",
+    [
+        b"gzip, chunked",
+        b"chunked, chunked",
+        b"xchunked",
+        b",chunked",
+        b"chunked,",
+        b"\x0bchunked",
+        b"chunked\xa0",
+        b"chunked;q=1",
+        b"identity",
+        b"gzip",
+        b"",
+    ],
+)
+def test_any_transfer_coding_but_chunked_is_refused(coding: bytes) -> None:
+    assert isinstance(refused((b"transfer-encoding", coding)), BadHTTP)
+
+
+def test_chunked_comes_once_without_a_length_and_in_http_1_1() -> None:
+    chunked, length = (b"transfer-encoding", b"chunked"), (b"content-length", b"27")
+    assert isinstance(refused(chunked, chunked), BadHTTP)
+    assert isinstance(refused(chunked, length), BadHTTP)
+    assert isinstance(refused(length, chunked), BadHTTP)
+    assert isinstance(refused(chunked, line=GET_1_0), BadHTTP)
+
+
+def test_a_length_of_very_many_digits_is_too_large() -> None:
+    assert isinstance(refused((b"content-length", b"9" * 5000)), RequestTooLarge)
+    assert framing((b"content-length", b"9" * 18)).length == 10**18 - 1
+
+
+# -- the connection ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "persistent"),
+    [
+        ([], True),
+        ([b"keep-alive"], True),
+        ([b"X-Close"], True),
+        ([b"close"], False),
+        ([b"Close, X"], False),
+        ([b"X ,\tCLOSE"], False),
+        ([b"keep-alive", b"close"], False),
+    ],
+)
+def test_a_connection_is_kept_unless_the_client_says_close(
+    values: list[bytes], persistent: bool
+) -> None:
+    headers = [(b"connection", value) for value in values]
+    assert framing(*headers).persistent is persistent
+    assert not framing(*headers, line=GET_1_0).persistent
+
+
+def test_continue_is_sent_to_who_waits_for_it() -> None:
+    expect, length = (b"expect", b"100-Continue"), (b"content-length", b"5")
+    assert framing(expect, length).wants_continue
+    assert not framing(length).wants_continue
+    assert not framing(expect, length, line=GET_1_0).wants_continue
+
+
+@pytest.mark.parametrize("value", [b"200-ok", b"100-continue, x", b""])
+def test_any_other_expectation_fails(value: bytes) -> None:
+    assert isinstance(refused((b"expect", value)), ExpectationFailed)
+    assert isinstance(refused((b"expect", b"100-continue"), (b"expect", value)), ExpectationFailed)

@@ -1,0 +1,77 @@
+"""The list of models: read from backends, put together for clients."""
+
+import json
+
+import msgspec
+import pytest
+
+from gatewayd.wire.errors import BadReply
+from gatewayd.wire.models import decode_list, encode_list, entry
+
+DEPTH = 64
+
+
+def test_entries_are_found_by_name_in_the_order_of_the_backend() -> None:
+    body = b'{"object":"list","data":[{"id":"b"},{"id":"a/x:7b"},{"id":"c"}],"models":[{}]}'
+    assert list(decode_list(body, DEPTH)) == ["b", "a/x:7b", "c"]
+
+
+def test_entries_keep_their_bytes_on_the_way_through() -> None:
+    raw = '{"created": 1.0,"id":"ä\\u00e4", "meta":{"n_ctx":4096,"x":[]} }'.encode()
+    entries = decode_list(b'{"data":[ %b ]}' % raw, DEPTH)
+    assert list(entries) == ["ää"]
+    assert encode_list(list(entries.values())) == b'{"object":"list","data":[%b]}' % raw
+
+
+def test_our_own_entries_and_a_backends_stand_side_by_side() -> None:
+    theirs = decode_list(b'{"data":[{"id":"b","x":1}]}', DEPTH)
+    assert json.loads(encode_list([entry("a", 5, "us"), *theirs.values()])) == {
+        "object": "list",
+        "data": [
+            {"id": "a", "object": "model", "created": 5, "owned_by": "us"},
+            {"id": "b", "x": 1},
+        ],
+    }
+
+
+def test_a_name_that_comes_twice_is_listed_once() -> None:
+    assert list(decode_list(b'{"data":[{"id":"a"},{"id":"b"},{"id":"a"}]}', DEPTH)) == ["a", "b"]
+
+
+def test_no_models_are_an_empty_list() -> None:
+    assert decode_list(b'{"data":[]}', DEPTH) == {}
+    assert encode_list([]) == b'{"object":"list","data":[]}'
+
+
+def test_half_of_a_surrogate_pair_in_an_entry_is_let_pass() -> None:
+    entries = decode_list(b'{"data":[{"id":"a","x":"\\ud83c"}]}', DEPTH)
+    assert msgspec.json.decode(encode_list(list(entries.values())))["data"][0]["id"] == "a"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"data":null}',
+        b'{"data":{}}',
+        b'{"data":["a"]}',
+        b'{"data":[{}]}',
+        b'{"data":[{"id":5}]}',
+        b'{"data":[{"id":null}]}',
+        b'{"data":[{"id":"a"}]',
+        b'{"data":[{"id":"a"}]}x',
+        b'{"data":[{"id":"a","x":"\\q"}]}',
+        b'{"data":[{"id":"a","x":NaN}]}',
+        b'{"data":[{"id":"\xff"}]}',
+        b'\xef\xbb\xbf{"data":[]}',
+        b'{"data":[{"id":"a","x":%b}]}' % (b"[" * 1000 + b"]" * 1000),
+    ],
+    ids=lambda body: repr(body[:30]),
+)
+def test_what_is_no_list_of_models_is_a_bad_reply(body: bytes) -> None:
+    with pytest.raises(BadReply):
+        decode_list(body, DEPTH)
