@@ -148,6 +148,7 @@ class Relay:
         self._target: Target | None = None
 
         self._clocks = Clocks()
+        self._shortest = 0.0  # of the clocks that start anew while a reply is read
         self._bytes = False  # the body crosses as it comes, unread
         self._paused = False
         self._timer: IDelayedCall | None = None
@@ -174,7 +175,8 @@ class Relay:
         if choice.model is not None:
             body, alias = chat.with_model(body, choice.model), call.model
         self._target = choice.target
-        self._clocks = choice.target.backend.clocks
+        self._clocks = clocks = choice.target.backend.clocks
+        self._shortest = min((t for t in (clocks.idle, self._ping) if t), default=clocks.total)
         self._reader = call.reader(exchange.id, self._limits.json_depth, alias)
         exchange.backends.append(choice.target.backend.name)
         self._asked_at = self._reactor.seconds()
@@ -266,7 +268,8 @@ class Relay:
                 problem = reason.value
                 if not isinstance(problem, GatewayError):
                     problem = Truncated("The backend's reply broke off before its end.")
-                problem.end = Truncated.end  # also where its framing broke
+                if self._phase is Phase.STREAMING:
+                    problem.end = Truncated.end  # also where its framing broke
                 self._end(problem)
             elif self._parser is not None:
                 self._take_events(self._parser.close(), False)
@@ -468,7 +471,6 @@ class Relay:
         self._content_at = now
         if before is None:
             self._exchange.first_byte = now
-            self._watch()  # the idle clock may be due before the one that was waited for
         elif self._exchange.first_event is not None:
             self._exchange.longest_gap = max(self._exchange.longest_gap, now - before)
 
@@ -501,8 +503,11 @@ class Relay:
                 return
             if due <= now:
                 self._comment(now)
+        # No later than any clock could be due that starts from now on, so that none of them
+        # needs to move this call.
         soonest = min((due for due, _ in self._deadlines()), default=None)
         if soonest is not None:
+            soonest = min(soonest, now + (self._shortest or soonest))
             self._timer = self._reactor.callLater(max(soonest - now, 0.001), self._watch)
 
     def _comment(self, now: float) -> None:

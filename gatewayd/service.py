@@ -101,7 +101,9 @@ class GatewayService(Service):
         if inherited is None:
             self._ports = [listen(self._reactor, gateway.listen, gateway.port, factory)]
         else:
-            family = socket.socket(fileno=os.dup(inherited)).family
+            os.set_blocking(inherited, False)  # several may accept from it
+            with socket.socket(fileno=os.dup(inherited)) as listening:
+                family = listening.family
             self._ports = [self._reactor.adoptStreamPort(inherited, family, factory)]
             os.close(inherited)
         if self.settings.metrics.listen is not None and WORKER_SOCKET not in os.environ:

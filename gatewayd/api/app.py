@@ -10,12 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 from klein import Klein
-from klein.resource import KleinResource
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
-from twisted.python.failure import Failure
-from werkzeug.exceptions import MethodNotAllowed as NoSuchMethod
-from werkzeug.exceptions import NotFound
 
 from gatewayd.backend.catalog import Catalog
 from gatewayd.backend.routing import Router
@@ -26,9 +21,6 @@ from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.errors import (
     Draining,
     Forbidden,
-    GatewayError,
-    Internal,
-    MethodNotAllowed,
     ModelNotFound,
     UnknownURL,
     UnsupportedMediaType,
@@ -38,9 +30,8 @@ from gatewayd.wire.others import JSON_PATHS, UPLOAD_PATHS, Call, JSONCall, Uploa
 from .limits import Admission
 from .metrics import MEDIA_TYPE
 from .request import Request
+from .routes import Routes
 from .security import check_origin, preflight, verify_token
-
-_log = Logger()
 
 _JSON = re.compile(rb"application/json[ \t]*(;[!-~ \t]*)?", re.IGNORECASE)
 _UPLOAD = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
@@ -82,19 +73,21 @@ class API:
         """The same with other settings; what is counted is counted on."""
         return API(settings, router, self._reactor, self._metrics, self._admission)
 
-    def resource(self) -> KleinResource:
-        return self.app.resource()
+    def resource(self) -> Routes:
+        """The resource that answers requests."""
+        # Klein's own app.resource() would make its own kind of resource of the bound app.
+        return Routes(self.app.__get__(self, type(self)), self.settings.gateway.root_path)
 
     def admit(self, request: Request) -> None:
         """Decide what a request's head is enough to decide, before its body is read."""
-        headers = request.requestHeaders
-        request.set_headers(check_origin(headers, self.settings.gateway.allowed_origins))
-        asked = preflight(request.method, headers)
+        fields = request.fields
+        request.set_headers(check_origin(fields, self.settings.gateway.allowed_origins))
+        asked = preflight(request.method, fields)
         if asked is not None:
             request.set_headers(asked)
             request.preflight = True
         elif request.path not in self._open:
-            request.caller = verify_token(headers, self.settings.tokens)
+            request.caller = verify_token(fields, self.settings.tokens)
             request.exchange.caller = request.caller.name
             if self.draining:
                 raise Draining
@@ -116,7 +109,7 @@ class API:
 
     async def upload(self, request: Request) -> None:
         """An endpoint whose requests are files in a form."""
-        types = request.requestHeaders.getRawHeaders(b"content-type", [b""])
+        types = request.fields.all(b"content-type") or [b""]
         if len(types) != 1 or not _UPLOAD.fullmatch(types[0]):
             raise UnsupportedMediaType("Send a form, as 'Content-Type: multipart/form-data'.")
         path = self._path(request)
@@ -169,30 +162,6 @@ class API:
         request.exchange.route = "/metrics"
         request.respond(200, self._metrics(), media_type=MEDIA_TYPE)
 
-    # -- errors --------------------------------------------------------------------------------
-
-    @app.handle_errors(GatewayError)  # type: ignore[arg-type]  # our Request, not any
-    def failed(self, request: Request, failure: Any) -> None:
-        request.fail(failure.value)
-
-    @app.handle_errors(NotFound)  # type: ignore[arg-type]  # our Request, not any
-    def no_such_url(self, request: Request, failure: Failure) -> None:
-        request.fail(UnknownURL("There is nothing at this URL."))
-
-    @app.handle_errors(NoSuchMethod)  # type: ignore[arg-type]  # our Request, not any
-    def no_such_method(self, request: Request, failure: Any) -> None:
-        allowed = ", ".join(sorted(failure.value.valid_methods or ()))
-        request.fail(
-            MethodNotAllowed(
-                f"This URL takes {allowed} only.", headers=((b"allow", allowed.encode("ascii")),)
-            )
-        )
-
-    @app.handle_errors(Exception)  # type: ignore[arg-type]  # our Request, not any
-    def broken(self, request: Request, failure: Failure) -> None:
-        _log.failure("handling {id} failed", failure, id=request.exchange.id)
-        request.fail(Internal("The gateway met an internal error."))
-
     # ------------------------------------------------------------------------------------------
 
     async def _relay(self, request: Request, path: str, parse: Callable[[int], Call]) -> None:
@@ -227,17 +196,17 @@ class API:
 
 def _check_media_type(request: Request) -> None:
     """A web page can send other types without asking first (CORS), so they are refused."""
-    types = request.requestHeaders.getRawHeaders(b"content-type", [])
+    types = request.fields.all(b"content-type")
     if len(types) != 1 or not _JSON.fullmatch(types[0]):
         raise UnsupportedMediaType("Send JSON, with the header 'Content-Type: application/json'.")
-    if request.requestHeaders.hasHeader(b"content-encoding"):
+    if b"content-encoding" in request.fields:
         raise UnsupportedMediaType("Send the body as it is, without a Content-Encoding.")
 
 
 def _patience(request: Request) -> float:
     """How long the caller says that it waits, in seconds; 0 if it does not say."""
     for name in _PATIENCE:
-        values = request.requestHeaders.getRawHeaders(name, [])
+        values = request.fields.all(name)
         if len(values) == 1 and _SECONDS.fullmatch(values[0]):
             return float(values[0])
     return 0.0

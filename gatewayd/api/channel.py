@@ -21,9 +21,9 @@ import httptools
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web import http
-from twisted.web.http_headers import Headers
 
 from gatewayd.exchange import End, request_id
+from gatewayd.sending import send
 from gatewayd.wire.errors import (
     BadHTTP,
     GatewayError,
@@ -34,7 +34,7 @@ from gatewayd.wire.errors import (
     RequestTooLarge,
     TargetTooLong,
 )
-from gatewayd.wire.head import Framing, RequestLine
+from gatewayd.wire.head import Fields, Framing, RequestLine
 
 from .clocks import Deadline, WriteClock, pending
 from .request import Request
@@ -78,6 +78,7 @@ class Channel(http.HTTPChannel):
         self._body_left: int | None = 0  # bytes to come; None while the body is chunked
         self._closing = False
         self._pumping = False
+        self._client = ""
         self._deadline = Deadline(site.reactor)
         self._writes: WriteClock | None = None
 
@@ -91,6 +92,7 @@ class Channel(http.HTTPChannel):
             self.transport,
             lambda: self.abort(End.CLIENT_GONE, "client_write"),
         )
+        self._client = getattr(self.transport.getPeer(), "host", "")
         if self.site.connected(self):
             self._deadline.set(self._settings.timeouts.request_head, self._idle_too_long)
         else:
@@ -161,16 +163,12 @@ class Channel(http.HTTPChannel):
 
     def _take_head(self, head: bytes) -> None:
         upgrade = self._parse_head(head)
-        headers = Headers()
-        for name, value in self._headers:
-            headers.addRawHeader(name, value)
-        self._request = request = self._new_request(headers)
-        framing = Framing.of(self._line, headers)
+        fields = Fields(self._headers)
+        self._request = request = self._new_request(fields)
+        framing = Framing.of(self._line, fields)
         if upgrade and framing.length is None:
             raise BadHTTP("A request to switch protocols cannot have a chunked body.")
         self.persistent = framing.persistent
-        if not framing.persistent:
-            request.setHeader(b"connection", b"close")
         self.site.admit(request)
         limit = self._settings.limits.request_body
         if framing.length is not None and framing.length > limit:
@@ -235,8 +233,6 @@ class Channel(http.HTTPChannel):
             # Something follows the body in the same bytes, and nothing tells where it begins: it
             # is left unread, and the connection closes after the answer.
             self.persistent = False
-            assert self._request is not None
-            self._request.setHeader(b"connection", b"close")
 
     # llhttp calls these while it is fed.
 
@@ -271,30 +267,31 @@ class Channel(http.HTTPChannel):
         self.requests.append(request)
         request.process()
 
+    def write(self, data: bytes) -> None:
+        """Twisted Web's hook: send a part of the answer."""
+        send(self.transport, data)
+
+    @property
+    def closes_after_answer(self) -> bool:
+        return not self.persistent or self.site.draining
+
     def requestDone(self, request: Request) -> None:
         """Twisted Web's hook: the answer has been written."""
         self.requests.remove(request)
         self._handlingRequest = False
         if self._closing:
             return
-        if not self.persistent or self.site.draining:
+        if self.closes_after_answer:
             self.close_lingering()
             return
         self._deadline.set(self.site.settings.timeouts.client_idle, self._idle_too_long)
         self._pump()
 
-    def _new_request(self, headers: Headers) -> Request:
-        names = (self._settings.gateway.request_id_header.encode("ascii"), b"Request-Id")
-        ids = next((ids for name in names if (ids := headers.getRawHeaders(name))), ())
-        exchange = self.site.begin(request_id(ids), getattr(self.transport.getPeer(), "host", ""))
+    def _new_request(self, fields: Fields) -> Request:
+        ids = fields.all(self.site.id_header.lower()) or fields.all(b"request-id")
+        exchange = self.site.begin(request_id(ids), self._client)
         exchange.method = self._line.method.decode("ascii")
-        request = Request(self, exchange)
-        request.requestHeaders = headers
-        request.method, request.uri = self._line.method, self._line.target
-        request.clientproto = b"HTTP/1." + self._line.minor
-        request.path = self._line.path
-        request.args = {}
-        return request
+        return Request(self, exchange, self._line, fields)
 
     # -- refusing and closing ------------------------------------------------------------------
 
@@ -302,11 +299,10 @@ class Channel(http.HTTPChannel):
         """Answer what was read so far with an error, and close: the rest cannot be trusted."""
         request, self._request = self._request, None
         if request is None:
-            request = self._new_request(Headers())
+            request = self._new_request(Fields())
         self.persistent = False
         self._handlingRequest = True
         self.requests.append(request)
-        request.setHeader(b"connection", b"close")
         request.fail(error)
 
     def close_if_idle(self) -> None:

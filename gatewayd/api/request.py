@@ -1,18 +1,21 @@
-"""One request as Klein sees it, and the ways to answer it. Each ends the exchange as it should."""
+"""One request as handlers see it, and the ways to answer it; each ends its exchange."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web import http, server
+from twisted.web import http
 
 from gatewayd.exchange import End, Exchange
 from gatewayd.wire import sse
 from gatewayd.wire.errors import GatewayError, Internal
+from gatewayd.wire.head import Fields, RequestLine
 
 from .security import ANYONE
 
@@ -21,56 +24,87 @@ if TYPE_CHECKING:
 
 _log = Logger()
 
-_PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii"))
+    for status in HTTPStatus
+}
 
 #: nginx's, for the log: the client left before it was answered.
 CLIENT_CLOSED_REQUEST = 499
 
+Headers = Sequence[tuple[bytes, bytes]]
 
-class Request(server.Request):
-    """
+
+class Request(http.Request):
+    """Twisted's request, with other insides: it reads and writes the head itself.
+
     :param channel: the connection that it came on.
+    :param fields: its headers.
     """
 
-    # Twisted deletes the instance's own when it has finished, and sets None after a disconnect.
-    channel: Channel | None = None  # type: ignore[assignment]
-    defaultContentType = None
+    # None when it has finished, and after a disconnect.
+    channel: Channel | None  # type: ignore[assignment]
 
-    def __init__(self, channel: Channel, exchange: Exchange) -> None:
-        super().__init__(channel, parsePOSTFormSubmission=False)
+    def __init__(
+        self, channel: Channel, exchange: Exchange, line: RequestLine, fields: Fields
+    ) -> None:
+        # Not super().__init__(): what it prepares (two header objects, cookies, addresses) is
+        # made for each request and used for none.
+        self.channel = channel
         self.exchange = exchange
+        self.fields = fields
+        self.method, self.uri, self.path = line.method, line.target, line.path
+        self.body = b""
         self.caller = ANYONE
         self.preflight = False
-        self.body = b""
+        #: What answers it; cancelled when the client leaves.
+        self.handling: Deferred[Any] | None = None
+        self._chunks = line.minor == b"1" and line.method != b"HEAD"
+        self._headers: dict[bytes, bytes] = dict(channel.site.common_headers())
+        self._headers[channel.site.id_header] = exchange.id.encode("ascii")
         self._events = True
         self._error: GatewayError | None = None
-        gateway = channel.site.settings.gateway
-        self.setHeader(b"server", gateway.api_title.encode("ascii"))
-        self.setHeader(b"date", http.datetimeToString())
-        self.setHeader(b"x-content-type-options", b"nosniff")
-        self.setHeader(gateway.request_id_header.encode("ascii"), exchange.id.encode("ascii"))
+
+    def process(self) -> None:
+        """Have it handled."""
+        assert self.channel is not None
+        if self.preflight:
+            self.respond(200, b"")
+            return
+        try:
+            self.channel.site.resource.render(self)
+        except Exception:
+            _log.failure("handling {id} failed", id=self.exchange.id)
+            self.fail(Internal("The gateway met an internal error."))
 
     # -- answering -----------------------------------------------------------------------------
+
+    def set_headers(self, headers: Headers) -> None:
+        """Headers of the answer, whatever answer it will be. Names in lower case."""
+        for name, value in headers:
+            self._headers[name] = value
 
     def respond(
         self,
         status: int,
         body: bytes,
-        headers: Sequence[tuple[bytes, bytes]] = (),
+        headers: Headers = (),
         media_type: bytes = b"application/json",
     ) -> None:
         """Answer with a whole body and end."""
-        self._last_if_draining()
-        self.setResponseCode(status, _PHRASES.get(status, b"Error"))
         self.set_headers(headers)
-        self.setHeader(b"content-type", media_type)
-        self.setHeader(b"content-length", b"%d" % len(body))
-        self.write(body)
+        self._headers[b"content-type"] = media_type
+        self._headers[b"content-length"] = b"%d" % len(body)
+        self._chunks = False
+        head = self._head(status)
+        if self.channel is not None:
+            self.channel.write(head if self.method == b"HEAD" else head + body)
+            self.sentLength = len(body)
         self.finish()
 
     def fail(self, error: GatewayError) -> None:
         """Answer with an error envelope and end as the error says."""
-        if self.finished or self._disconnected:
+        if self.exchange.end is not None:
             return
         headers = list(error.headers)
         if error.executed:  # whatever the backend itself may think of it
@@ -78,93 +112,81 @@ class Request(server.Request):
         self._error = error
         self.respond(error.status, error.body(), headers)
 
-    def begin_stream(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def begin_stream(self, headers: Headers = ()) -> None:
         """Answer with an event stream: :meth:`write` its frames, then :meth:`finish`."""
-        self._last_if_draining()
         self.set_headers(headers)
-        self.setHeader(b"content-type", b"text/event-stream")
-        self.setHeader(b"cache-control", b"no-cache")
-        self.setHeader(b"x-accel-buffering", b"no")
+        self._headers[b"cache-control"] = b"no-cache"
+        self._headers[b"x-accel-buffering"] = b"no"
+        self._begin(b"text/event-stream")
 
-    def begin_bytes(self, headers: Sequence[tuple[bytes, bytes]], media_type: str) -> None:
+    def begin_bytes(self, headers: Headers, media_type: str) -> None:
         """Answer with bytes of any type, as :meth:`begin_stream` does with events."""
-        self._last_if_draining()
         self.set_headers(headers)
-        self.setHeader(b"content-type", media_type.encode("latin-1"))
         self._events = False
+        self._begin(media_type.encode("latin-1"))
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of a body that was begun."""
+        if self.channel is None or not data:
+            return
+        self.sentLength += len(data)
+        framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunks else data
+        if self._pending:
+            framed, self._pending = self._pending + framed, b""
+        self.channel.write(framed)
+
+    def finish(self) -> None:
+        """End the answer; an end that was given already stays."""
+        if self.exchange.end is not None or self.channel is None:
+            return
+        rest = self._pending + (b"0\r\n\r\n" if self._chunks else b"")
+        self._pending = b""
+        if rest:
+            self.channel.write(rest)
+        self._end()
+        channel, self.channel, self.finished = self.channel, None, 1
+        channel.requestDone(self)
 
     def cut(self, error: GatewayError) -> None:
-        """End a stream that was begun with an error event, and without the last chunk."""
-        if self.finished or self._disconnected:
+        """End a body that was begun: an error event where it is a stream, and no last chunk."""
+        if self.exchange.end is not None or self.channel is None:
             return
         if self._events:
             self.write(sse.encode(error.body()))
         self._error = error
         self._end()
-        if self.channel is not None:
-            self.channel.close_lingering()
+        self.channel.close_lingering()
 
-    def finish(self) -> None:
-        if self.exchange.end is not None:
-            return  # Klein finishes every request, also those that have ended or were cut
-        self._end()
-        super().finish()
+    def _begin(self, media_type: bytes) -> None:
+        self._headers[b"content-type"] = media_type
+        if self._chunks:
+            self._headers[b"transfer-encoding"] = b"chunked"
+        self._pending = self._head(200)  # goes out with the first bytes
 
-    def set_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Headers of the answer, whatever answer it will be."""
-        for name, value in headers:
-            self.setHeader(name, value)
+    #: A head that was not sent yet.
+    _pending = b""
 
-    def _last_if_draining(self) -> None:
-        if self.channel is not None and self.channel.site.draining:
-            self.setHeader(b"connection", b"close")
+    def _head(self, status: int) -> bytes:
+        if self.channel is not None and self.channel.closes_after_answer:
+            self._headers[b"connection"] = b"close"
+        self.code, self.startedWriting = status, 1
+        line = _LINES.get(status) or b"HTTP/1.1 %d Error\r\n" % status
+        fields = [
+            b"%b: %b\r\n" % (name.title() if name.islower() else name, value)
+            for name, value in self._headers.items()
+        ]
+        return b"".join((line, *fields, b"\r\n"))
+
+    # -- the end -------------------------------------------------------------------------------
 
     def _end(self) -> None:
+        error = self._error
         self._account()
-        error, now = self._error, self._now()
         if error is None:
-            self.exchange.finish(End.COMPLETE, now)
+            self.exchange.finish(End.COMPLETE, self._now())
         else:
-            self.exchange.finish(End(error.end), now, code=error.code, detail=error.detail)
-
-    def _account(self) -> None:
-        self.exchange.status = self.code
-        self.exchange.bytes_out = self.sentLength
-
-    def _now(self) -> float:
-        assert self.channel is not None
-        return self.channel.site.reactor.seconds()
-
-    # -- Twisted Web's hooks -------------------------------------------------------------------
-
-    def process(self) -> None:
-        """Route by the raw path: nothing is unquoted, merged or redirected."""
-        assert self.channel is not None
-        self.site = site = self.channel.site
-        if self.preflight:
-            self.respond(200, b"")
-            return
-        root, path = site.settings.gateway.root_path.encode("ascii"), self.path
-        if root:
-            path = path[len(root) :] if path.startswith(root + b"/") else b"/"
-        if path.startswith(b"//"):
-            path = b"/"  # Werkzeug would take the second slash for none
-        self.prepath: list[bytes] = []
-        self.postpath = path.split(b"/")
-        try:
-            site.resource.render(self)
-        except Exception:
-            _log.failure("handling {id} failed", id=self.exchange.id)
-            self.fail(Internal("The gateway met an internal error."))
-
-    def getRequestHostname(self) -> bytes:
-        """Nothing may depend on what a client calls this host."""
-        return b"gateway"
-
-    def unregisterProducer(self) -> None:
-        if self.channel is not None:  # it is gone after a disconnect
-            super().unregisterProducer()
-        self.producer = None
+            end = End(error.end)
+            self.exchange.finish(end, self._now(), code=error.code, detail=error.detail)
 
     def give_up(self, end: End, detail: str) -> None:
         """The connection is going to be closed under it, by the client or because of it."""
@@ -175,5 +197,27 @@ class Request(server.Request):
             self.exchange.finish(end, self._now(), detail=detail)
 
     def connectionLost(self, reason: Failure) -> None:
+        """Twisted's hook: the client has left."""
         self.give_up(End.CLIENT_GONE, "")
-        super().connectionLost(reason)
+        self.channel = None
+        if self.handling is not None:
+            self.handling.cancel()
+
+    def _account(self) -> None:
+        self.exchange.status = self.code
+        self.exchange.bytes_out = self.sentLength
+
+    def _now(self) -> float:
+        assert self.channel is not None
+        return self.channel.site.reactor.seconds()
+
+    # -- the client's pace ---------------------------------------------------------------------
+
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
+        """Have ``producer`` paused while the client is slow."""
+        if self.channel is not None:
+            self.channel.registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        if self.channel is not None:
+            self.channel.unregisterProducer()

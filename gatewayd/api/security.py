@@ -14,10 +14,10 @@ from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 import attrs
-from twisted.web.http_headers import Headers
 
 from gatewayd.config import TokenSettings
 from gatewayd.wire.errors import Forbidden, Unauthorized
+from gatewayd.wire.head import Fields
 
 _BEARER = re.compile(rb"bearer ([!-~]+)", re.IGNORECASE)
 _HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]{1,4096}")
@@ -48,7 +48,7 @@ class Caller:
 ANYONE = Caller()
 
 
-def verify_token(headers: Headers, tokens: Sequence[TokenSettings]) -> Caller:
+def verify_token(fields: Fields, tokens: Sequence[TokenSettings]) -> Caller:
     """Say who is calling, by ``Authorization: Bearer TOKEN`` or, without that, ``x-api-key``.
 
     Every configured token is compared, whichever matches, so that the time says nothing.
@@ -57,7 +57,7 @@ def verify_token(headers: Headers, tokens: Sequence[TokenSettings]) -> Caller:
     """
     if not tokens:
         return ANYONE
-    digest = hashlib.sha256(_presented(headers)).digest()
+    digest = hashlib.sha256(_presented(fields)).digest()
     found: TokenSettings | None = None
     for token in tokens:
         if hmac.compare_digest(token.sha256, digest):
@@ -67,10 +67,10 @@ def verify_token(headers: Headers, tokens: Sequence[TokenSettings]) -> Caller:
     return Caller(found.name, found.models, found.in_flight, found.requests_per_minute)
 
 
-def _presented(headers: Headers) -> bytes:
-    values = headers.getRawHeaders(b"authorization")
-    if values is None:
-        keys = headers.getRawHeaders(b"x-api-key", [])
+def _presented(fields: Fields) -> bytes:
+    values = fields.all(b"authorization")
+    if not values:
+        keys = fields.all(b"x-api-key")
         if len(keys) == 1 and keys[0]:
             return keys[0]
     elif len(values) == 1 and (match := _BEARER.fullmatch(values[0])):
@@ -80,7 +80,7 @@ def _presented(headers: Headers) -> bytes:
     )
 
 
-def check_origin(headers: Headers, allowed: Sequence[str]) -> list[tuple[bytes, bytes]]:
+def check_origin(fields: Fields, allowed: Sequence[str]) -> list[tuple[bytes, bytes]]:
     """Judge the ``Origin`` of a request; return the headers that its answer needs.
 
     Requests without one come from no web page. Pages of this machine always may call, and those
@@ -88,7 +88,7 @@ def check_origin(headers: Headers, allowed: Sequence[str]) -> list[tuple[bytes, 
 
     :raises Forbidden: the page may not.
     """
-    values = headers.getRawHeaders(b"origin", [])
+    values = fields.all(b"origin")
     if not values:
         return []
     origin = values[0].decode("latin-1").lower()
@@ -101,15 +101,15 @@ def check_origin(headers: Headers, allowed: Sequence[str]) -> list[tuple[bytes, 
     ]
 
 
-def preflight(method: bytes, headers: Headers) -> list[tuple[bytes, bytes]] | None:
+def preflight(method: bytes, fields: Fields) -> list[tuple[bytes, bytes]] | None:
     """What to answer a browser that asks what a page may send; None if it does not ask that."""
-    if method != b"OPTIONS" or not headers.hasHeader(b"access-control-request-method"):
+    if method != b"OPTIONS" or b"access-control-request-method" not in fields:
         return None
     answer = [
         (b"access-control-allow-methods", b"GET, POST"),
         (b"access-control-max-age", b"600"),
     ]
-    wanted = headers.getRawHeaders(b"access-control-request-headers", [b""])[0]
+    wanted = (fields.all(b"access-control-request-headers") or [b""])[0]
     if _HEADER_NAMES.fullmatch(wanted):
         answer.append((b"access-control-allow-headers", wanted))
     return answer

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web import server
+from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource
 
 from gatewayd.config import Settings
@@ -32,19 +33,37 @@ class Site(server.Site):
         on_end: Callable[[Exchange], None],
     ) -> None:
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
-        self.settings = settings
         self.admit = admit
         self.draining = False
         self.active: set[Exchange] = set()
         self.channels: set[Channel] = set()
         self._on_end = on_end
         self._when_empty: Callable[[], None] | None = None
+        self._common: tuple[float, tuple[tuple[bytes, bytes], ...]] = (0.0, ())
+        self._use(settings)
+
+    def _use(self, settings: Settings) -> None:
+        self.settings = settings
+        self.id_header = settings.gateway.request_id_header.encode("ascii")
+        self._common = (0.0, ())
+
+    def common_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """What every answer carries; made anew each second, for its date."""
+        now = float(int(self.reactor.seconds()))
+        if now != self._common[0] or not self._common[1]:
+            self._common = now, (
+                (b"server", self.settings.gateway.api_title.encode("ascii")),
+                (b"date", datetimeToString(now)),
+                (b"x-content-type-options", b"nosniff"),
+            )
+        return self._common[1]
 
     def replace(
         self, resource: IResource, settings: Settings, admit: Callable[[Request], None]
     ) -> None:
         """Answer new requests with these. What has begun goes on with what it began with."""
-        self.resource, self.settings, self.admit = resource, settings, admit
+        self.resource, self.admit = resource, admit
+        self._use(settings)
 
     # -- Twisted Web's hooks -------------------------------------------------------------------
 

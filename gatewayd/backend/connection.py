@@ -30,6 +30,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
+from gatewayd.sending import send
 from gatewayd.wire.errors import (
     BadReply,
     ConnectionReset,
@@ -209,7 +210,7 @@ class Connection(Protocol):
         self._drained = -1
         self._failure: UpstreamError | None = None
         self._waiting = waiting = Deferred[IResponse](self._abandon)
-        self.transport.write(raw)
+        send(self.transport, raw)
         return waiting
 
     def _abandon(self, _: Deferred[IResponse]) -> None:

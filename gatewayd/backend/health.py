@@ -5,8 +5,10 @@ decides from that and the time alone. Connection failures, 5xx, broken and stall
 against a backend; what a client did wrong does not.
 
 ``well`` -> failures in a row -> ``ejected`` -> back-off over -> ``waiting`` -> one request is let
-through -> ``trying`` -> ``well``, or ``ejected`` again for twice as long. A backend whose
-``health`` path says that it is loading its model is ``loading``: not broken, not usable yet.
+through -> ``trying`` -> ``well``, or ``ejected`` again for twice as long. What began before the trial
+may end during it: its success is good news, its failure decides nothing. A backend whose ``health``
+path says that it is loading its model is ``loading``: not broken, not usable yet. That path saying
+"well" shortens no back-off, because a server whose model hangs says so too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ FAILURES = 3
 #: Seconds that the first back-off takes, and the most that a later one may.
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 15.0
+#: More than it takes to get there: a power of the number of ejections would overflow in hours.
+_DOUBLINGS = 10
 
 
 class _Inputs(Protocol):
@@ -43,6 +47,9 @@ class _Inputs(Protocol):
 
     def not_yet(self) -> None:
         """It says that it will be ready later."""
+
+    def looks_well(self) -> None:
+        """It says that it is well."""
 
 
 @attrs.define
@@ -90,6 +97,10 @@ for _state in (_well, _ejected, _waiting, _trying):
 for _state in (_ejected, _waiting, _trying, _loading):
     _state.upon(_Inputs.answered).to(_well)(_recover)
 _loading.upon(_Inputs.gave_up).to(_ejected)(_eject)
+for _state in (_loading, _trying):
+    _state.upon(_Inputs.looks_well).to(_well)(_recover)
+for _state in (_well, _ejected, _waiting):
+    _state.upon(_Inputs.looks_well).loop().returns(None)
 for _input in (_Inputs.not_yet, _Inputs.asked, _Inputs.backed_off, _Inputs.learned_nothing):
     _loading.upon(_input).loop().returns(None)
 # An exchange that began before an ejection ends after it: that says nothing new.
@@ -115,6 +126,7 @@ class Health:
         self._memory = _Memory()
         self._machine = _new_machine(self._memory)
         self._failures = 0
+        self._trial = 0  # the number of the latest
         self._until = 0.0
 
     @property
@@ -129,34 +141,46 @@ class Health:
         """Whether to send the next request there."""
         return self.state in ("well", "waiting")
 
-    def asked(self) -> None:
-        """A request is sent there. The one that begins a trial must end in one of the below."""
-        if self.state == "waiting":
-            self._machine.asked()
+    def asked(self) -> int:
+        """A request is sent there, and will end in one of the three below.
+
+        :returns: what to tell these: the number of the trial that it begins, 0 if it does not.
+        """
+        if self.state != "waiting":
+            return 0
+        self._machine.asked()
+        self._trial += 1
+        return self._trial
 
     def succeeded(self) -> None:
         """It answered, be it that the client had asked for something wrong."""
         self._failures = 0
         self._machine.answered()
 
-    def failed(self) -> None:
+    def failed(self, trial: int = 0) -> None:
         """A request failed there, or a look at its health, by no fault of a client."""
         self._failures += 1
-        if self._failures < FAILURES and self.state != "trying":
+        trying = self.state == "trying"
+        if trial != self._trial if trying else self._failures < FAILURES:
             return
         self._failures = 0
         before = self._memory.ejections
         self._machine.gave_up()
         if self._memory.ejections > before:
-            longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**before)
+            longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(before, _DOUBLINGS))
             # Jitter: several gateways should not try a backend that comes up at the same time.
             self._until = self._clock.seconds() + longest * random.uniform(0.5, 1.0)
+
+    def learned_nothing(self, trial: int = 0) -> None:
+        """The client left, or the like: the next request is the trial, if this one was."""
+        if trial == self._trial:
+            self._machine.learned_nothing()
 
     def not_yet(self) -> None:
         """Its health path says that it will be ready later."""
         self._failures = 0
         self._machine.not_yet()
 
-    def learned_nothing(self) -> None:
-        """The client left, or the like: the next request is the trial, if one is due."""
-        self._machine.learned_nothing()
+    def looks_well(self) -> None:
+        """Its health path says that it is well."""
+        self._machine.looks_well()

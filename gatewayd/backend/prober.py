@@ -40,7 +40,7 @@ class Prober:
     @staticmethod
     def _answered(well: bool, target: Target) -> None:
         if well:
-            target.health.succeeded()
+            target.health.looks_well()
         else:
             target.health.not_yet()
 
