@@ -146,6 +146,7 @@ class Relay:
         self._parser: sse.Parser | None = None
         self._reader: Reader | None = None
         self._target: Target | None = None
+        self._trial = 0
 
         self._clocks = Clocks()
         self._shortest = 0.0  # of the clocks that start anew while a reply is read
@@ -181,7 +182,7 @@ class Relay:
         exchange.backends.append(choice.target.backend.name)
         self._asked_at = self._reactor.seconds()
         self._watch()
-        choice.target.asked()
+        self._trial = choice.target.asked()
         asked = self._asked = choice.target.backend.send(call, body, exchange.id)
         asked.addCallbacks(self._got_reply, self._got_no_reply)
         asked.addErrback(self._broken)
@@ -316,7 +317,7 @@ class Relay:
         if whole and reader.by_done:
             out.append(sse.DONE)
         if out:
-            self._send(b"".join(out))
+            self._send(out[0] if len(out) == 1 else b"".join(out))
         if whole:
             self._end(None)
         elif problem is not None:
@@ -341,7 +342,8 @@ class Relay:
             self._end(None)
 
     def _send(self, data: bytes) -> None:
-        now = self._wrote_at = self._reactor.seconds()
+        # The content that this comes of was the last to be timed.
+        now = self._wrote_at = self._content_at or self._reactor.seconds()
         if self._exchange.first_event is None:
             self._exchange.first_event = now
         if self._phase is not Phase.STREAMING:
@@ -418,7 +420,7 @@ class Relay:
     def _part_from_target(self, problem: GatewayError | None) -> None:
         target, self._target = self._target, None
         if target is not None:
-            target.ended(problem)
+            target.ended(problem, self._trial)
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abortConnection()
@@ -443,7 +445,7 @@ class Relay:
         self._phase = Phase.ENDED
         self._leave(kept=False)
         if self._target is not None:
-            self._target.left()
+            self._target.left(self._trial)
 
     # -- the client's pace: IPushProducer ------------------------------------------------------
 
@@ -471,8 +473,8 @@ class Relay:
         self._content_at = now
         if before is None:
             self._exchange.first_byte = now
-        elif self._exchange.first_event is not None:
-            self._exchange.longest_gap = max(self._exchange.longest_gap, now - before)
+        elif now - before > self._exchange.longest_gap and self._exchange.first_event is not None:
+            self._exchange.longest_gap = now - before
 
     def _deadlines(self) -> list[tuple[float, str]]:
         clocks = self._clocks

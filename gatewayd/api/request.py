@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from gatewayd.exchange import End, Exchange
+from gatewayd.sending import send
 from gatewayd.wire import sse
 from gatewayd.wire.errors import GatewayError, Internal
 from gatewayd.wire.head import Fields, RequestLine
@@ -133,7 +134,7 @@ class Request(http.Request):
         framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunks else data
         if self._pending:
             framed, self._pending = self._pending + framed, b""
-        self.channel.write(framed)
+        send(self.channel.transport, framed)
 
     def finish(self) -> None:
         """End the answer; an end that was given already stays."""

@@ -7,6 +7,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import attrs
@@ -59,7 +60,7 @@ class ChatRequest:
             model=check_model(fields.get("model")),
             stream=check_flag(fields.get("stream"), "stream"),
             include_usage=isinstance(options, dict) and options.get("include_usage") is True,
-            choices=int(n) if isinstance(n, float) and 1 <= n <= 1024 else 1,
+            choices=int(n) if isinstance(n, (int, float)) and 1 <= n <= 1024 else 1,
         )
 
     def reader(self, request_id: str, depth: int, model: str | None) -> ChatReader:
@@ -175,6 +176,10 @@ class _Reply(msgspec.Struct):
     error: Raw | UnsetType = UNSET
 
 
+_DECODER = msgspec.json.Decoder(_Reply)
+
+_FIRST_ID = re.compile(rb'\{\s*"id"\s*:\s*("[^"\\]*")')
+
 _NOTHING = (b"null", b"false", b"{}", b"[]", b'""', b"0")
 
 
@@ -236,6 +241,7 @@ class ChatReader:
         self._seen = set(range(choices))
         self._finished: set[int] = set()
         self._blank: set[int] = set()
+        self._prefix = self._new_prefix = b""
         self.started = False
         self.usage: Usage | None = None
 
@@ -259,13 +265,22 @@ class ChatReader:
 
         :raises BackendFailed, BadReply: the stream ends here.
         """
-        reply = _read(payload, self._depth, "an event")
+        try:  # the quick way for a token; whatever is wrong with it, the careful one will say
+            reply = _DECODER.decode(payload) if payload.isascii() else None
+        except (msgspec.DecodeError, RecursionError):
+            reply = None
+        if reply is None or reply.error is not UNSET:
+            reply = _read(payload, self._depth, "an event")
         self.started = True
         for choice in reply.choices or ():
+            if choice.finish_reason is None:
+                if choice.index not in self._seen:
+                    self._seen.add(choice.index)
+                continue
             self._seen.add(choice.index)
             if choice.finish_reason:
                 self._finished.add(choice.index)
-            elif choice.finish_reason == "":
+            else:
                 self._blank.add(choice.index)
         if reply.usage is not UNSET:
             self._count(reply)
@@ -283,11 +298,22 @@ class ChatReader:
 
     def _named(self, payload: bytes, reply: _Reply) -> bytes:
         if self._id is not None:
-            old = None if reply.id is UNSET else bytes(reply.id)
-            payload = json.replace_member(payload, "id", old, self._id)
+            # Most servers begin every chunk with the same id.
+            if self._prefix and payload.startswith(self._prefix) and payload.count(b'"id"') == 1:
+                payload = self._new_prefix + payload[len(self._prefix) :]
+            else:
+                payload = self._with_id(payload, reply)
         if self._model is not None and reply.model is not UNSET:
             payload = json.replace_member(payload, "model", bytes(reply.model), self._model)
         return payload
+
+    def _with_id(self, payload: bytes, reply: _Reply) -> bytes:
+        assert self._id is not None
+        old = None if reply.id is UNSET else bytes(reply.id)
+        if old is not None and (match := _FIRST_ID.match(payload)) and match[1] == old:
+            self._prefix = match[0]
+            self._new_prefix = match[0][: -len(old)] + self._id
+        return json.replace_member(payload, "id", old, self._id)
 
     def _count(self, reply: _Reply) -> None:
         if reply.usage is not UNSET:

@@ -57,11 +57,13 @@ class Parser:
 
         :raises EventTooLarge: the stream cannot be followed any further.
         """
-        # The common case costs three scans in C: whole events, one data line each, LF.
+        # The common case: whole events, one data line each, LF. It costs a few scans in C.
         if (
-            not self._partial
-            and self._started
+            self._started
+            and not self._partial
             and not self._data
+            and not self._after_cr
+            and not self._name
             and segment.endswith(b"\n\n")
             and b"\r" not in segment
         ):
@@ -69,11 +71,11 @@ class Parser:
             for block in segment[:-2].split(b"\n\n"):
                 if block[:6] != b"data: " or b"\n" in block or len(block) > self._limit:
                     break
-                events.append((b"", block[6:]))
+                if len(block) > 6:
+                    events.append((b"", block[6:]))
             else:
-                if not self._after_cr and not self._name:
-                    self.progress = True
-                    return [event for event in events if event[1]]
+                self.progress = True
+                return events
         return self._feed_slowly(segment)
 
     def close(self) -> list[Event]:
