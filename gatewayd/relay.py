@@ -53,7 +53,7 @@ from gatewayd.backend.interface import Clocks, Reply
 from gatewayd.backend.routing import Choice, Target
 from gatewayd.config import Limits
 from gatewayd.exchange import Exchange
-from gatewayd.wire import chat, sse
+from gatewayd.wire import sse
 from gatewayd.wire.errors import (
     AuthRefused,
     BackendFailed,
@@ -64,7 +64,7 @@ from gatewayd.wire.errors import (
     UpstreamTimeout,
     is_envelope,
 )
-from gatewayd.wire.others import Call, Reader
+from gatewayd.wire.others import Call, Reader, with_model
 
 _log = Logger()
 
@@ -94,7 +94,7 @@ class Client(Protocol):
     ) -> None: ...
     def write(self, data: bytes) -> None: ...
     def finish(self) -> None: ...
-    def cut(self, error: GatewayError) -> None: ...
+    def cut(self, error: GatewayError, name: bytes) -> None: ...
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
     def unregisterProducer(self) -> None: ...
 
@@ -174,7 +174,11 @@ class Relay:
         call, exchange = self._call, self._exchange
         body, alias = call.body, None
         if choice.model is not None:
-            body, alias = chat.with_model(body, choice.model), call.model
+            try:
+                body, alias = with_model(call, choice.model), call.model
+            except GatewayError as problem:
+                self._end(problem)
+                return
         self._target = choice.target
         self._clocks = clocks = choice.target.backend.clocks
         self._shortest = min((t for t in (clocks.idle, self._ping) if t), default=clocks.total)
@@ -197,6 +201,8 @@ class Relay:
 
     def _failed(self, problem: GatewayError) -> None:
         """This backend has no reply. Nothing was sent to the client yet, or only comments."""
+        if problem.elsewhere:  # what was free when they were chosen may have filled up or failed
+            self._choices = [choice for choice in self._choices if choice.target.ready]
         if self._choices and self._phase is not Phase.STREAMING and problem.elsewhere:
             self._part_from_target(problem)
             self._reply, self._phase = None, Phase.ASKING
@@ -213,6 +219,8 @@ class Relay:
         if reply.status == 200:
             if self._reader is None:
                 self._bytes = True
+                if reply.media_type in ("", "text/html"):
+                    self._end(BadReply("The backend's reply is of an unknown type."))
             elif self._call.stream and reply.media_type == EVENTS:
                 self._parser = sse.Parser(self._limits.event)
             elif reply.media_type != JSON:
@@ -401,7 +409,8 @@ class Relay:
         phase, self._phase = self._phase, Phase.ENDED
         if phase is Phase.ENDED:
             return
-        if self._reader is not None:
+        self._exchange.stop = None  # it holds this, and this holds it
+        if problem is None and self._reader is not None:
             self._exchange.usage = self._reader.usage
         self._leave(kept=problem is None)
         self._part_from_target(problem)
@@ -410,7 +419,8 @@ class Relay:
             if problem is None:
                 self._client.finish()
             else:
-                self._client.cut(problem)
+                named = self._reader is not None and not self._reader.by_done
+                self._client.cut(problem, b"error" if named else b"")
         elif problem is not None:
             self._client.fail(problem)
         else:
@@ -485,7 +495,7 @@ class Relay:
             if clocks.first_byte:
                 deadlines.append((self._asked_at + clocks.first_byte, "first_byte"))
             if self._patience:
-                deadlines.append((self._began + self._patience, "first_byte"))
+                deadlines.append((self._began + self._patience, "patience"))
         elif clocks.idle and not self._paused:
             deadlines.append((self._content_at + clocks.idle, "idle"))
         if self._ping and not self._paused:
@@ -501,6 +511,9 @@ class Relay:
         now = self._reactor.seconds()
         for due, clock in self._deadlines():
             if due <= now and clock != "ping":
+                if clock == "patience" and self._target is not None:
+                    self._target.left(self._trial)  # no fault of the backend
+                    self._target = None
                 self._end(UpstreamTimeout(f"The backend took too long ({clock})."))
                 return
             if due <= now:

@@ -12,8 +12,11 @@ SIGHUP reads all settings again. A mistake in them changes nothing and is logged
 backends, tokens, limits and clocks are exchanged in one step: a request that has begun keeps what
 it began with. Backends whose settings did not change keep their connections and their health.
 
+What is bound at the start (addresses, TLS or none, workers) stays until a restart; a reload that
+would change it says so.
+
 On SIGTERM twistd waits for the Deferred of ``stopService``. From then on the port is closed, idle
-connections are closed, and what is in flight may take up to ``drain`` seconds; then each exchange
+connections are closed a moment later, and what is in flight may take up to ``drain`` seconds; then each exchange
 that is left is ended with an error that says so, and its backend is left. The Deferred fires when
 the last connection is gone: fired earlier, the tail of the last answers would be lost with the
 process. A second signal does not wait.
@@ -23,19 +26,23 @@ With ``workers`` above 1 this process serves nothing itself; see :mod:`gatewayd.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IDelayedCall, IListeningPort
+from twisted.internet.error import CannotListenError, ConnectionDone
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReadDescriptor
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
-from twisted.python.systemd import ListenFDs
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from gatewayd import __version__
 from gatewayd.api.app import API
@@ -48,7 +55,7 @@ from gatewayd.backend.prober import Prober
 from gatewayd.backend.routing import Router, Target
 from gatewayd.config import ConfigError, Settings
 from gatewayd.exchange import End, Exchange
-from gatewayd.notify import Systemd
+from gatewayd.notify import Systemd, inherited_socket
 from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.access import AccessLog
 from gatewayd.telemetry.metrics import Metrics
@@ -56,11 +63,29 @@ from gatewayd.wire.errors import Drained
 
 _log = Logger()
 
+#: How long after a stop connections without a request are kept: one may be on its way, or here
+#: and not read yet, and its client could not know that it was never begun.
+GRACE_SECONDS = 0.1
+
 #: How long connections may take to close after the last exchange has ended.
 FLUSH_SECONDS = 1.0
 
 #: The listening socket that a supervisor gives to its workers, by the number of its descriptor.
 WORKER_SOCKET = "GATEWAYD_WORKER_SOCKET"
+
+#: What is bound at the start.
+_BOUND = {
+    "gateway": ("listen", "port", "workers"),
+    "metrics": ("listen",),
+}
+
+
+class CannotListen(SystemExit, Exception):
+    """Ends the start with a sentence.
+
+    Python prints a SystemExit without a traceback; and of an Exception, nothing else, the
+    background process of twistd tells the one that waits for it at the terminal.
+    """
 
 
 class GatewayService(Service):
@@ -86,6 +111,7 @@ class GatewayService(Service):
         self._ports: list[IListeningPort] = []
         self._stopped: Deferred[None] | None = None
         self._timers: list[IDelayedCall] = []
+        self._watchdog: IDelayedCall | None = None
         self._stopping = False
 
     # -- start ---------------------------------------------------------------------------------
@@ -97,7 +123,7 @@ class GatewayService(Service):
         if gateway.tls_certificate is not None and gateway.tls_key is not None:
             self._certificate = Certificate(gateway.tls_certificate, gateway.tls_key)
             factory = TLSMemoryBIOFactory(self._certificate, False, factory, self._reactor)
-        inherited = _inherited_socket()
+        inherited = _worker_socket() or inherited_socket()
         if inherited is None:
             self._ports = [listen(self._reactor, gateway.listen, gateway.port, factory)]
         else:
@@ -106,10 +132,28 @@ class GatewayService(Service):
                 family = listening.family
             self._ports = [self._reactor.adoptStreamPort(inherited, family, factory)]
             os.close(inherited)
+            self._listens_elsewhere()
         if self.settings.metrics.listen is not None and WORKER_SOCKET not in os.environ:
             page = MetricsPage(self.metrics.text)
             site = Site(page, self.settings, self._reactor, lambda _: None, lambda _: None)
             self._ports.append(listen(self._reactor, *self.settings.metrics.listen, site))
+
+    def _listens_elsewhere(self) -> None:
+        """Go by the address of the socket that was handed over, whatever the settings say.
+
+        Who may see the metrics without a token depends on it.
+        """
+        host = getattr(self._ports[0].getHost(), "host", self.settings.gateway.listen)
+        if host == self.settings.gateway.listen:
+            return
+        load = self._load
+        self._load = lambda: _with(load(), "gateway", {"listen": host})
+        self.settings = _with(self.settings, "gateway", {"listen": host})
+        self.api = self.api.replaced(self.settings, self.api.router)
+        self.site.replace(self.api.resource(), self.settings, self.api.admit)
+        if not self.settings.tokens and not ip_address(host).is_loopback:
+            said = "without a token whoever can reach it may use the backends"
+            _log.warn("{host} is not a loopback address, and {said}", host=host, said=said)
 
     def startService(self) -> None:
         super().startService()
@@ -118,6 +162,9 @@ class GatewayService(Service):
         self._prober.start()
         self.metrics.start()
         self._feed_watchdog()
+        if WORKER_SOCKET in os.environ:
+            self._reactor.addReader(Lifeline(self._stop))
+        _spare_the_collector()
         # When it runs, the reactor has installed its own handlers.
         self._reactor.callWhenRunning(self._handle_signals)
         said = f"listens on {self.address}, in front of {self._backends()}"
@@ -145,9 +192,11 @@ class GatewayService(Service):
 
     def reload(self) -> None:
         """Read the settings again and use them, or say why not."""
-        self._systemd.reloading()
         if self._access_log is not None:
             self._access_log.reopen()
+        if self._stopped is not None:
+            return  # it is too late for other settings
+        self._systemd.reloading()
         try:
             settings = self._load()
         except ConfigError as e:
@@ -159,11 +208,11 @@ class GatewayService(Service):
         self._systemd.ready(f"listens on {self.address}, in front of {self._backends()}")
 
     def _swap(self, settings: Settings) -> None:
-        before, self.settings = self.settings, settings
-        for section, key in (("gateway", "listen"), ("gateway", "port"), ("gateway", "workers")):
-            old, new = (getattr(getattr(s, section), key) for s in (before, settings))
-            if old != new:
-                _log.warn("reload: {key} stays {old} until a restart", key=key, old=old)
+        certificate, key = settings.gateway.tls_certificate, settings.gateway.tls_key
+        if self._certificate is not None and certificate is not None and key is not None:
+            self._certificate.load(certificate, key)
+        before, settings = self.settings, self._with_what_is_bound(settings)
+        self.settings = settings
         kept = dict(zip(before.backends, self.api.router.targets, strict=False))
         if before.limits != settings.limits:
             kept = {}  # agents and relays of these go by the limits that they began with
@@ -179,12 +228,27 @@ class GatewayService(Service):
         if self._access_log is not None:
             self._access_log.close()
         self._access_log = AccessLog(settings.log.access, settings.log.format)
-        if self._certificate is not None and settings.gateway.tls_certificate is not None:
-            self._certificate.load(settings.gateway.tls_certificate, settings.gateway.tls_key or "")
         self._use(settings)
         for warning in settings.warnings:
             _log.warn("{warning}", warning=warning)
         _log.info("reloaded: in front of {backends}", backends=self._backends())
+
+    def _with_what_is_bound(self, settings: Settings) -> Settings:
+        """These settings, but with the old ones of what a reload cannot change."""
+        for section, keys in _BOUND.items():
+            old, new = getattr(self.settings, section), getattr(settings, section)
+            for key in keys:
+                value = getattr(old, key)
+                if value != getattr(new, key):
+                    name = f"[{section}] {key}"
+                    _log.warn("reload: {name} stays {old} until a restart", name=name, old=value)
+                    settings = _with(settings, section, {key: value})
+        before, after = self.settings.gateway, settings.gateway
+        if (before.tls_certificate is None) != (after.tls_certificate is None):
+            _log.warn("reload: TLS cannot be switched on or off without a restart")
+            kept = {key: getattr(before, key) for key in ("tls_certificate", "tls_key")}
+            settings = _with(settings, "gateway", kept)
+        return settings
 
     # -- stop ----------------------------------------------------------------------------------
 
@@ -192,15 +256,25 @@ class GatewayService(Service):
         """The first SIGTERM or SIGINT drains, and the exit status is 0; a second ends at once.
 
         The reactor's own handlers would make twistd end itself by the same signal at last, which
-        to a supervisor is a failure.
+        to a supervisor is a failure. A worker may hear of one stop from several sides (a terminal
+        and systemd tell each process, and so does the supervisor): only SIGQUIT ends it at once.
         """
+        if WORKER_SOCKET in os.environ:
+            signal.signal(signal.SIGQUIT, self._on_stop_signal)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop_signal)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
 
     def _on_stop_signal(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._abort if self._stopping else self._reactor.stop)
-        self._stopping = True
+        if not self._stopping:
+            self._reactor.callFromThread(self._stop)
+        elif number == signal.SIGQUIT or WORKER_SOCKET not in os.environ:
+            self._reactor.callFromThread(self._abort)
+
+    def _stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._reactor.stop()
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -210,33 +284,36 @@ class GatewayService(Service):
         self._systemd.stopping(said)
         self._prober.stop()
         self.metrics.stop()
-        self.api.draining = self.site.draining = True
+        self.site.draining = True
         for port in self._ports:
             port.stopListening()
         self._stopped = Deferred()
-        for channel in list(self.site.channels):
-            channel.close_if_idle()
-        self._timers += [
+        self._timers = [
+            self._reactor.callLater(min(GRACE_SECONDS, drain), self._close_idle),
             self._reactor.callLater(drain, self._cut),
             self._reactor.callLater(drain + FLUSH_SECONDS, self._abort),
         ]
         self.site.when_empty(self._empty)
         return self._stopped
 
+    def _close_idle(self) -> None:
+        self.api.draining = True
+        for channel in list(self.site.channels):
+            channel.close_if_idle()
+
     def _cut(self) -> None:
         for exchange in list(self.site.active):
             if exchange.stop is not None:
                 exchange.stop(Drained("The gateway was shut down before the reply ended."))
-        for channel in list(self.site.channels):
-            channel.close_if_idle()
+        self._close_idle()
 
     def _abort(self) -> None:
         for channel in list(self.site.channels):
             channel.abort(End.DRAINED, "stopped")
 
     def _empty(self) -> None:
-        for timer in self._timers:
-            if timer.active():
+        for timer in (*self._timers, self._watchdog):
+            if timer is not None and timer.active():
                 timer.cancel()
         for target in self.api.router.targets:
             target.backend.close()
@@ -257,7 +334,43 @@ class GatewayService(Service):
         seconds = self._systemd.watchdog_seconds
         if seconds:
             self._systemd.alive()
-            self._timers = [self._reactor.callLater(seconds, self._feed_watchdog)]
+            self._watchdog = self._reactor.callLater(seconds, self._feed_watchdog)
+
+
+@implementer(IReadDescriptor)
+class Lifeline:
+    """A worker's standard input: its other end closes when the supervisor dies.
+
+    A worker that went on alone would keep the port from the next supervisor.
+
+    :param lost: called when that has happened, and when the reactor lets go of all descriptors.
+    """
+
+    def __init__(self, lost: Callable[[], None]) -> None:
+        self._lost = lost
+
+    def fileno(self) -> int:
+        return 0
+
+    def logPrefix(self) -> str:
+        return "lifeline"
+
+    def doRead(self) -> Any:
+        return None if os.read(0, 1024) else ConnectionDone()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._lost()
+
+
+def _spare_the_collector() -> None:
+    """Have Python look for cycles among what requests leave behind only, and less often.
+
+    By default it walks all modules again and again: an eighth of a small request's time. Few
+    cycles are made for a request, so they may gather for longer.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def listen(reactor: Any, host: str, port: int, factory: Any) -> IListeningPort:
@@ -266,16 +379,18 @@ def listen(reactor: Any, host: str, port: int, factory: Any) -> IListeningPort:
         bound: IListeningPort = reactor.listenTCP(port, factory, backlog=1024, interface=host)
     except CannotListenError as e:
         reason = getattr(e.socketError, "strerror", None) or e.socketError
-        raise SystemExit(f"gatewayd: cannot listen on {host} port {port}: {reason}") from None
+        raise CannotListen(f"gatewayd: cannot listen on {host} port {port}: {reason}") from None
     return bound
 
 
-def _inherited_socket() -> int | None:
-    """The listening socket that systemd or the supervisor has opened, if there is one."""
-    if WORKER_SOCKET in os.environ:
-        return int(os.environ[WORKER_SOCKET])
-    given = ListenFDs.fromEnvironment().inheritedDescriptors()
-    return given[0] if given else None
+def _worker_socket() -> int | None:
+    number = os.environ.get(WORKER_SOCKET)
+    return None if number is None else int(number)
+
+
+def _with(settings: Settings, section: str, values: dict[str, Any]) -> Settings:
+    changed: Any = {section: attrs.evolve(getattr(settings, section), **values)}
+    return attrs.evolve(settings, **changed)
 
 
 def make_router(settings: Settings, reactor: Any, kept: Any = None) -> Router:

@@ -5,7 +5,9 @@ worker, so that connections which wait there outlive any of them. A worker is th
 line again in the foreground, with :data:`gatewayd.service.WORKER_SOCKET` in its environment.
 
 A worker that dies is started again, at once the first time and later and later if it dies young.
-SIGHUP goes to all of them, and so does a stop: the supervisor ends when the last of them has.
+SIGHUP goes to all of them (to one that is starting, as soon as it can hear it), and so does a stop:
+the supervisor ends when the last of them has. Should it die before them, they notice by their
+standard input, which it holds, and stop: else they would keep the port from the next one.
 Workers say that they are ready the way a service tells systemd; the supervisor hears it and tells
 systemd when all of them are.
 """
@@ -28,13 +30,12 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import DatagramProtocol, ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.systemd import ListenFDs
 
 from gatewayd.api.metrics import MetricsPage
 from gatewayd.api.site import Site
 from gatewayd.config import Settings
-from gatewayd.notify import Systemd
-from gatewayd.service import WORKER_SOCKET, listen
+from gatewayd.notify import Systemd, inherited_socket
+from gatewayd.service import WORKER_SOCKET, CannotListen, listen
 from gatewayd.telemetry.metrics import SHARED, Metrics
 
 _log = Logger()
@@ -45,7 +46,7 @@ LONGEST_BACKOFF = 30.0
 
 _RUN = "from twisted.scripts.twistd import run; run()"
 #: What systemd says to this process alone.
-_NOT_INHERITED = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID", "NOTIFY_SOCKET")
+_NOT_INHERITED = ("LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC")
 
 
 class Worker(ProcessProtocol):
@@ -55,6 +56,7 @@ class Worker(ProcessProtocol):
         self.supervisor = supervisor
         self.number = number
         self.ready = False
+        self.reload_when_ready = False
         self.pid: int | None = None
         self._backoff = 0.0
         self._began = 0.0
@@ -71,15 +73,29 @@ class Worker(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         lived = self.supervisor.reactor.seconds() - self._began
-        self._backoff = 0.0 if lived > YOUNG_SECONDS else min(self._backoff * 2 + 0.5, 30.0)
+        later = min(self._backoff * 2 + 0.5, LONGEST_BACKOFF)
+        self._backoff = 0.0 if lived > YOUNG_SECONDS else later
         if self.pid is not None:
             multiprocess.mark_process_dead(self.pid, self.supervisor.folder)
-        self.pid, self.ready = None, False
+        self.pid, self.ready, self.reload_when_ready = None, False, False
         self.supervisor.ended(self, str(reason.value), self._backoff)
 
     def kill(self, number: int) -> None:
         if self.pid is not None:
             os.kill(self.pid, number)
+
+    def reload(self) -> None:
+        """Have it read its settings again. While it starts, SIGHUP would end it."""
+        if self.ready:
+            self.kill(signal.SIGHUP)
+        else:
+            self.reload_when_ready = True
+
+    def is_ready(self) -> None:
+        self.ready = True
+        if self.reload_when_ready:
+            self.reload_when_ready = False
+            self.reload()
 
 
 class Supervisor(Service):
@@ -106,6 +122,7 @@ class Supervisor(Service):
         self._waiting: dict[Worker, IDelayedCall] = {}
         self._watchdog: IDelayedCall | None = None
         self._announced = False
+        self._stopping = False
         self._stopped: Deferred[None] | None = None
 
     # -- start ---------------------------------------------------------------------------------
@@ -119,9 +136,9 @@ class Supervisor(Service):
             self._metrics_port = listen(self.reactor, *self.settings.metrics.listen, site)
 
     def _bind(self) -> socket.socket:
-        inherited = ListenFDs.fromEnvironment().inheritedDescriptors()
-        if inherited:
-            return socket.socket(fileno=inherited[0])
+        inherited = inherited_socket()
+        if inherited is not None:
+            return socket.socket(fileno=inherited)
         gateway = self.settings.gateway
         family = socket.AF_INET6 if ":" in gateway.listen else socket.AF_INET
         bound = socket.socket(family, socket.SOCK_STREAM)
@@ -130,7 +147,7 @@ class Supervisor(Service):
             bound.bind((gateway.listen, gateway.port))
             bound.listen(1024)
         except OSError as e:
-            raise SystemExit(
+            raise CannotListen(
                 f"gatewayd: cannot listen on {gateway.listen} port {gateway.port}: {e.strerror}"
             ) from None
         return bound
@@ -162,7 +179,7 @@ class Supervisor(Service):
             sys.executable,
             [sys.executable, "-c", _RUN, "--nodaemon", "--pidfile=", "gatewayd", *self._arguments],
             environment,
-            childFDs={0: 0, **output, 3: self._socket.fileno()},
+            childFDs={0: "w", **output, 3: self._socket.fileno()},
         )
 
     # -- while it runs -------------------------------------------------------------------------
@@ -171,7 +188,7 @@ class Supervisor(Service):
         """A worker says something, as a service does to systemd."""
         for worker in self._workers:
             if worker.pid == pid and "READY=1" in lines:
-                worker.ready = True
+                worker.is_ready()
         if not self._announced and all(worker.ready for worker in self._workers):
             self._announced = True
             said = f"{len(self._workers)} workers serve"
@@ -204,18 +221,20 @@ class Supervisor(Service):
 
     def _handle_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.reactor.callFromThread(self._stop_signal))
+            signal.signal(number, self._on_stop_signal)
         signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self._reload_signal))
 
-    def _stop_signal(self) -> None:
-        if self._stopped is None:
-            self.reactor.stop()
+    def _on_stop_signal(self, number: int, frame: object) -> None:
+        if self._stopping:
+            self.reactor.callFromThread(self._tell_all, signal.SIGQUIT)
         else:
-            self._tell_all(signal.SIGTERM)
+            self._stopping = True
+            self.reactor.callFromThread(self.reactor.stop)
 
     def _reload_signal(self) -> None:
         self._systemd.reloading()
-        self._tell_all(signal.SIGHUP)
+        for worker in self._workers:
+            worker.reload()
         self._systemd.ready(f"{len(self._workers)} workers were told to reload")
 
     def _tell_all(self, number: int) -> None:

@@ -268,7 +268,8 @@ class Answer:
         """The data of each event; comments left out."""
         blocks = self.body.split(b"\n\n")
         assert blocks.pop() == b"", "an event is unfinished"
-        return [b.removeprefix(b"data: ") for b in blocks if not b.startswith(b":")]
+        blocks = [b.removeprefix(b"event: error\n") for b in blocks if not b.startswith(b":")]
+        return [b.removeprefix(b"data: ") for b in blocks]
 
 
 def _dechunk(data: bytes) -> tuple[bytes, bool]:

@@ -1,10 +1,15 @@
 """The head of a request: what llhttp lets pass and another parser could read differently."""
 
 import pytest
-from twisted.web.http_headers import Headers
 
-from gatewayd.wire.errors import BadHTTP, ExpectationFailed, GatewayError, RequestTooLarge
-from gatewayd.wire.head import Framing, RequestLine
+from gatewayd.wire.errors import (
+    BadHTTP,
+    ExpectationFailed,
+    GatewayError,
+    HeadTooLarge,
+    RequestTooLarge,
+)
+from gatewayd.wire.head import Fields, Framing, RequestLine
 
 GET = RequestLine(b"GET", b"/", b"1")
 GET_1_0 = RequestLine(b"GET", b"/", b"0")
@@ -12,12 +17,8 @@ GET_1_0 = RequestLine(b"GET", b"/", b"0")
 
 def framing(*headers: tuple[bytes, bytes], line: RequestLine = GET) -> Framing:
     """The framing of a request with these headers; its Host is good unless it is among them."""
-    found = Headers()
-    for name, value in headers:
-        found.addRawHeader(name, value)
-    if not found.hasHeader(b"host"):
-        found.addRawHeader(b"host", b"localhost")
-    return Framing.of(line, found)
+    host = [] if any(name == b"host" for name, _ in headers) else [(b"host", b"localhost")]
+    return Framing.of(line, Fields([*host, *headers]))
 
 
 def refused(*headers: tuple[bytes, bytes], line: RequestLine = GET) -> GatewayError:
@@ -140,10 +141,10 @@ def test_any_other_host_is_refused(host: bytes) -> None:
 
 def test_http_1_1_needs_exactly_one_host() -> None:
     with pytest.raises(BadHTTP):
-        Framing.of(GET, Headers())
+        Framing.of(GET, Fields())
     assert isinstance(refused((b"host", b"a"), (b"host", b"a")), BadHTTP)
     assert isinstance(refused((b"host", b"a"), (b"host", b"b"), line=GET_1_0), BadHTTP)
-    assert Framing.of(GET_1_0, Headers()).length == 0
+    assert Framing.of(GET_1_0, Fields()).length == 0
 
 
 # -- the body's frame ----------------------------------------------------------------------------
@@ -187,6 +188,12 @@ def test_chunked_comes_once_without_a_length_and_in_http_1_1() -> None:
 def test_a_length_of_very_many_digits_is_too_large() -> None:
     assert isinstance(refused((b"content-length", b"9" * 5000)), RequestTooLarge)
     assert framing((b"content-length", b"9" * 18)).length == 10**18 - 1
+
+
+def test_a_head_may_have_very_many_headers_but_not_more() -> None:
+    many = [(b"x-%d" % i, b"") for i in range(250)] + [(b"x-a", b"")] * 249
+    assert framing(*many).length == 0
+    assert isinstance(refused(*many, (b"x-b", b"")), HeadTooLarge)
 
 
 # -- the connection ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json as stdlib
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def written(draw: st.DrawFn, value: Any) -> bytes:
 
 
 def read(body: bytes) -> Any:
-    return stdlib.loads(body.decode("utf-8"), parse_int=float)
+    return stdlib.loads(body.decode("utf-8"))
 
 
 def seconds(body: bytes) -> float:
@@ -271,6 +272,63 @@ def test_very_deep_nesting_is_refused_quickly(body: bytes) -> None:
 )
 def test_a_string_without_an_end_among_many_brackets_takes_linear_time(text: bytes) -> None:
     assert seconds(b"[" * 100 + text) < 0.2
+
+
+# -- number and time -----------------------------------------------------------------------------
+
+MIB = 1 << 20
+
+
+def filled(each: bytes) -> bytes:
+    """An array of as many of ``each`` as make 1 MiB."""
+    return b"[" + b",".join([each] * (MIB // (len(each) + 1))) + b"]"
+
+
+@pytest.mark.parametrize(
+    ("each", "containers"),
+    [(b"[]", 1), (b'{"":[[{"a":1}]]}', 4), (b'{"a":{},"b":"[[[{{{\\"[["}', 2)],
+)
+def test_very_many_arrays_and_objects_are_refused(each: bytes, containers: int) -> None:
+    count = (json.MAX_CONTAINERS - 1) // containers
+    assert len(json.parse(b"[" + b",".join([each] * count) + b"]", DEPTH)) == count
+    with pytest.raises(NotJSON, match="more than"):
+        json.parse(b"[" + b",".join([each] * (count + 1)) + b"]", DEPTH)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(filled(each) for each in (b"[]", b"{}", b'{"a":1}', b'{"a":1,"b":2}')),
+        *(filled(each) for each in (b'""', b'"ab"', b"1", b"1e5", b"0.1")),
+        *(filled(each) for each in (b"9" * 299, b'"\\n"', b'{"role":"user","content":""}')),
+        b'["' + b"\\n" * (MIB // 2) + b'"]',
+        filled(b"[" * 60 + b"]" * 60),
+        b"{" + b",".join(b'"%x":1' % i for i in range(100_000)) + b"}",
+        b'{"a":"\\u003a",' + b",".join(b'"%x":1' % i for i in range(100_000)) + b"}",
+        b"[" * 100 + b'"' + b'\\"' * (MIB // 2),
+    ],
+    ids=lambda body: body[:30].decode(),
+)
+def test_the_densest_documents_are_judged_quickly(body: bytes) -> None:
+    took = []
+    for _ in range(3):
+        began = time.process_time()
+        with suppress(NotJSON):
+            json.parse(body, DEPTH)
+        took.append(time.process_time() - began)
+    assert min(took) < 0.15
+
+
+# Larger than the blocks in which strings are taken out.
+@pytest.mark.parametrize("shift", range(5))
+def test_a_long_document_is_read_as_a_short_one_is(shift: int) -> None:
+    each = b'{"a":"[\\"{","b":["\\\\",{"c":"%b"}]}' % (b"x" * shift)
+    body = b"[" + b",".join([each] * 7000) + b"]"
+    assert json.parse(body, 4) == read(body)
+    with pytest.raises(NotJSON, match="deep"):
+        json.parse(body, 3)
+    with pytest.raises(NotJSON, match="twice"):
+        json.parse(body[:-2] + b',"\\u0061":1}]', 4)
 
 
 # -- decode --------------------------------------------------------------------------------------

@@ -148,12 +148,15 @@ class Request(http.Request):
         channel, self.channel, self.finished = self.channel, None, 1
         channel.requestDone(self)
 
-    def cut(self, error: GatewayError) -> None:
-        """End a body that was begun: an error event where it is a stream, and no last chunk."""
+    def cut(self, error: GatewayError, name: bytes) -> None:
+        """End a body that was begun: an error event where it is a stream, and no last chunk.
+
+        :param name: of the event, in streams whose events have names.
+        """
         if self.exchange.end is not None or self.channel is None:
             return
         if self._events:
-            self.write(sse.encode(error.body()))
+            self.write(sse.encode(error.body(), name))
         self._error = error
         self._end()
         self.channel.close_lingering()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList, succeed
+import attrs
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -15,10 +16,19 @@ from .routing import Router, Target
 
 #: A list older than this is still given, and asked for anew behind the answer.
 FRESH_SECONDS = 10.0
-#: How long a list is waited for.
+#: How long a list is waited for, by those who come before it was given up once.
 WAIT_SECONDS = 2.0
 
 Entries = dict[str, Any]
+
+
+@attrs.frozen
+class _Known:
+    """A backend's list, or that it has none in time."""
+
+    when: float
+    entries: Entries
+    late: bool = False
 
 
 class Catalog:
@@ -27,13 +37,14 @@ class Catalog:
     def __init__(self, router: Router, clock: IReactorTime) -> None:
         self._router = router
         self._clock = clock
-        self._known: dict[Target, tuple[float, Entries]] = {}
+        self._known: dict[Target, _Known] = {}
 
     @property
     def names(self) -> list[str]:
         """The names that are known without asking."""
         named = [name for target in self._router.targets for name in target.names]
-        return named + [n for _, entries in self._known.values() for n in entries]
+        known = [(target, self._known.get(target)) for target in self._router.targets]
+        return named + [n for target, k in known if k for n in k.entries if target.lists(n)]
 
     async def models(self, request_id: str) -> Entries:
         """All models by name, aliases included.
@@ -62,24 +73,28 @@ class Catalog:
         known = self._known.get(target)
         if known is None:
             return self._ask(target, request_id)
-        when, entries = known
         now = self._clock.seconds()
-        if now - when > FRESH_SECONDS:
-            self._known[target] = (now, entries)  # one of those who come now asks
+        if now - known.when > FRESH_SECONDS:
+            self._known[target] = attrs.evolve(known, when=now)  # one of those who come now asks
             self._ask(target, request_id).addErrback(lambda _: None)  # the old list will do
-        return succeed(entries)
+        return fail(_too_late()) if known.late else succeed(known.entries)
 
     def _ask(self, target: Target, request_id: str) -> Deferred[Entries]:
         def told(entries: Entries) -> Entries:
-            self._known[target] = (self._clock.seconds(), entries)
+            self._known[target] = _Known(self._clock.seconds(), entries)
             return entries
 
         def too_late(_: object, __: float) -> None:
-            raise UpstreamTimeout("The backend took too long to list its models.")
+            self._known.setdefault(target, _Known(self._clock.seconds(), {}, late=True))
+            raise _too_late()
 
         asked = target.backend.models(request_id)
         asked.addTimeout(WAIT_SECONDS, self._clock, too_late)
         return asked.addCallbacks(told, _only_expected)
+
+
+def _too_late() -> UpstreamTimeout:
+    return UpstreamTimeout("The backend took too long to list its models.")
 
 
 def _only_expected(failure: Failure) -> Failure:

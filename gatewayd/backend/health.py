@@ -5,10 +5,12 @@ decides from that and the time alone. Connection failures, 5xx, broken and stall
 against a backend; what a client did wrong does not.
 
 ``well`` -> failures in a row -> ``ejected`` -> back-off over -> ``waiting`` -> one request is let
-through -> ``trying`` -> ``well``, or ``ejected`` again for twice as long. What began before the trial
-may end during it: its success is good news, its failure decides nothing. A backend whose ``health``
-path says that it is loading its model is ``loading``: not broken, not usable yet. That path saying
-"well" shortens no back-off, because a server whose model hangs says so too.
+through -> ``trying`` -> ``well``, or ``ejected`` again for twice as long. What began before the
+trial may end during it: its success is good news, its failure decides nothing.
+
+A backend whose ``health`` path says that it is loading its model is ``loading``: not broken, not
+usable yet. While that path fails there is no trial; its saying "well" shortens no back-off, because
+a server whose model hangs says so too.
 """
 
 from __future__ import annotations
@@ -128,6 +130,7 @@ class Health:
         self._failures = 0
         self._trial = 0  # the number of the latest
         self._until = 0.0
+        self._looks_broken = False
 
     @property
     def state(self) -> str:
@@ -139,7 +142,7 @@ class Health:
     @property
     def usable(self) -> bool:
         """Whether to send the next request there."""
-        return self.state in ("well", "waiting")
+        return self.state == "well" or (self.state == "waiting" and not self._looks_broken)
 
     def asked(self) -> int:
         """A request is sent there, and will end in one of the three below.
@@ -157,8 +160,8 @@ class Health:
         self._failures = 0
         self._machine.answered()
 
-    def failed(self, trial: int = 0) -> None:
-        """A request failed there, or a look at its health, by no fault of a client."""
+    def failed(self, trial: int) -> None:
+        """A request failed there, by no fault of its client."""
         self._failures += 1
         trying = self.state == "trying"
         if trial != self._trial if trying else self._failures < FAILURES:
@@ -171,16 +174,23 @@ class Health:
             # Jitter: several gateways should not try a backend that comes up at the same time.
             self._until = self._clock.seconds() + longest * random.uniform(0.5, 1.0)
 
-    def learned_nothing(self, trial: int = 0) -> None:
+    def learned_nothing(self, trial: int) -> None:
         """The client left, or the like: the next request is the trial, if this one was."""
         if trial == self._trial:
             self._machine.learned_nothing()
 
-    def not_yet(self) -> None:
-        """Its health path says that it will be ready later."""
-        self._failures = 0
-        self._machine.not_yet()
+    # What its health path says.
 
     def looks_well(self) -> None:
-        """Its health path says that it is well."""
+        self._looks_broken = False
         self._machine.looks_well()
+
+    def not_yet(self) -> None:
+        """It will be ready later."""
+        self._failures, self._looks_broken = 0, False
+        self._machine.not_yet()
+
+    def looks_broken(self) -> None:
+        """It says something else, or nothing."""
+        self._looks_broken = True
+        self.failed(0)

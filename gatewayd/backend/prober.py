@@ -46,4 +46,4 @@ class Prober:
 
     @staticmethod
     def _failed(failure: Failure, target: Target) -> None:
-        target.health.failed()
+        target.health.looks_broken()

@@ -61,6 +61,11 @@ class Target:
         return self._limit is not None and self.in_flight >= self._limit
 
     @property
+    def ready(self) -> bool:
+        """Whether the next request may go there."""
+        return not self.full and self.health.usable
+
+    @property
     def names(self) -> list[str]:
         """The models that the settings name, aliases included, globs left out."""
         return [name for name, _ in self._models if not set("*?[") & set(name)]
@@ -72,28 +77,37 @@ class Target:
         )
 
     def _entry(self, model: str) -> tuple[str, str | None] | None:
-        return next((entry for entry in self._models if fnmatchcase(model, entry[0])), None)
+        """What the settings say of a model: by its name, else by the first glob that fits."""
+        exact = (entry for entry in self._models if entry[0] == model)
+        globs = (entry for entry in self._models if fnmatchcase(model, entry[0]))
+        return next(itertools.chain(exact, globs), None)
 
     # -- what happens to a request sent there --------------------------------------------------
 
-    def asked(self) -> None:
+    def asked(self) -> int:
+        """A request is sent there; what this returns goes to one of the two below."""
         self.in_flight += 1
-        self.health.asked()
+        return self.health.asked()
 
-    def ended(self, problem: GatewayError | None) -> None:
+    def ended(self, problem: GatewayError | None, trial: int) -> None:
         """A request that was :meth:`asked` has ended; ``problem`` is what went wrong there."""
         self.in_flight -= 1
-        if problem is None or (isinstance(problem, UpstreamError) and problem.status < 500):
+        if problem is None or (isinstance(problem, UpstreamError) and _is_an_answer(problem)):
             self.health.succeeded()
         elif isinstance(problem, UpstreamError):
-            self.health.failed()
+            self.health.failed(trial)
         else:
-            self.health.learned_nothing()
+            self.health.learned_nothing(trial)
 
-    def left(self) -> None:
+    def left(self, trial: int) -> None:
         """A request that was :meth:`asked` was given up by its client."""
         self.in_flight -= 1
-        self.health.learned_nothing()
+        self.health.learned_nothing(trial)
+
+
+def _is_an_answer(problem: UpstreamError) -> bool:
+    """Whether the backend is well: the client's fault, or (501) it does not have this endpoint."""
+    return problem.status < 500 or problem.status == 501
 
 
 @attrs.frozen
@@ -123,7 +137,7 @@ class Router:
         serving = self._serving(model)
         if not serving:
             raise self._unknown(model, visible)
-        usable = [target for target in serving if not target.full and target.health.usable]
+        usable = [target for target in serving if target.ready]
         if not usable and len(serving) == 1 and not serving[0].full:
             # With nobody to take its place, not asking would gain nothing but later good news.
             usable = serving

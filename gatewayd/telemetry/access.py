@@ -70,29 +70,32 @@ def as_text(exchange: Exchange) -> bytes:
 class AccessLog:
     """Writes lines to a file, or to standard output for ``-``.
 
-    A line that cannot be written is dropped, and that is said once until lines can be written
-    again: a full disk must not disturb a request.
+    A line that cannot be written is dropped, and that is said once; when lines can be written
+    again, that is said too, with how many are missing. A full disk must not disturb a request.
     """
 
     def __init__(self, path: str, format: str) -> None:
         self._path = path
         self._encode = as_json if format == "json" else as_text
+        self._lost = 0
         self._failing = False
+        self._torn = False  # the last line was written in part
         self._fd: int | None = None
         self.reopen()
 
     def reopen(self) -> None:
         """Open the file anew, after it was renamed."""
         self.close()
-        if self._path == "-":
-            # twistd puts a logger in sys.stdout's place; the lines go to the descriptor itself.
-            self._fd = os.dup(sys.__stdout__.fileno()) if sys.__stdout__ else None
-        elif self._path:
-            try:
+        self._torn = False
+        try:
+            if self._path == "-":
+                # twistd puts a logger in sys.stdout's place; the lines go to the descriptor itself.
+                self._fd = os.dup(sys.__stdout__.fileno()) if sys.__stdout__ else None
+            elif self._path:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
                 self._fd = os.open(self._path, flags, 0o640)
-            except OSError as e:
-                self._failed(e)
+        except OSError as e:
+            self._failed(e)
 
     def close(self) -> None:
         if self._fd is not None:
@@ -100,16 +103,35 @@ class AccessLog:
             self._fd = None
 
     def __call__(self, exchange: Exchange) -> None:
-        if self._fd is None:
+        if not self._path:
             return
+        if self._fd is None:
+            self.reopen()
         line = self._encode(exchange)
         try:
-            if os.write(self._fd, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._fd is not None:
+                self._write(self._fd, line)
+            else:
+                self._lost += 1
         except OSError as e:
+            self._lost += 1
             self._failed(e)
-        else:
-            self._failing = False
+
+    def _write(self, fd: int, line: bytes) -> None:
+        if self._torn:
+            line = b"\n" + line
+        written = os.write(fd, line)
+        if written != len(line):
+            self._torn = written > 0 or self._torn
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._torn = False
+        if self._failing:
+            _log.info(
+                "access log {path}: can be written again; {lost} lines were lost",
+                path=self._path,
+                lost=self._lost,
+            )
+            self._failing, self._lost = False, 0
 
     def _failed(self, e: OSError) -> None:
         if not self._failing:

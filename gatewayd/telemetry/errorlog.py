@@ -9,19 +9,45 @@ from typing import Any
 
 from twisted.logger import (
     FilteringLogObserver,
+    ILogFilterPredicate,
     ILogObserver,
     LegacyLogObserverWrapper,
+    LogEvent,
     LogLevel,
     LogLevelFilterPredicate,
+    PredicateResult,
 )
 from twisted.scripts._twistd_unix import UnixAppLogger
+from zope.interface import implementer
 
 #: The name of :func:`observer` as twistd's ``--logger`` option takes it: it imports that name, so
 #: what the observer must know is kept here.
 OBSERVER = f"{__name__}.observer"
 
+#: Where Twisted speaks of connections that it cannot accept: three lines for each when there are no
+#: file descriptors left, which is when strangers open many.
+_ACCEPTING = "twisted.internet.tcp.Port"
+_ACCEPTING_SECONDS = 1.0
+
+
+@implementer(ILogFilterPredicate)
+class _Sparing:
+    """Lets such a line through once in a while."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, event: LogEvent) -> Any:  # constantly has no types
+        if event.get("log_namespace") != _ACCEPTING or event["log_level"] is LogLevel.critical:
+            return PredicateResult.maybe
+        if 0 <= event["log_time"] - self._last < _ACCEPTING_SECONDS:
+            return PredicateResult.no
+        self._last = event["log_time"]
+        return PredicateResult.maybe
+
+
 _twistd_options: dict[str, Any] = {}
-_lowest = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
+_lowest = LogLevelFilterPredicate()
 
 
 def configure(twistd_options: Any, level: str) -> None:
@@ -32,7 +58,8 @@ def configure(twistd_options: Any, level: str) -> None:
 
 def set_level(level: str) -> None:
     """Log this level and those above it, from now on."""
-    _lowest.defaultLogLevel = LogLevel.levelWithName(level)
+    # Its defaultLogLevel is only read when it is made.
+    _lowest.setLogLevelForNamespace("", LogLevel.levelWithName(level))
 
 
 def observer() -> ILogObserver:
@@ -41,4 +68,4 @@ def observer() -> ILogObserver:
     inner = UnixAppLogger(_twistd_options)._getLogObserver()
     if not ILogObserver.providedBy(inner):
         inner = LegacyLogObserverWrapper(inner)
-    return FilteringLogObserver(inner, [_lowest])
+    return FilteringLogObserver(inner, [_lowest, _Sparing()])

@@ -10,6 +10,7 @@ multi-process mode), so any worker's answer is that of all.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -41,6 +42,7 @@ class Metrics:
         self._lag_timer: IDelayedCall | None = None
         self._due = 0.0
         self._known: dict[tuple[Any, ...], Any] = {}
+        self._backends: set[str] = set()
         self.registry = registry = CollectorRegistry()
         one: Any = {"registry": registry}
         every: Any = {"registry": registry, "multiprocess_mode": "livesum"}
@@ -159,8 +161,20 @@ class Metrics:
             in_flight, connections, usable = self._look_at()
             self.in_flight.set(in_flight)
             self.connections.set(connections)
+            for name in self._backends - usable.keys():
+                self._forget(name)
+            self._backends = set(usable)
             for name, well in usable.items():
                 self._child(self.state, name).set(well)
+
+    def _forget(self, backend: str) -> None:
+        """A reload took a backend out: its last state would stay for ever."""
+        if SHARED in os.environ:
+            # The file that is shared keeps every label; this is the value for "no such thing".
+            self._child(self.state, backend).set(math.nan)
+        else:
+            del self._known[self.state, backend]
+            self.state.remove(backend)
 
     # -- the event loop's lag ------------------------------------------------------------------
 

@@ -214,6 +214,9 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
 
 
+_USAGE = msgspec.json.Decoder(Usage | None)
+
+
 class ChatReader:
     """Reads one reply, whole or streamed, and knows whether it is all of it.
 
@@ -318,7 +321,7 @@ class ChatReader:
     def _count(self, reply: _Reply) -> None:
         if reply.usage is not UNSET:
             try:
-                self.usage = msgspec.json.decode(reply.usage, type=Usage | None) or self.usage
+                self.usage = _USAGE.decode(reply.usage) or self.usage
             except msgspec.ValidationError:
                 return  # what cannot be counted is still the client's
 

@@ -273,8 +273,8 @@ class BackendFailed(UpstreamError):
         self.elsewhere = status in (429, 503)
         if payload is not None:
             code = parse(payload, 64)["error"].get("code")
-            if isinstance(code, (str, float)):
-                self.code = f"{code:.0f}" if isinstance(code, float) else code
+            if isinstance(code, (str, int, float)):
+                self.code = code if isinstance(code, str) else f"{code:.0f}"
 
     def body(self) -> bytes:
         return super().body() if self.payload is None else self.payload

@@ -13,11 +13,13 @@ from collections.abc import Iterable
 
 import attrs
 
-from .errors import BadHTTP, ExpectationFailed, RequestTooLarge
+from .errors import BadHTTP, ExpectationFailed, HeadTooLarge, RequestTooLarge
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.([01])\r")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+#: Header lines of a request. Twisted's own limit; other servers take 100.
+MAX_HEADERS = 500
 
 
 class Fields:
@@ -41,6 +43,10 @@ class Fields:
     def all(self, name: bytes) -> list[bytes]:
         """Every value of a field, by its lower-case name."""
         return self._values.get(name, [])
+
+    def __len__(self) -> int:
+        """How many lines there were."""
+        return sum(map(len, self._values.values()))
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._values
@@ -85,9 +91,12 @@ class Framing:
     def of(cls, line: RequestLine, fields: Fields) -> Framing:
         """Judge a head.
 
-        :raises BadHTTP, ExpectationFailed, RequestTooLarge: it is not one to go on with.
+        :raises BadHTTP, ExpectationFailed, HeadTooLarge, RequestTooLarge: it is not one to go on
+            with.
         """
         values = fields.all
+        if len(fields) > MAX_HEADERS:
+            raise HeadTooLarge(f"The request has more than {MAX_HEADERS} headers.")
         hosts = values(b"host")
         if len(hosts) > 1 or (line.minor == b"1" and not hosts):
             raise BadHTTP("The request must have exactly one Host header.")

@@ -1,17 +1,25 @@
 """JSON read strictly, so that no other parser can read something else from the same bytes.
 
 Requests are read with :func:`parse` (duplicate keys, NaN, numbers past a float's range, lone
-surrogates, byte order marks, other encodings and excessive depth are refused), replies with
+surrogates, byte order marks, other encodings, excessive depth and number are refused), replies with
 :func:`decode` (typed by msgspec, which looks only at the fields that a type names).
 :func:`replace_member` changes one member of an object and leaves every other byte as it came.
+
+Whoever may call may send a document made to be slow, and the loop waits for it. So nothing here
+runs Python for each token: msgspec reads, and what it does not look for (depth, a key that comes
+twice, whole numbers without end) is found by a few passes of C over the bytes.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from operator import add
 from typing import Any, TypeVar
 
 import attrs
@@ -19,12 +27,21 @@ import msgspec
 
 T = TypeVar("T")
 
-# A string without an end goes to the end of the document: else each of its quotes would be tried.
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
-_ROUND = bytes.maketrans(b"{}", b"[]")
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+#: How many arrays and objects a request may hold. Each takes up to a hundred times the bytes that
+#: it has in the document, and a thousand messages with their parts and tools are far below.
+MAX_CONTAINERS = 100_000
+
+_BLOCK = 1 << 16
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{}:"))
+_BITS = bytes.maketrans(b"[{]}", b"1100")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]', re.DOTALL)
+
+# A float holds whole numbers of up to 309 digits. The first two find out cheaply whether there are
+# so many at all.
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_MANY_ZEROS = b"0" * 309
+_LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{309,}[0-9.eE+-]*")
 
 
 class NotJSON(ValueError):
@@ -37,19 +54,22 @@ def parse(body: bytes, depth: int) -> Any:
     :param depth: how many levels of arrays and objects may nest.
     :raises NotJSON: saying what is wrong, never quoting the document.
     """
-    text = _text(body)
-    check_depth(body, depth)
+    _check_text(body)
+    structure = _structure(body)
+    if structure.count(b"[") + structure.count(b"{") > MAX_CONTAINERS:
+        raise NotJSON(f"it has more than {MAX_CONTAINERS} arrays and objects")
+    _check_depth(structure, depth)
     try:
-        value = (_WARY_DECODER if _LONG_NUMBER.search(body) else _DECODER).decode(text)
-    except json.JSONDecodeError as e:
-        raise NotJSON(f"{e.msg} at character {e.pos}") from None
+        with _no_collection():
+            value = msgspec.json.decode(body)
+            _check_keys(body, structure, value)
     except RecursionError:
         raise NotJSON("it nests too deeply") from None
-    if _SURROGATE.search(body):
-        try:
-            msgspec.json.decode(body)
-        except msgspec.DecodeError:
-            raise NotJSON("a string holds half of a surrogate pair") from None
+    except msgspec.ValidationError:
+        raise NotJSON("a number is out of range") from None
+    except msgspec.DecodeError as e:
+        raise NotJSON(_reason(body, str(e))) from None
+    _check_numbers(body)
     return value
 
 
@@ -61,7 +81,7 @@ def decode(body: bytes, type: type[T], depth: int) -> T:
 
     :raises NotJSON: when it is not JSON, or not of that type.
     """
-    _text(body)
+    _check_text(body)
     check_depth(body, depth)
     try:
         return msgspec.json.decode(body, type=type)
@@ -78,21 +98,32 @@ def decode(body: bytes, type: type[T], depth: int) -> T:
 def check_depth(body: bytes, depth: int) -> None:
     """Refuse more than ``depth`` levels of nesting, in time linear in the size.
 
-    Strings are taken out, then everything that is not a bracket, then the innermost pairs level by
-    level: each step is one pass of C over what the step before has left.
+    Brackets become bits, and eight of them are looked up at once.
     """
-    if body.count(b"[") + body.count(b"{") <= depth:
+    if body.count(b"[") + body.count(b"{") > depth:
+        _check_depth(_structure(body), depth)
+
+
+def _check_depth(structure: bytes, depth: int) -> None:
+    bits = structure.translate(_BITS, b":")
+    if bits.count(b"1") <= depth:
         return
-    brackets = _STRING.sub(b"", body).translate(_ROUND, _NOT_BRACKETS)
-    for _ in range(depth):
-        if not brackets:
-            return
-        peeled = brackets.replace(b"[]", b"")
-        if len(peeled) == len(brackets):
-            return  # unbalanced: the parser will say so
-        brackets = peeled
-    if brackets:
+    bits += b"0" * (-len(bits) % 8)
+    eights = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    before = list(accumulate(map(_CHANGE.__getitem__, eights), initial=0))
+    if max(before) + 8 <= depth:
+        return  # nor can any of the eight be deeper
+    if max(map(add, before, map(_PEAK.__getitem__, eights))) > depth:
         raise NotJSON(f"it nests deeper than {depth} levels")
+
+
+def _steps(eight: int) -> list[int]:
+    """The depth after each of eight brackets, from the first on."""
+    return list(accumulate(1 if eight >> bit & 1 else -1 for bit in range(7, -1, -1)))
+
+
+_CHANGE = [_steps(eight)[-1] for eight in range(256)]
+_PEAK = [max(_steps(eight)) for eight in range(256)]
 
 
 @attrs.frozen
@@ -184,44 +215,80 @@ def _replace_slowly(document: bytes, key: str, new: bytes) -> bytes:
     return b"".join([*out, document[done:]])
 
 
-def _text(body: bytes) -> str:
+def _check_text(body: bytes) -> None:
     if body.startswith(b"\xef\xbb\xbf"):
         raise NotJSON("it starts with a byte order mark")
     try:
-        return body.decode("utf-8")
+        body.decode("utf-8")
     except UnicodeDecodeError as e:
         raise NotJSON(f"it is not UTF-8 at byte {e.start}") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
+def _outside_strings(body: bytes) -> bytes:
+    """The document without its strings; one without an end goes to the end of the document."""
+    if b"\\" in body:  # a run of backslashes begins with one that escapes the next
+        body = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    kept, inside = [], 0
+    for at in range(0, len(body), _BLOCK):  # all at once would take many times its size
+        parts = body[at : at + _BLOCK].split(b'"')
+        kept.append(b"".join(parts[inside::2]))
+        inside ^= len(parts) - 1 & 1
+    return b"".join(kept)
+
+
+def _structure(body: bytes) -> bytes:
+    """The document's brackets and colons alone, in their order."""
+    return _outside_strings(body).translate(None, _NOT_STRUCTURE)
+
+
+def _check_keys(body: bytes, structure: bytes, value: Any) -> None:
+    """Refuse objects with the same key twice. What was read has lost the first, and its colon.
+
+    :param value: what the document was read as.
+    """
+    colons = structure.count(b":")
+    if colons == structure.count(b"{") - structure.count(b"{}"):
+        return  # no object has two
+    again = msgspec.json.encode(value)
+    if rb"\u003" not in body:  # else a string may have a colon only when it is written again
+        colons, left = body.count(b":"), again.count(b":")
+    else:
+        left = _structure(again).count(b":")
+    if left != colons:
         raise NotJSON("an object has the same key twice")
-    return members
 
 
-def _finite(number: str) -> float:
-    value = float(number)
-    if math.isinf(value):
-        raise NotJSON("a number is out of range")
-    return value
+def _check_numbers(body: bytes) -> None:
+    """Refuse whole numbers that are past a float's range; msgspec has refused others."""
+    if _MANY_ZEROS in body.translate(_ZEROS):
+        for number in _LONG_NUMBER.findall(_outside_strings(body)):
+            if math.isinf(float(number)):
+                raise NotJSON("a number is out of range")
 
 
-def _no_constant(name: str) -> None:
-    raise NotJSON(f"{name} is not JSON")
+def _reason(body: bytes, said: str) -> str:
+    """What is wrong with a document that msgspec does not read, in a few words."""
+    if _SURROGATE.search(body):
+        try:
+            with _no_collection():
+                msgspec.json.decode(_SURROGATE.sub(rb"\\ufffd", body))
+        except (msgspec.DecodeError, RecursionError):
+            pass
+        else:
+            return "a string holds half of a surrogate pair"
+    where = re.search(r"\(byte ([0-9]+)\)", said)
+    return f"it is malformed at byte {where[1]}" if where else "it ends too early"
 
 
-def _decoder(parse_int: Callable[[str], float]) -> json.JSONDecoder:
-    return json.JSONDecoder(
-        object_pairs_hook=_unique,
-        parse_float=_finite,
-        parse_int=parse_int,
-        parse_constant=_no_constant,
-    )
-
-
-# Whole numbers are read as floats: nobody computes with them here, and a float of 5000 digits is
-# cheap where an int of that size is refused by Python. Only long ones can be past a float's range,
-# and asking for each would double the time that a list of tokens takes.
-_DECODER, _WARY_DECODER = _decoder(float), _decoder(_finite)
-_LONG_NUMBER = re.compile(rb"[0-9]{300}")
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold back the garbage collector, which looks at all that was made again and again, and in
+    JSON's values there is no cycle to be found.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -12,16 +12,18 @@ https://docs.anthropic.com/en/docs/build-with-claude/streaming
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import attrs
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from multipart import MultipartError, MultipartParser, parse_options_header
 
-from . import json
+from . import chat, json
 from .chat import ChatReader, Usage, check_flag, check_model, parse_object, reported
 from .errors import BackendFailed, BadReply, InvalidValue
+
+T = TypeVar("T")
 
 
 class Reader(Protocol):
@@ -75,6 +77,9 @@ _LAST = {
 }
 _FAILED = frozenset({"error", "response.failed"})
 
+#: How many completions one stream may have: each is remembered until it is finished.
+MAX_CHOICES = 4096
+
 
 @attrs.frozen
 class JSONCall:
@@ -94,21 +99,33 @@ class JSONCall:
         fields = parse_object(body, depth)
         model = check_model(fields.get("model"))
         stream = check_flag(fields.get("stream"), "stream")
-        choices, options = 1, fields.get("stream_options")
         if path == "/v1/completions":
-            n, prompt = fields.get("n"), fields.get("prompt")
-            several = isinstance(prompt, list) and all(isinstance(p, (str, list)) for p in prompt)
-            choices = int(n) if isinstance(n, float) and 1 <= n <= 1024 else 1
-            choices *= len(prompt) if several and prompt else 1
-        usage = isinstance(options, dict) and options.get("include_usage") is True
-        return cls(path, body, model, stream, choices, usage)
+            options = fields.get("stream_options")
+            usage = isinstance(options, dict) and options.get("include_usage") is True
+            return cls(path, body, model, stream, _choices(fields) if stream else 1, usage)
+        return cls(path, body, model, stream and path in _LAST)
 
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
         if self.path == "/v1/completions":
-            return ChatReader(None, self.include_usage, self.choices, depth, model)
+            return CompletionReader(None, self.include_usage, self.choices, depth, model)
         if self.path == "/v1/audio/speech":
             return None
         return EventReader(_LAST.get(self.path, frozenset()), depth, model)
+
+
+def _choices(fields: dict[str, Any]) -> int:
+    """How many completions were asked for: ``n`` for each prompt.
+
+    :raises InvalidValue: more than can be kept track of.
+    """
+    n, prompt = fields.get("n"), fields.get("prompt")
+    each = int(n) if isinstance(n, (int, float)) and 1 <= n <= 1024 else 1
+    several = isinstance(prompt, list) and all(isinstance(p, (str, list)) for p in prompt)
+    choices = each * (len(prompt) if several and prompt else 1)
+    if choices > MAX_CHOICES:
+        said = f"A stream may have {MAX_CHOICES} completions; 'n' and 'prompt' ask for more."
+        raise InvalidValue(said, param="prompt")
+    return choices
 
 
 @attrs.frozen
@@ -119,6 +136,7 @@ class UploadCall:
     body: bytes = attrs.field(repr=False)
     content_type: bytes
     model: str | None
+    part: int = 0  # the model's place among the form's parts
     stream: bool = False
 
     @classmethod
@@ -127,28 +145,64 @@ class UploadCall:
 
         :raises InvalidValue: it is no such form.
         """
-        kind, options = parse_options_header(content_type.decode("latin-1"))
-        boundary = options.get("boundary", "")
-        if kind != "multipart/form-data" or not boundary:
-            raise InvalidValue("The body must be multipart/form-data with a boundary.")
+        boundary = _boundary(content_type)
         try:
             room = len(body) + 1  # all of it in memory: what does not fit there goes to disk
             form = MultipartParser(
                 BytesIO(body), boundary, spool_limit=room, memory_limit=room, strict=True
             )
-            parts = [part.value for part in form if part.name == "model" and not part.filename]
+            found = [(n, part) for n, part in enumerate(form) if part.name == "model"]
+            values = [part.value for _, part in found]
         except (MultipartError, UnicodeDecodeError, LookupError):
             raise InvalidValue("The body is not valid multipart/form-data.") from None
-        if len(parts) > 1:
-            raise InvalidValue("The form has 'model' twice.", param="model")
-        return cls(path, body, content_type, check_model(parts[0]) if parts else None)
+        if len(found) > 1 or any(part.filename for _, part in found):
+            said = "The form must have 'model' once, and not as a file."
+            raise InvalidValue(said, param="model")
+        if not found:
+            return cls(path, body, content_type, None)
+        return cls(path, body, content_type, check_model(values[0]), found[0][0])
+
+    def with_model(self, model: str) -> bytes:
+        """The form asking for another model; every other byte stays."""
+        body, delimiter = self.body, b"\r\n--" + _boundary(self.content_type).encode("utf-8")
+        at = -2 if body.startswith(delimiter[2:]) else body.find(delimiter)
+        for _ in range(self.part):
+            at = body.find(delimiter, at + len(delimiter))
+        start = body.find(b"\r\n\r\n", at + len(delimiter)) + 4
+        end = body.find(delimiter, start)
+        if body[start:end] != (self.model or "").encode("utf-8"):
+            raise InvalidValue("The form's 'model' must be plain UTF-8.", param="model")
+        return body[:start] + model.encode("utf-8") + body[end:]
 
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
         return None
 
 
+def _boundary(content_type: bytes) -> str:
+    kind, options = parse_options_header(content_type.decode("latin-1"))
+    boundary: str = options.get("boundary", "")
+    if kind != "multipart/form-data" or not boundary:
+        raise InvalidValue("The body must be multipart/form-data with a boundary.")
+    return boundary
+
+
+def with_model(call: Call, model: str) -> bytes:
+    """A request's body, asking for another model."""
+    if isinstance(call, UploadCall):
+        return call.with_model(model)
+    return chat.with_model(call.body, model)
+
+
+class CompletionReader(ChatReader):
+    """Reads completions of the older kind, whose chunks have the shape of the whole."""
+
+    def as_stream(self, body: bytes) -> list[bytes]:
+        return [body]
+
+
 class _Payload(msgspec.Struct):
     type: str | UnsetType = UNSET
+    object: str | UnsetType = UNSET
     model: Raw | UnsetType = UNSET
     response: Raw | UnsetType = UNSET
     message: Raw | UnsetType = UNSET
@@ -168,6 +222,26 @@ class _Tokens(msgspec.Struct):
 class _Inner(msgspec.Struct):
     model: Raw | UnsetType = UNSET
     usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+
+
+_NO_ERROR = (UNSET, Raw(b"null"), Raw(b"false"), Raw(b"{}"), Raw(b'""'))
+
+
+def _failure(payload: bytes, read: _Payload) -> BackendFailed:
+    """What an event that reports a failure says, as an envelope.
+
+    Servers put it into ``error``, responses into ``response.error`` or the event itself.
+    """
+    if read.error not in _NO_ERROR:
+        return reported(payload)
+    told: Any = payload
+    if read.response is not UNSET:
+        try:
+            told = msgspec.json.decode(read.response, type=_Inner).error
+        except msgspec.ValidationError:
+            told = UNSET
+    return reported(payload if told is UNSET else b'{"error":%b}' % bytes(told))
 
 
 class EventReader:
@@ -187,10 +261,13 @@ class EventReader:
         self.usage: Usage | None = None
 
     def whole(self, body: bytes) -> bytes:
-        payload = self._read(body, "a reply")
-        if payload.error not in (UNSET, Raw(b"null")) and payload.type == "error":
+        if not self._last and body.lstrip().startswith(b"["):  # rerank, as one of its dialects is
+            self._decode(body, list[Raw], "a reply")
+            return body
+        read = self._read(body, "a reply")
+        if read.error not in _NO_ERROR and read.object != "response":  # these say so with a 200
             raise reported(body)
-        return self._named(body, payload)
+        return self._named(body, read)
 
     def as_stream(self, body: bytes) -> list[bytes]:
         raise BadReply("The backend sent a whole reply where a stream was asked for.")
@@ -199,9 +276,8 @@ class EventReader:
         read = self._read(payload, "an event")
         self.started = True
         kind = read.type if isinstance(read.type, str) else name.decode("latin-1")
-        if kind in _FAILED:
-            failed = reported(payload) if read.error is not UNSET else None
-            raise failed or BackendFailed("The backend reported a failure.", payload)
+        if kind in _FAILED or read.error not in _NO_ERROR:
+            raise _failure(payload, read)
         if kind in self._last:
             self._ended = True
         return self._named(payload, read)
@@ -210,8 +286,11 @@ class EventReader:
         return self._ended
 
     def _read(self, payload: bytes, what: str) -> _Payload:
+        return self._decode(payload, _Payload, what)
+
+    def _decode(self, payload: bytes, type: type[T], what: str) -> T:
         try:
-            return json.decode(payload, _Payload, self._depth)
+            return json.decode(payload, type, self._depth)
         except json.NotJSON as e:
             raise BadReply(f"The backend sent {what} that is not valid: {e}.") from None
 
@@ -243,6 +322,8 @@ class EventReader:
         before = self.usage or Usage()
         prompt = tokens.prompt_tokens if tokens.input_tokens is None else tokens.input_tokens
         made = tokens.completion_tokens if tokens.output_tokens is None else tokens.output_tokens
+        if prompt is None and made is None:
+            return
         self.usage = Usage(
             before.prompt_tokens if prompt is None else prompt,
             before.completion_tokens if made is None else made,

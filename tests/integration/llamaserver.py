@@ -1,6 +1,7 @@
 """llama.cpp's own HTTP server, out of the package ``xllamacpp``, until SIGTERM.
 
-Usage: ``llamaserver.py MODEL.gguf PORT ALIAS``. Run as a program of its own: the server is C++ and
+Usage: ``llamaserver.py MODEL.gguf PORT ALIAS [embeddings]``; with the last it answers
+``/v1/embeddings`` and nothing else. Run as a program of its own: the server is C++ and
 runs in threads of the process that makes it.
 """
 
@@ -14,7 +15,7 @@ SLOTS = 2
 CONTEXT = 2048
 
 
-def main(model: str, port: str, alias: str) -> None:
+def main(model: str, port: str, alias: str, use: str = "") -> None:
     """Serve ``model`` on the loopback address until SIGTERM."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parameters = xllamacpp.CommonParams()
@@ -28,6 +29,9 @@ def main(model: str, port: str, alias: str) -> None:
     parameters.cpuparams_batch.n_threads = 1
     parameters.endpoint_metrics = True
     parameters.warmup = False
+    if use == "embeddings":
+        parameters.embedding = True
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     server = xllamacpp.Server(parameters)
     print("serving", server.listening_address, flush=True)
     signal.sigwait({signal.SIGTERM})

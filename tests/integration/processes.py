@@ -6,6 +6,7 @@ What a program prints goes into a file, so that no pipe can fill up and block it
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -47,6 +48,8 @@ class Server:
     :param port: where the command line tells it to listen, on the loopback address.
     :param health: the path that answers 200 once it serves.
     :param folder: an empty folder; the process runs there and its output lies there.
+    :param trust: says that it speaks TLS, and how to know it by its certificate.
+    :param descriptors: of this process that it gets too.
     """
 
     def __init__(
@@ -57,8 +60,12 @@ class Server:
         health: str,
         folder: Path,
         environment: Mapping[str, str] | None = None,
+        trust: ssl.SSLContext | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.url = f"{'https' if trust else 'http'}://127.0.0.1:{port}"
+        self._trust = trust
         self._health = self.url + health
         self._output = folder / "output.txt"
         with self._output.open("wb") as output:
@@ -69,7 +76,9 @@ class Server:
                 stderr=subprocess.STDOUT,
                 cwd=folder,
                 env={**clean_environment(), **(environment or {})},
+                pass_fds=descriptors,
             )
+        self.pid = self._process.pid
 
     def __enter__(self) -> Self:
         try:
@@ -93,20 +102,36 @@ class Server:
         """Everything it has printed until now."""
         return self._output.read_text(errors="replace")
 
-    def stop(self) -> int:
-        """Send SIGTERM, wait for the end, and return the exit status."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.runs:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit status."""
         try:
             return self._process.wait(STOP)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise AssertionError(f"still there {STOP} s after SIGTERM:\n{self.output}") from None
+            raise AssertionError(f"still there after {STOP} s:\n{self.output}") from None
+
+    def stop(self) -> int:
+        """Send SIGTERM, wait for the end, and return the exit status."""
+        self.send(signal.SIGTERM)
+        return self.wait()
 
     def _wait_until_it_serves(self) -> None:
         deadline = time.monotonic() + START
-        while not answers(self._health):
+        while not answers(self._health, self._trust):
             if self._process.poll() is not None:
                 raise AssertionError(
                     f"ended with status {self._process.returncode}:\n{self.output}"
@@ -120,19 +145,57 @@ class Gateway(Server):
     """gatewayd, started as its user starts it: ``twistd gatewayd`` in the foreground.
 
     :param options: what stands after ``gatewayd`` on the command line, besides the port.
+    :param port: where it listens; by default any free port.
+    :param config: the text of its ini file.
+    :param before: a command that starts it, in front of its own.
     """
 
-    def __init__(self, *options: str, folder: Path) -> None:
-        port = free_port()
+    def __init__(
+        self,
+        *options: str,
+        folder: Path,
+        port: int = 0,
+        config: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        trust: ssl.SSLContext | None = None,
+        before: Sequence[str] = (),
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        port = port or free_port()
+        self.ini = folder / "gatewayd.ini"
+        if config is not None:
+            self.ini.write_text(config)
+            options = ("--config", str(self.ini), *options)
         command = [BIN / "twistd", "--nodaemon", "--pidfile=", "gatewayd", "--port", port, *options]
         super().__init__(
-            [str(word) for word in command], port=port, health="/healthz", folder=folder
+            [*before, *map(str, command)],
+            port=port,
+            health="/healthz",
+            folder=folder,
+            environment=environment,
+            trust=trust,
+            descriptors=descriptors,
         )
 
+    def reload(self, config: str | None = None) -> str:
+        """Write the ini file anew, send SIGHUP, and return what is said until that was done."""
+        if config is not None:
+            self.ini.write_text(config)
+        before = len(self.output)
+        self.send(signal.SIGHUP)
+        deadline = time.monotonic() + STOP
+        while not any(word in self.output[before:] for word in ("reloaded:", "stay as they were")):
+            assert self.runs and time.monotonic() < deadline, self.output
+            time.sleep(0.002)
+        return self.output[before:]
+
     def stop(self) -> int:
-        """Stop it, and hold it to its promises: it exits with 0 and no error went unhandled."""
+        """Stop it, and hold it to its promises: it exits with 0 and no error went unhandled.
+
+        One that was killed is not held to the first.
+        """
         status = super().stop()
-        assert status == 0, f"exit status {status}:\n{self.output}"
+        assert status in (0, -signal.SIGKILL), f"exit status {status}:\n{self.output}"
         for word in ("Traceback", "Unhandled"):
             assert word not in self.output, self.output
         return status
@@ -156,10 +219,12 @@ class LlamaServer(Server):
         )
 
 
-def answers(url: str) -> bool:
+def answers(url: str, trust: ssl.SSLContext | None = None) -> bool:
     """Whether a GET of this URL is answered with 200."""
     # No proxy: one named in the environment would be asked for the loopback address, too.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
+    )
     try:
         with opener.open(url, timeout=5):
             return True

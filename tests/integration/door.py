@@ -1,0 +1,162 @@
+"""What the tests of hostile clients share: bytes sent as they are, all that came back, and what
+must hold of every refusal.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import attrs
+
+from tests.integration.faults import Answer, Client, Daemon, check_error
+
+BODY = b'{"messages":[{"role":"user","content":"hello"}]}'
+#: A request that nobody sent: it stands behind one that is refused, in the same bytes.
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: gateway\r\nX-Request-ID: smuggled\r\n\r\n"
+HOST = b"Host: gateway"
+CLOSE = b"Connection: close"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def chunked(body: bytes, size: int = 0, behind: bytes = b"") -> bytes:
+    """A body in chunks of ``size`` bytes; ``behind`` stands in each size line."""
+    size = size or len(body)
+    parts = [body[i : i + size] for i in range(0, len(body), size)]
+    chunks = b"".join(b"%x%b\r\n%b\r\n" % (len(part), behind, part) for part in parts)
+    return chunks + b"0\r\n\r\n"
+
+
+def request(line: bytes, *headers: bytes, body: bytes = b"", host: bytes = HOST) -> bytes:
+    """A request as these bytes; headers are whole lines without their end."""
+    return b"\r\n".join([line, *([host] if host else []), *headers, b"", b""]) + body
+
+
+def get(target: bytes, *headers: bytes, host: bytes = HOST) -> bytes:
+    return request(b"GET %b HTTP/1.1" % target, *headers, host=host)
+
+
+def post(*headers: bytes, body: bytes = b"", media_type: bytes = b"application/json") -> bytes:
+    """A chat request without any framing but that in ``headers``."""
+    line, kind = b"POST /v1/chat/completions HTTP/1.1", b"Content-Type: " + media_type
+    return request(line, kind, *headers, body=body)
+
+
+def chat(body: bytes = BODY, *headers: bytes, media_type: bytes = b"application/json") -> bytes:
+    """A chat request with a length, on a connection's last use."""
+    length = b"Content-Length: %d" % len(body)
+    return post(length, CLOSE, *headers, body=body, media_type=media_type)
+
+
+@attrs.frozen
+class Heard:
+    """All that came back on a connection until its end."""
+
+    answers: list[Answer]
+    ended: str
+    seconds: float
+
+    @property
+    def answer(self) -> Answer:
+        """The only one."""
+        (answer,) = self.answers
+        return answer
+
+
+def tell(port: int, *pieces: bytes, every: float = 0.0) -> Heard:
+    """Send pieces of bytes, each in a segment of its own, then read until the connection ends.
+
+    :param every: seconds between two pieces; an answer ends the sending.
+    """
+    began = time.monotonic()
+    with Client(port) as client:
+        if every:
+            client.sock.settimeout(every)
+        data = b""
+        for piece in pieces:
+            try:
+                client.sock.sendall(piece)
+                if not every or (data := client.sock.recv(1 << 16)) == CONTINUE:
+                    continue
+            except TimeoutError:
+                continue
+            except OSError:
+                pass
+            break
+        client.sock.settimeout(20)
+        return _read(client, data.removeprefix(CONTINUE), began)
+
+
+def _read(client: Client, data: bytes, began: float) -> Heard:
+    answers, current = [], Answer("", began)
+    current.feed(data)
+    while not current.ended:
+        if current.whole and current.surplus:
+            answers.append(current)
+            rest, current = current.surplus, Answer("", began)
+            current.feed(rest)
+        else:
+            client.more(current)
+    if current.status:
+        answers.append(current)
+    return Heard(answers, current.ended, time.monotonic() - began)
+
+
+def check_refused(daemon: Daemon, answer: Answer, expected: str, param: str | None = None) -> None:
+    """It is an envelope with one id, and the one line in the log tells the same.
+
+    :param expected: ``STATUS CODE``, and ``TYPE`` where it is no ``invalid_request_error``; each
+        status or code may be several with ``|`` between them.
+    """
+    statuses, codes, kind = (*expected.split(), "invalid_request_error")[:3]
+    assert answer.whole and f"{answer.status}" in statuses.split("|"), answer
+    assert answer.header("content-type") == ["application/json"]
+    assert answer.header("content-length") == [f"{len(answer.body)}"]
+    assert answer.header("x-content-type-options") == ["nosniff"]
+    check_error(bytes(answer.body), codes, kind)
+    error = answer.json()["error"]
+    assert error["param"] == param
+    (id,) = answer.header("x-request-id")
+    line = daemon.line(id)
+    assert (line["status"], line["end"]) == (answer.status, "refused"), line
+    assert line["code"] == error["code"]
+
+
+class Prober:
+    """A quiet neighbour that asks for /healthz 20 times a second and notes what it waits.
+
+    :param every: seconds between two of its requests.
+    """
+
+    def __init__(self, port: int, every: float = 0.05) -> None:
+        self.delays: list[float] = []
+        self._port, self._every = port, every
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Prober:
+        self._done = self._pool.submit(self._run)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+        self._done.result()
+
+    def _run(self) -> None:
+        with Client(self._port) as client:
+            while not self.delays or not self._stop.wait(self._every):
+                began = time.monotonic()
+                client.sock.sendall(get(b"/healthz"))
+                assert client.answer("").status == 200
+                self.delays.append(time.monotonic() - began)
+
+
+def together(jobs: Sequence[tuple[Client, bytes]]) -> None:
+    """Send to several connections, whichever still stand."""
+    for client, data in jobs:
+        with suppress(OSError):
+            client.sock.sendall(data)

@@ -1,0 +1,291 @@
+"""Requests that two parsers could read differently, on real sockets.
+
+Behind each stands another request in the same bytes: it must never be answered, never be in the
+log and never reach a backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import attrs
+import pytest
+
+from tests.faultbackend import FaultBackend
+from tests.integration.door import (
+    BODY,
+    CLOSE,
+    SMUGGLED,
+    Heard,
+    chat,
+    check_refused,
+    chunked,
+    get,
+    post,
+    request,
+    tell,
+)
+from tests.integration.faults import Daemon, watched
+
+BAD = "400 bad_http"
+LARGE = "431 request_too_large"
+BAD_OR_LARGE = "400|413|431 bad_http|request_too_large"
+MAX_HEAD = 16 * 1024
+CHUNKED = b"Transfer-Encoding: chunked"
+
+
+@attrs.frozen
+class Row:
+    """
+    :param expected: ``STATUS CODE`` of the refusal.
+    """
+
+    id: str
+    data: bytes = attrs.field(repr=False)
+    expected: str = BAD
+
+
+def length(id: str, *values: bytes, expected: str = BAD) -> Row:
+    """A request with these values of Content-Length."""
+    lines = [b"Content-Length: " + value for value in values]
+    return Row(id, post(*lines, body=BODY), expected)
+
+
+def coding(id: str, *lines: bytes) -> Row:
+    """A request with these lines, chunked if they say so."""
+    return Row(id, post(*lines, body=chunked(BODY)))
+
+
+def header(id: str, line: bytes) -> Row:
+    return Row(id, get(b"/v1/models", line))
+
+
+def line(id: str, line: bytes) -> Row:
+    return Row(id, request(line))
+
+
+def body(id: str, data: bytes, expected: str = BAD) -> Row:
+    """A chunked body as these bytes."""
+    return Row(id, post(CHUNKED, body=data), expected)
+
+
+def padded(size: int) -> bytes:
+    """A head of this many bytes."""
+    return get(b"/healthz", b"X-A: " + b"a" * (size - len(get(b"/healthz", b"X-A: "))))
+
+
+def host(id: str, *hosts: bytes) -> Row:
+    return Row(id, get(b"/v1/models", *(b"Host: " + value for value in hosts), host=b""))
+
+
+def target(id: str, target: bytes) -> Row:
+    return Row(id, get(target, CLOSE), "404 unknown_url")
+
+
+ROWS = [
+    Row("F01-length-first", post(b"Content-Length: 27", CHUNKED, body=chunked(BODY))),
+    Row("F01-coding-first", post(CHUNKED, b"Content-Length: 27", body=chunked(BODY))),
+    Row("F01-right-length", post(b"Content-Length: 0", CHUNKED, body=chunked(BODY))),
+    Row("F01-in-http-1.0", post(CHUNKED, body=chunked(BODY)).replace(b"HTTP/1.1", b"HTTP/1.0")),
+    length("F02-same", b"48", b"48"),
+    length("F02-different", b"48", b"5"),
+    length("F02-list-same", b"48, 48"),
+    length("F02-list-different", b"48,5"),
+    length("F03-plus", b"+48"),
+    length("F03-minus", b"-48"),
+    length("F03-hex", b"0x1b"),
+    length("F03-underscore", b"4_8"),
+    length("F03-exponent", b"1e1"),
+    length("F03-space", b"4 8"),
+    length("F03-empty", b""),
+    length("F03-superscript", b"\xb2"),
+    length("F03-comma", b"48,"),
+    length("F03-point", b"48.0"),
+    length("F04-5000-digits", b"9" * 5000, expected=BAD_OR_LARGE),
+    length("F04-5000-zeros", b"0" * 5000 + b"48", expected=BAD_OR_LARGE),
+    length("F04-past-64-bits", b"18446744073709551664", expected=BAD_OR_LARGE),
+    coding("F05-gzip-chunked", b"Transfer-Encoding: gzip, chunked"),
+    coding("F05-chunked-chunked", b"Transfer-Encoding: chunked, chunked"),
+    coding("F05-twice", CHUNKED, CHUNKED),
+    coding("F05-xchunked", b"Transfer-Encoding: xchunked"),
+    coding("F05-comma-first", b"Transfer-Encoding: ,chunked"),
+    coding("F05-comma-last", b"Transfer-Encoding: chunked,"),
+    coding("F05-vertical-tab", b"Transfer-Encoding: \x0bchunked"),
+    coding("F05-nbsp", b"Transfer-Encoding: chunked\xa0"),
+    coding("F05-empty", b"Transfer-Encoding: "),
+    coding("F05-identity", b"Transfer-Encoding: identity"),
+    coding("F05-parameter", b"Transfer-Encoding: chunked;q=1"),
+    coding("F05-quoted", b'Transfer-Encoding: "chunked"'),
+    coding("F05-chunked-gzip", CHUNKED, b"Transfer-Encoding: gzip"),
+    header("F08-coding-space", b"Transfer-Encoding : chunked"),
+    header("F08-length-tab", b"Content-Length\t: 5"),
+    header("F08-space-in-name", b"X A: v"),
+    header("F08-no-name", b": v"),
+    header("F08-no-colon", b"X-A"),
+    header("F08-latin-1", b"X\xefA: v"),
+    header("F08-nul", b"X\0A: v"),
+    header("F08-leading-space", b" X-A: v"),
+    header("F08-brackets", b"X(A): v"),
+    header("F09-fold", b"X-A: a\r\n b"),
+    header("F09-fold-tab", b"X-A: a\r\n\tb"),
+    header("F09-fold-of-coding", b"Transfer-Encoding:\r\n chunked"),
+    Row("F09-fold-first", request(b"GET /v1/models HTTP/1.1", host=b" X-A: b\r\nHost: gateway")),
+    header("F10-nul", b"X-A: a\0b"),
+    header("F10-bare-cr", b"X-A: a\rb"),
+    header("F10-bare-lf", b"X-A: a\nX-B: b"),
+    header("F10-cr-cr-lf", b"X-A: a\r"),
+    header("F10-01", b"X-A: a\x01b"),
+    header("F10-escape", b"X-A: a\x1b[31mb"),
+    header("F10-7f", b"X-A: a\x7fb"),
+    Row("F11-bare-lf", get(b"/v1/models").replace(b"\r\n", b"\n")),
+    Row("F11-last-line-only", get(b"/v1/models")[:-2] + b"\n"),
+    line("F12-two-spaces", b"GET  /healthz HTTP/1.1"),
+    line("F12-tab", b"GET\t/healthz HTTP/1.1"),
+    line("F12-leading-space", b" GET /healthz HTTP/1.1"),
+    line("F12-trailing-space", b"GET /healthz HTTP/1.1 "),
+    line("F12-method", b"G(T /healthz HTTP/1.1"),
+    line("F12-lower-case-version", b"GET /healthz http/1.1"),
+    line("F12-ff", b"GET /\xff HTTP/1.1"),
+    line("F12-nul", b"GET /\0 HTTP/1.1"),
+    line("F12-empty-target", b"GET  HTTP/1.1"),
+    line("F12-no-target", b"GET HTTP/1.1"),
+    line("F12-http-1.2", b"GET /healthz HTTP/1.2"),
+    Row("F12-http-2.0-preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    line("F12-http-0.9", b"GET /healthz HTTP/0.9"),
+    line("F12-no-version", b"GET /healthz"),
+    line("F12-large-version", b"GET /healthz HTTP/4294967295.255"),
+    Row("F12-tls", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(99) + b"\r\n\r\n"),
+    body("F15-xx-behind-data", b"5\r\nhelloXX\r\n0\r\n\r\n"),
+    body("F15-lf-behind-data", b"5\r\nhello\n0\r\n\r\n"),
+    body("F15-extra-crlf", b"5\r\nhello\r\n\r\n0\r\n\r\n"),
+    body("F15-lf-in-extension", b"5;a=b\nc\r\nhello\r\n0\r\n\r\n"),
+    body("F15-cr-in-extension", b"5;a=b\rc\r\nhello\r\n0\r\n\r\n"),
+    body("F15-long-size-line", b"0" * 1024 + b"5\r\nhello\r\n0\r\n\r\n"),
+    body("F15-long-extension", b"5;" + b"a" * 1023 + b"\r\nhello\r\n0\r\n\r\n"),
+    body("F15-no-size", b"\r\nhello\r\n0\r\n\r\n"),
+    body("F15-minus", b"-5\r\nhello\r\n0\r\n\r\n"),
+    body("F15-hex-prefix", b"0x5\r\nhello\r\n0\r\n\r\n"),
+    body("F15-space-behind-size", b"5 \r\nhello\r\n0\r\n\r\n"),
+    body("F15-space-before-size", b" 5\r\nhello\r\n0\r\n\r\n"),
+    body("F15-past-64-bits", b"10000000000000005\r\nhello\r\n0\r\n\r\n"),
+    body("F15-size-line-by-lf", b"5\nhello\r\n0\r\n\r\n"),
+    body("F15-last-chunk-by-lf", b"5\r\nhello\r\n0\n\n"),
+    body("F15-folded-trailer", b"5\r\nhello\r\n0\r\nX: a\r\n b\r\n\r\n"),
+    body("F15-nul-in-trailer", b"5\r\nhello\r\n0\r\nX: a\0b\r\n\r\n"),
+    body("F17-large-trailers", b"0\r\n" + b"X: %b\r\n" % (b"a" * 4000) * 5 + b"\r\n", BAD_OR_LARGE),
+    Row("F17-501-headers", get(b"/healthz", *(b"X-%d: a" % i for i in range(501))), LARGE),
+    Row("F17-long-header", padded(17_000), LARGE),
+    Row("F17-head-too-long-by-1", padded(MAX_HEAD + 1), LARGE),
+    Row("F17-head-without-end", padded(20_000)[:-2], LARGE),
+    Row("F17-long-target", get(b"/" + b"a" * 17_000), "414 request_too_large"),
+    host("F18-none"),
+    host("F18-same", b"gateway", b"gateway"),
+    host("F18-different", b"gateway", b"evil"),
+    host("F19-path", b"a b/.."),
+    host("F19-open-bracket", b"[::1"),
+    host("F19-bytes", b"\xff\xfe"),
+    host("F19-fragment", b"localhost/#@evil"),
+    host("F19-fragment-behind-port", b"localhost:4000/#@x"),
+    host("F19-user", b"user@gateway"),
+    host("F19-comma", b"gateway, evil"),
+    host("F19-long", b"a" * 300),
+    host("F19-port", b"gateway:99999999"),
+    target("F21-double-slash", b"//v1/chat/completions"),
+    target("F21-encoded-slash", b"/v1%2fmodels"),
+    target("F21-dots", b"/v1/../healthz"),
+    target("F21-nul", b"/v1/models%00"),
+    target("F21-parameter", b"/v1/models;x"),
+    target("F21-ff", b"/%ff"),
+    target("F21-trailing-slash", b"/v1/models/"),
+    target("F21-other-host", b"http://evil.example/"),
+    target("F21-scheme-less", b"//evil.example/healthz"),
+    target("F21-upper-case", b"/HEALTHZ"),
+    target("F21-encoded-letter", b"/%68ealthz"),
+    target("F21-backslash", b"/v1\\models"),
+    line("F21-authority", b"GET gateway:80 HTTP/1.1"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[FaultBackend]:
+    with FaultBackend() as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with watched(Daemon(tmp_path_factory.mktemp("framing"), sim.url), sim) as daemon:
+        yield daemon
+        assert "smuggled" not in daemon.lines()
+        assert "/smuggled" not in daemon.output
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_a_request_that_is_in_doubt(gateway: Daemon, sim: FaultBackend, row: Row) -> None:
+    sim.reset()
+    # The body's first byte may come alone, and what stands behind it later.
+    half = row.data.find(b"\r\n\r\n") + 5
+    for pieces in [[row.data + SMUGGLED], [row.data[:half], row.data[half:], SMUGGLED]]:
+        heard = tell(gateway.port, *pieces)
+        check_refused(gateway, heard.answer, row.expected)
+        assert heard.answer.header("connection") == ["close"]
+        assert heard.answer.header("location") == []
+        assert heard.answer.surplus == b""
+    assert sim.records == []
+
+
+LAST = b"Content-Length: %d" % len(BODY)
+TRAILERS = b"0\r\nContent-Length: 5\r\nHost: evil\r\nX-Evil: trailer\r\n\r\n"
+GOOD = {
+    "F16-length": [post(LAST, CLOSE, body=BODY)],
+    "F16-chunked": [post(CHUNKED, CLOSE, body=chunked(BODY, 7))],
+    "F16-extensions": [post(CHUNKED, CLOSE, body=chunked(BODY, 9, b';a=b;c="d e";f'))],
+    "F16-upper-case": [post(b"Transfer-Encoding: CHUNKED", CLOSE, body=chunked(BODY))],
+    "F16-upper-case-size": [post(CHUNKED, CLOSE, body=b"2B\r\n%b\r\n" % BODY[:43] + chunked(BODY[43:]))],
+    "F16-padded-size": [post(CHUNKED, CLOSE, body=b"00000030\r\n%b\r\n000\r\n\r\n" % BODY)],
+    "F16-trailers": [post(CHUNKED, CLOSE, body=b"30\r\n%b\r\n" % BODY + TRAILERS)],
+    "F16-bytes": [bytes([byte]) for byte in post(CHUNKED, CLOSE, body=chunked(BODY, 1))],
+    "F16-byte-chunks": [post(CHUNKED, CLOSE), *(b"1\r\n%c\r\n" % byte for byte in BODY), TRAILERS],
+    "F16-leading-crlf": [b"\r\n" + post(LAST, CLOSE, body=BODY)],
+    "F16-absolute-target": [chat().replace(b"POST ", b"POST http://evil.example")],
+    "F16-query": [chat().replace(b" HTTP", b"?a=/healthz HTTP")],
+    "F16-http-1.0": [chat().replace(b"HTTP/1.1\r\nHost: gateway", b"HTTP/1.0")],
+    "F16-500-headers": [chat(BODY, *(b"X-%d: a" % i for i in range(496)))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("id", GOOD)
+def test_an_unusual_form_that_is_valid(gateway: Daemon, sim: FaultBackend, id: str) -> None:
+    """F16: whatever the form, the backend gets the body and one length."""
+    heard = tell(gateway.port, *GOOD[id])
+    assert heard.answer.status == 200
+    (record,) = sim.records_for(*heard.answer.header("x-request-id"))
+    assert record.body_sha256 == hashlib.sha256(BODY).hexdigest()
+    assert record.violations == [] and b"evil" not in record.head.lower()
+    assert record.header("content-length") == [f"{len(BODY)}"]
+
+
+def test_what_stands_behind_a_last_request_is_not_read(gateway: Daemon, sim: FaultBackend) -> None:
+    """A request that says ``close``, and a chunked one: nothing tells where the next begins."""
+    for data in (post(LAST, CLOSE, body=BODY), post(CHUNKED, body=chunked(BODY))):
+        heard = tell(gateway.port, data + SMUGGLED)
+        assert (heard.answer.status, heard.ended) == (200, "closed")
+
+
+def test_pipelined_requests_are_answered_in_their_order(gateway: Daemon) -> None:
+    """F23."""
+    slow = b'{"messages":[{"role":"user","content":"fault:slow-first-byte:1"}]}'
+    heard: Heard = tell(
+        gateway.port,
+        post(b"Content-Length: %d" % len(slow), b"X-Request-ID: first", body=slow)
+        + get(b"/healthz", b"X-Request-ID: second")
+        + post(LAST, CLOSE, b"X-Request-ID: third", body=BODY)
+        + SMUGGLED,
+    )
+    first, second, third = heard.answers
+    assert [first.status, second.status, third.status] == [200] * 3
+    ids = [answer.header("x-request-id") for answer in heard.answers]
+    assert ids == [["first"], ["second"], ["third"]]
+    assert first.json()["id"] == "first" and third.json()["id"] == "third"
+    assert second.json() == {"status": "ok"}

@@ -1,0 +1,160 @@
+"""deploy/haproxy.cfg, but for its places: two gateways behind HAProxy, one of which stops."""
+
+import http.client
+import json
+import re
+import shutil
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.faultbackend import FaultBackend
+from tests.integration.processes import Gateway, Server, free_port
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
+ERRORS = (OSError, http.client.HTTPException, ValueError, AssertionError)
+
+
+class HAProxy(Server):
+    """HAProxy with our configuration, in front of these gateways."""
+
+    def __init__(self, *gateways: Server, folder: Path) -> None:
+        program = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
+        assert program, "there is no haproxy; on Debian: apt-get install haproxy"
+        port, text = free_port(), CONFIG.read_text()
+        places = {
+            "    bind :8000": f"    bind 127.0.0.1:{port}",
+            "    stats socket /run/haproxy/": "    stats socket unix@",
+        }
+        for number, gateway in enumerate(gateways, 1):
+            places[f"127.0.0.1:800{number}"] = gateway.url.removeprefix("http://")
+        for written, used in places.items():
+            assert text.count(written) == 1, written
+            text = text.replace(written, used)
+        self._folder = folder
+        (folder / "haproxy.cfg").write_text(text)
+        command = [program, "-db", "-f", "haproxy.cfg"]
+        super().__init__(command, port=port, health="/readyz", folder=folder)
+
+    def say(self, command: str) -> str:
+        """What socat does: give one command to the admin socket, and return the answer."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(str(self._folder / "admin.sock"))
+            connection.sendall(command.encode() + b"\n")
+            return connection.recv(65536).decode().strip()
+
+
+class Load:
+    """Clients that send one request after the other, each on a connection that it keeps.
+
+    :param url: the base URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.failures: list[str] = []
+        self.good: Counter[str] = Counter()
+        self._address = url.removeprefix("http://")
+        self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, call: Callable[[http.client.HTTPConnection], None], clients: int) -> None:
+        for _ in range(clients):
+            thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def wait(self, **counts: int) -> None:
+        """Until there are that many good replies of each kind."""
+        deadline = time.monotonic() + 20
+        while any(self.good[kind] < count for kind, count in counts.items()):
+            assert not self.failures, self.failures[:5]
+            assert time.monotonic() < deadline, self.good
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End when each client has the reply that it waits for."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(20)
+            assert not thread.is_alive(), "a client waits for ever"
+
+    def _run(self, call: Callable[[http.client.HTTPConnection], None]) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=15)
+        while not self._over.is_set():
+            try:
+                call(connection)
+            except ERRORS as error:
+                self.failures.append(f"{call.__name__}: {type(error).__name__}: {error}")
+                connection.close()
+            else:
+                self.good[call.__name__] += 1
+        connection.close()
+
+
+def ask(connection: http.client.HTTPConnection, prompt: str, stream: bool) -> str:
+    """Send a chat request; return the whole of its reply, which must be good."""
+    body = {"messages": [{"role": "user", "content": prompt}], "stream": stream}
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    response = connection.getresponse()
+    text = response.read().decode()  # raises where the last chunk is missing
+    assert response.status == 200, f"{response.status} {text}"
+    return text
+
+
+def completion(connection: http.client.HTTPConnection) -> None:
+    assert json.loads(ask(connection, "fault:slow-first-byte:0.02", False))["choices"]
+
+
+def stream(connection: http.client.HTTPConnection) -> None:
+    text = ask(connection, "fault:tokens:20:0.05", True)  # takes a second or more
+    assert text.endswith("data: [DONE]\n\n"), text[-200:]
+    assert text.count("data: ") > 20
+
+
+@pytest.fixture
+def backend() -> Iterator[FaultBackend]:
+    server = FaultBackend().start()
+    yield server
+    server.stop()
+
+
+def served(gateway: Gateway) -> int:
+    """How many completions this gateway has served, streamed or not."""
+    return len(re.findall(r'"route":"/v1/chat/completions".*"end":"complete"', gateway.output))
+
+
+def test_a_gateway_that_is_stopped_under_load_costs_no_request(
+    backend: FaultBackend, tmp_path: Path
+) -> None:
+    def folder(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        return tmp_path / name
+
+    with ExitStack() as stack:
+        url = f"http://127.0.0.1:{backend.port}"
+        first, second = (
+            stack.enter_context(Gateway("--backend-url", url, folder=folder(name)))
+            for name in ("first", "second")
+        )
+        proxy = stack.enter_context(HAProxy(first, second, folder=folder("proxy")))
+        load = Load(proxy.url)
+        load.start(completion, 8)
+        load.start(stream, 12)
+        load.wait(completion=50, stream=12)
+        assert proxy.say("set server gateways/gateway1 state drain") == ""
+        time.sleep(0.2)  # what was on its way has arrived
+        first.stop()  # asserts that it exits with 0
+        shared, left = served(first), served(second)
+        load.wait(completion=load.good["completion"] + 50, stream=load.good["stream"] + 12)
+        load.stop()
+        assert load.failures == []
+        assert shared > 20, "the load was not shared"
+        assert served(second) >= left + 60

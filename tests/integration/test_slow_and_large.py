@@ -1,0 +1,406 @@
+"""Clients that are slow, send too much, or are too many, on real sockets.
+
+What ends by a clock is played at once, in the background.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice, repeat
+from pathlib import Path
+
+import attrs
+import pytest
+
+from tests.faultbackend import FaultBackend
+from tests.integration.door import (
+    BODY,
+    CLOSE,
+    CONTINUE,
+    SMUGGLED,
+    Heard,
+    Prober,
+    chat,
+    check_refused,
+    chunked,
+    get,
+    post,
+    request,
+    tell,
+    together,
+)
+from tests.integration.faults import (
+    AT_ONCE,
+    MIB,
+    Client,
+    Daemon,
+    ask,
+    check_duration,
+    check_error,
+    spread,
+    wait_for,
+    watched,
+)
+
+HEAD, WHOLE_BODY, LINGER = 2.0, 4.0, 2.0
+CHUNKED = b"Transfer-Encoding: chunked"
+EXPECT = b"Expect: 100-continue"
+MAX_BODY = MIB
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[FaultBackend]:
+    with FaultBackend() as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("slow")
+    with watched(Daemon(folder, sim.url, timeouts_client_idle="3"), sim) as daemon:
+        yield daemon
+        assert "smuggled" not in daemon.lines()
+        assert all(record.complete for record in sim.records)
+
+
+# -- by the clock ----------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Slow:
+    """
+    :param pieces: one every 200 ms.
+    :param expected: of the refusal; nothing where the connection just ends.
+    :param at: seconds until it ends.
+    """
+
+    id: str
+    pieces: Callable[[], Iterator[bytes]] = attrs.field(repr=False)
+    expected: str
+    at: float
+
+
+def pieces(begin: bytes, each: bytes) -> Callable[[], Iterator[bytes]]:
+    """First this, then for ever that."""
+
+    def go_on() -> Iterator[bytes]:
+        yield begin
+        yield from repeat(each)
+
+    return go_on
+
+
+LATE = "408 request_timeout"
+LENGTH = b"Content-Length: 100000"
+SLOW = [
+    Slow("L01-nothing", lambda: iter(()), "", HEAD),
+    Slow("L01-one-byte", lambda: iter((b"G",)), LATE, HEAD),
+    Slow("L01-all-but-one-byte", lambda: iter((get(b"/healthz")[:-1],)), LATE, HEAD),
+    Slow("L02-head-byte-by-byte", pieces(b"GET /", b"a"), LATE, HEAD),
+    Slow("L02-header-by-header", pieces(b"GET / HTTP/1.1\r\n", b"X-A: a\r\n"), LATE, HEAD),
+    Slow("L03-body", pieces(post(LENGTH), b"x"), LATE, WHOLE_BODY),
+    Slow("L03-no-body", pieces(post(LENGTH), b""), LATE, WHOLE_BODY),
+    Slow("L03-chunked", pieces(post(CHUNKED), b"1\r\nx\r\n"), LATE, WHOLE_BODY),
+    Slow("L03-endless-size", pieces(post(CHUNKED), b"0"), LATE, WHOLE_BODY),
+    Slow("L03-no-100-waited-for", pieces(post(EXPECT, LENGTH), b""), LATE, WHOLE_BODY),
+    Slow("idle-after-an-answer", lambda: iter((get(b"/healthz"),)), "", 3.0),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def played(gateway: Daemon) -> Iterator[dict[str, Future[Heard]]]:
+    with ThreadPoolExecutor(len(SLOW)) as pool:
+        yield {row.id: pool.submit(play, gateway, row) for row in SLOW}
+
+
+def play(gateway: Daemon, row: Slow) -> Heard:
+    """Send until well after the connection must have ended."""
+    return tell(gateway.port, *islice(row.pieces(), int((row.at + 2) / 0.2)), every=0.2)
+
+
+@pytest.mark.parametrize("row", SLOW, ids=lambda row: row.id)
+def test_who_is_slow(gateway: Daemon, played: dict[str, Future[Heard]], row: Slow) -> None:
+    heard = played[row.id].result()
+    check_duration(heard.seconds, row.at)
+    if row.expected:
+        check_refused(gateway, heard.answers[-1], row.expected)
+        assert heard.answers[-1].header("connection") == ["close"]
+    elif heard.answers:
+        assert heard.answer.status == 200
+    assert heard.ended in ("closed", "reset")
+
+
+def test_a_hundred_slow_heads_at_once(gateway: Daemon) -> None:
+    """L02, and what a neighbour notices."""
+    count = 100
+    with ExitStack() as stack, Prober(gateway.port) as prober:
+        clients = [stack.enter_context(Client(gateway.port)) for _ in range(count)]
+        began = time.monotonic()
+        for byte in b"GET /v1/models HTTP/1.1\r\nX: abcdef"[: int(HEAD / 0.2) - 1]:
+            together([(client, bytes([byte])) for client in clients])
+            time.sleep(0.2)
+        answers = [client.answer("", began) for client in clients]
+        for client, answer in zip(clients, answers, strict=True):
+            while not answer.ended:
+                client.more(answer)
+    for answer in answers:
+        check_refused(gateway, answer, LATE)
+        assert HEAD - 0.5 < answer.head_at - began < HEAD + 0.5
+    print(f"\n{count} slow heads: neighbour {spread(prober.delays)} ms")
+    assert sorted(prober.delays)[int(len(prober.delays) * 0.9)] < 0.1
+
+
+# -- too large -------------------------------------------------------------------------------------
+
+
+def padded(size: int) -> bytes:
+    """A good body of this many bytes."""
+    head, tail = b'{"messages":[{"role":"user","content":"', b'"}]}'
+    return head + b"a" * (size - len(head) - len(tail)) + tail
+
+
+HUGE = b"Content-Length: 99999999999"
+TOO_LARGE = {
+    "L04-announced": post(HUGE),
+    "L04-announced-with-expect": post(EXPECT, HUGE),
+    "L04-announced-19-digits": post(b"Content-Length: 9999999999999999999"),
+    "L04-announced-by-one": post(EXPECT, b"Content-Length: %d" % (MAX_BODY + 1)),
+    "L05-chunked": post(CHUNKED) + b"%x\r\n%b\r\n" % (MAX_BODY + 1, bytes(MAX_BODY + 1)),
+    "L05-many-chunks": post(CHUNKED) + (b"400\r\n%b\r\n" % bytes(1024)) * 1025,
+    "L05-chunked-with-expect": post(CHUNKED, EXPECT) + b"%x\r\n%b" % (2 << 30, bytes(MAX_BODY + 1)),
+    "L07-one-more": chat(padded(MAX_BODY + 1)),
+}
+
+
+@pytest.mark.parametrize("id", TOO_LARGE)
+def test_a_body_that_is_too_large(gateway: Daemon, sim: FaultBackend, id: str) -> None:
+    """Refused at once, before it is there, and without a ``100 Continue``."""
+    sim.reset()
+    heard = tell(gateway.port, TOO_LARGE[id], SMUGGLED)
+    check_refused(gateway, heard.answer, "413 request_too_large")
+    assert heard.answer.header("connection") == ["close"]
+    assert heard.answer.head_at - heard.answer.asked < AT_ONCE
+    assert sim.records == []
+
+
+def test_too_large_bodies_cost_no_memory_and_no_file(gateway: Daemon) -> None:
+    """L05."""
+    data, resident = post(CHUNKED) + b"%x\r\n" % (64 * MIB) + bytes(16 * MIB), gateway.forget_peak()
+    with ThreadPoolExecutor(4) as pool:
+        heards = list(pool.map(lambda _: tell(gateway.port, data), range(4)))
+    grown = gateway.memory("VmHWM") - resident
+    print(f"\n4 x 16 MiB refused: {grown / MIB:.1f} MiB")
+    assert {heard.answer.status for heard in heards} == {413}
+    assert grown < 4 * (MAX_BODY * 4)
+    files = [os.readlink(link) for link in Path(f"/proc/{gateway.pid}/fd").iterdir()]
+    assert not [name for name in files if name.endswith("(deleted)")]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_body_of_just_the_limit(gateway: Daemon, sim: FaultBackend, framing: str) -> None:
+    """L07."""
+    body = padded(MAX_BODY)
+    data = chat(body) if framing == "length" else post(CHUNKED, CLOSE, body=chunked(body, 60_000))
+    heard = tell(gateway.port, data)
+    assert heard.answer.status == 200
+    (record,) = sim.records_for(*heard.answer.header("x-request-id"))
+    assert record.body_sha256 == hashlib.sha256(body).hexdigest()
+
+
+def test_who_waits_for_a_100_gets_it(gateway: Daemon, sim: FaultBackend) -> None:
+    """L08."""
+    with Client(gateway.port) as client:
+        length = b"Content-Length: %d" % len(BODY)
+        client.sock.sendall(post(EXPECT, length, CLOSE))
+        assert client.sock.recv(99) == CONTINUE
+        client.sock.sendall(BODY)
+        answer = client.answer("")
+    assert answer.status == 200
+    (record,) = sim.records_for(*answer.header("x-request-id"))
+    assert record.header("expect") == [] and record.violations == []
+
+
+@pytest.mark.parametrize("how", ["finish", "reset"])
+@pytest.mark.parametrize("framing", [b"Content-Length: 27", CHUNKED], ids=["length", "chunked"])
+def test_who_leaves_within_a_body(
+    gateway: Daemon, sim: FaultBackend, framing: bytes, how: str
+) -> None:
+    """L10."""
+    sim.reset()
+    id = f"left-{how}-{framing[0:1].decode()}"
+    with Client(gateway.port) as client:
+        begun = b"1b\r\n0123456789" if framing == CHUNKED else b"0123456789"
+        client.sock.sendall(post(framing, b"X-Request-ID: " + id.encode(), body=begun))
+        time.sleep(0.05)
+        getattr(client, how)()
+        line = gateway.line(id)
+    assert (line["status"], line["end"]) == (499, "client_gone")
+    assert sim.records == []
+
+
+# -- what HTTP says --------------------------------------------------------------------------------
+
+OTHER = "404 unknown_url"
+METHOD = "405 method_not_allowed"
+ANY = "400|404|405 bad_http|unknown_url|method_not_allowed"
+METHODS = ["GET, HEAD, POST, OPTIONS"]
+NO_TYPE = chat().replace(b"Content-Type", b"X-Type")
+MEDIA = "415 unsupported_media_type"
+REFUSED = {
+    "L12-get-on-chat": (get(b"/v1/chat/completions", CLOSE), METHOD, ["POST"]),
+    "L12-options-on-chat": (chat().replace(b"POST ", b"OPTIONS "), METHOD, ["POST"]),
+    "L12-post-on-healthz": (request(b"POST /healthz HTTP/1.1", CLOSE), METHOD, ["GET, HEAD"]),
+    "L12-delete-on-models": (request(b"DELETE /v1/models HTTP/1.1", CLOSE), METHOD, ["GET, HEAD"]),
+    "L12-unknown-path": (get(b"/v1/nothing", CLOSE), OTHER, []),
+    "L12-unknown-method": (request(b"BREW /healthz HTTP/1.1"), METHOD, METHODS),
+    "L12-lower-case-method": (request(b"get /healthz HTTP/1.1"), METHOD, METHODS),
+    "L12-connect": (request(b"CONNECT gateway:80 HTTP/1.1", CLOSE), ANY, None),
+    "L12-options-star": (request(b"OPTIONS * HTTP/1.1", CLOSE), ANY, None),
+    "L12-trace": (request(b"TRACE /healthz HTTP/1.1", CLOSE, b"X-Secret: echo"), METHOD, None),
+    "L13-none": (NO_TYPE, MEDIA, []),
+    "L13-text": (chat(media_type=b"text/plain"), MEDIA, []),
+    "L13-form": (chat(media_type=b"application/x-www-form-urlencoded"), MEDIA, []),
+    "L13-multipart": (chat(media_type=b"multipart/form-data"), MEDIA, []),
+    "L13-garbage": (chat(media_type=b"\xff;;="), MEDIA, []),
+    "L13-empty": (chat(media_type=b""), MEDIA, []),
+    "L13-twice": (chat(BODY, b"Content-Type: text/plain"), MEDIA, []),
+    "L13-list": (chat(media_type=b"application/json, text/plain"), MEDIA, []),
+    "L13-json-seq": (chat(media_type=b"application/json-seq"), MEDIA, []),
+    "L14-gzip": (chat(BODY, b"Content-Encoding: gzip"), MEDIA, []),
+    "L14-br": (chat(BODY, b"Content-Encoding: br"), MEDIA, []),
+    "L14-identity": (chat(BODY, b"Content-Encoding: identity"), MEDIA, []),
+    "expect-other": (chat(BODY, b"Expect: 200-ok"), "417 bad_http", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("id", REFUSED)
+def test_what_http_says_of_it(gateway: Daemon, sim: FaultBackend, id: str) -> None:
+    """L12 to L14."""
+    sim.reset()
+    data, expected, allow = REFUSED[id]
+    heard = tell(gateway.port, data)
+    check_refused(gateway, heard.answer, expected)
+    assert allow is None or heard.answer.header("allow") == allow
+    assert b"echo" not in heard.answer.body and sim.records == []
+
+
+TAKEN = {
+    "L13-charset": chat(media_type=b"application/json; charset=utf-8"),
+    "L13-upper-case": chat(media_type=b"APPLICATION/JSON"),
+    "L14-accept-html": chat(BODY, b"Accept: text/html"),
+    "L14-accept-gzip": chat(BODY, b"Accept-Encoding: gzip, br"),
+}
+
+
+@pytest.mark.parametrize("id", TAKEN)
+def test_what_is_taken(gateway: Daemon, sim: FaultBackend, id: str) -> None:
+    heard = tell(gateway.port, TAKEN[id])
+    assert heard.answer.status == 200 and heard.answer.header("content-encoding") == []
+    (record,) = sim.records_for(*heard.answer.header("x-request-id"))
+    assert bytes(heard.answer.body) == record.want_json_as(record.request_id or "")
+    assert record.header("accept-encoding") in ([], ["identity"])
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/models", "/v1/nothing", "/v1/chat/completions"])
+def test_head_has_no_body(gateway: Daemon, path: str) -> None:
+    """L12: nothing but a head comes, and the connection goes on."""
+    with Client(gateway.port) as client:
+        client.sock.sendall(f"HEAD {path} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
+        client.sock.sendall(get(b"/healthz", CLOSE))
+        data = b""
+        while more := client.sock.recv(65536):
+            data += more
+    head, health, empty = data.split(b"\r\n\r\n")[0], *data.rpartition(b"\r\n\r\n")[::2]
+    assert head.lower().count(b"x-request-id: ") == 1 and b"Content-Length: " in head
+    assert health.count(b"HTTP/1.1 ") == 2 and empty == b'{"status": "ok"}'
+    assert data.count(b"\r\n\r\n") == 2
+
+
+# -- too many --------------------------------------------------------------------------------------
+
+
+class Limited(Daemon):
+    """A gateway with this many file descriptors."""
+
+    def __init__(self, folder: Path, descriptors: int, *urls: str, **settings: str) -> None:
+        super().__init__(folder, *urls, **settings)
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+
+def test_thousands_of_idle_connections(
+    sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """L16, with 5,000, of which the last 100 are too many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = min(5600, 5600 if hard == resource.RLIM_INFINITY else hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(room, soft), hard))
+    count = room - 600
+    daemon = Limited(
+        tmp_path_factory.mktemp("idle"), room, sim.url,
+        limits_connections=f"{count - 100}", timeouts_request_head="60", timeouts_client_idle="60",
+    )  # fmt: skip
+    try:
+        with watched(daemon, sim, growth=100 * MIB), ExitStack() as stack:
+            alone = quick(daemon, 50)
+            resident = daemon.memory()
+            for _ in range(count - 200):
+                stack.enter_context(Client(daemon.port))
+            wait_for(lambda: daemon.descriptors() > count - 200, 20, "all accepted")
+            grown = daemon.memory() - resident
+            among = quick(daemon, 100)
+            print(f"\n{count - 200} idle connections: {grown / (count - 200):.0f} bytes each; "
+                  f"alone {spread(alone)}, among them {spread(among)} ms")  # fmt: skip
+            assert grown < 100 * MIB
+            assert spread_of(among) < max(2 * spread_of(alone), 0.1)
+            surplus = [stack.enter_context(Client(daemon.port)) for _ in range(300)]
+            heard = [client.answer("") for client in surplus[-100:]]
+            for answer in heard:
+                assert answer.status == 503 and answer.header("retry-after") == ["1"]
+                assert len(answer.header("x-request-id")) == 1
+                check_error(bytes(answer.body), "overloaded", "server_error")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def quick(daemon: Daemon, count: int) -> list[float]:
+    """Requests one after the other, 100 in a second."""
+    delays = []
+    for _ in range(count):
+        began = time.monotonic()
+        assert ask(daemon).status == 200
+        delays.append(time.monotonic() - began)
+        time.sleep(max(0.0, 0.01 - delays[-1]))
+    return delays
+
+
+def spread_of(samples: list[float]) -> float:
+    """The 99th percentile."""
+    return sorted(samples)[int((len(samples) - 1) * 0.99)]
+
+
+def test_no_descriptors_left(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """L17: it lives, waits without work, and serves again."""
+    settings = {"timeouts_request_head": "30", "timeouts_client_idle": "30"}
+    daemon = Limited(tmp_path_factory.mktemp("few"), 256, **settings)
+    with watched(daemon, warm=False):
+        with ExitStack() as stack:
+            for _ in range(400):
+                stack.enter_context(Client(daemon.port))
+            before, cpu, lines = time.monotonic(), daemon.cpu_seconds(), daemon.output.count("\n")
+            time.sleep(5)
+            used = (daemon.cpu_seconds() - cpu) / (time.monotonic() - before)
+            lines = daemon.output.count("\n") - lines
+        print(f"\nwithout descriptors: {used:.0%} of a processor, {lines} lines of log in 5 s")
+        began = time.monotonic()
+        with Client(daemon.port) as client:
+            client.sock.sendall(get(b"/healthz"))
+            assert client.answer("").status == 200
+        assert time.monotonic() - began < AT_ONCE
+        assert used < 0.5
+        assert lines <= 6

@@ -1,0 +1,67 @@
+"""The benchmarks run: tiny numbers through gatewayd, and the arithmetic of the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plots, report, run
+from benchmarks.peers import PEERS
+
+
+def test_a_short_run_writes_a_table_and_a_json_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--only=gatewayd", "--points=1,3,7", "--seconds=0.2", "--rounds=1"]
+    assert run.main([*tiny, f"--out={tmp_path}"]) == 0
+
+    document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    measured = document["results"]["gatewayd"]
+    for name in ("json", "events_50", "events_300"):
+        [result] = measured[name]
+        assert result["cpu_us"] > 0, name
+    assert measured["events_50"][0]["late_ms"]["p50"] > 0
+    [cancelled] = measured["cancel"]
+    assert (cancelled["silent"]["never"], cancelled["streaming"]["never"]) == (0, 0)
+
+    table = (tmp_path / "table.txt").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out
+    assert "CPU per JSON request, us" in table
+    assert (tmp_path / "events.svg").read_text(encoding="utf-8").startswith("<svg ")
+
+
+def test_the_report_gives_medians_and_ratios() -> None:
+    document = {
+        "date": "2026-11-22",
+        "machine": {"processor": "p", "cores": 2, "system": "s", "python": "3", "load_before": 0},
+        "rounds": 3,
+        "window_seconds": 1,
+        "took_seconds": 1,
+        "results": {
+            "gatewayd": {"json": [{"cpu_us": 30}, {"cpu_us": 90}, {"cpu_us": 20}]},
+            "nginx": {"json": [{"cpu_us": 15}, {"error": "it ended"}, {"cpu_us": 15}]},
+        },
+    }
+    ratios, figures = report.text(document).split("the figures")
+    assert ratios.split()[-5:] == ["CPU", "per", "JSON", "request", "2.00"]
+    assert " ".join(figures.split()) == "gatewayd nginx CPU per JSON request, us 30.0 15.0"
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"), [(None, "-"), (0, "0"), (0.456, "0.46"), (45.67, "45.7"), (4567.8, "4568")]
+)
+def test_figures_have_the_digits_that_count(figure: float | None, said: str) -> None:
+    assert report.number(figure) == said
+
+
+def test_plots_of_one_figure_are_drawn_too(tmp_path: Path) -> None:
+    results = {"gatewayd": {"growth_10": [{"cpu_us": 30}], "growth_100": [{"cpu_us": 30}]}}
+    [path] = plots.write({"results": results}, tmp_path)
+    assert path.name == "growth-cpu.svg"
+
+
+def test_every_peer_says_what_installs_it() -> None:
+    ours = {"gatewayd", "bare", "klein_treq"}
+    assert {name for name, peer in PEERS.items() if not peer.install} == ours

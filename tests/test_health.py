@@ -1,0 +1,512 @@
+"""Whether a backend is worth asking, on a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from gatewayd.backend.health import FAILURES, FIRST_BACKOFF, LONGEST_BACKOFF, Health
+from gatewayd.backend.prober import EVERY_SECONDS, WAIT_SECONDS, Prober
+from gatewayd.backend.routing import Router, Target
+from gatewayd.wire import errors
+from tests.memory import Answer, Asked, FakeBackend, Gateway, completion
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def health(clock: Clock) -> Health:
+    return Health(clock)
+
+
+def eject(health: Health) -> None:
+    for _ in range(FAILURES):
+        health.failed(health.asked())
+    assert health.state == "ejected"
+
+
+def back_off(health: Health, clock: Clock) -> float:
+    """Wait until it may be asked again; return how long that took."""
+    began = clock.seconds()
+    while health.state == "ejected":
+        clock.advance(0.01)
+    return clock.seconds() - began
+
+
+# -- ejection ------------------------------------------------------------------------------------
+
+
+def test_failures_in_a_row_eject(health: Health) -> None:
+    for _ in range(FAILURES - 1):
+        health.failed(health.asked())
+    assert health.usable
+    health.failed(health.asked())
+    assert health.state == "ejected" and not health.usable
+
+
+def test_a_success_in_between_starts_the_count_anew(health: Health) -> None:
+    for _ in range(20):
+        for _ in range(FAILURES - 1):
+            health.failed(health.asked())
+        health.succeeded()
+    assert health.usable
+
+
+FAULTS = [
+    errors.Unreachable("x"),
+    errors.TLSFailed("x"),
+    errors.UnknownHost("x"),
+    errors.ConnectTimeout("x"),
+    errors.ConnectionReset("x"),
+    errors.BadReply("x"),
+    errors.Truncated("x"),
+    errors.UpstreamTimeout("x"),
+    errors.BackendFailed("x", status=500),
+    errors.BackendFailed("x", status=503),
+]
+NO_FAULTS = [
+    None,
+    *(errors.BackendFailed("x", status=status) for status in (400, 404, 413, 422, 429, 501)),
+    errors.UnknownURL("x"),
+    errors.InvalidValue("x"),
+    errors.Drained("x"),
+    errors.Internal("x"),
+]
+
+
+def named(problem: errors.GatewayError | None) -> str:
+    return "none" if problem is None else f"{type(problem).__name__}-{problem.status}"
+
+
+@pytest.mark.parametrize("problem", FAULTS, ids=named)
+def test_what_a_backend_does_wrong_counts_against_it(
+    clock: Clock, problem: errors.GatewayError
+) -> None:
+    target = Target(FakeBackend(), clock)
+    for _ in range(FAILURES):
+        target.ended(problem, target.asked())
+    assert not target.health.usable and target.in_flight == 0
+
+
+@pytest.mark.parametrize("problem", NO_FAULTS, ids=named)
+def test_what_a_client_does_wrong_does_not(
+    clock: Clock, problem: errors.GatewayError | None
+) -> None:
+    target = Target(FakeBackend(), clock)
+    for _ in range(100):
+        target.ended(problem, target.asked())
+        target.left(target.asked())
+    assert target.health.state == "well" and target.in_flight == 0
+
+
+# -- back-off and trial --------------------------------------------------------------------------
+
+
+def test_after_the_back_off_one_request_is_let_through(health: Health, clock: Clock) -> None:
+    eject(health)
+    clock.advance(FIRST_BACKOFF / 2 - 0.01)
+    assert not health.usable
+    clock.advance(FIRST_BACKOFF / 2 + 0.01)
+    assert health.state == "waiting" and health.usable
+    health.asked()
+    assert health.state == "trying" and not health.usable
+    clock.advance(1000)
+    assert not health.usable  # whatever time it takes
+    health.succeeded()
+    assert health.state == "well"
+
+
+def test_a_trial_that_fails_ejects_at_once_for_longer_up_to_a_cap(
+    health: Health, clock: Clock
+) -> None:
+    eject(health)
+    took = [back_off(health, clock)]
+    for _ in range(10):
+        health.failed(health.asked())
+        assert health.state == "ejected"
+        took.append(back_off(health, clock))
+    for n, seconds in enumerate(took):
+        longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**n)
+        assert longest / 2 - 0.02 <= seconds <= longest + 0.02
+    health.asked()
+    health.succeeded()
+    eject(health)
+    assert back_off(health, clock) <= FIRST_BACKOFF + 0.02
+
+
+def test_the_back_off_has_jitter(clock: Clock) -> None:
+    took = set()
+    for _ in range(10):
+        health = Health(clock)
+        eject(health)
+        took.add(round(back_off(health, clock), 2))
+    assert len(took) > 3
+
+
+def test_a_backend_that_is_down_for_a_week_is_still_tried_and_comes_back(
+    health: Health, clock: Clock
+) -> None:
+    eject(health)
+    while clock.seconds() < 7 * 86400:
+        clock.advance(LONGEST_BACKOFF)
+        assert health.usable
+        health.failed(health.asked())
+        assert not health.usable
+    clock.advance(LONGEST_BACKOFF)
+    health.asked()
+    health.succeeded()
+    assert health.state == "well"
+
+
+def test_a_client_that_leaves_during_the_trial_makes_the_next_request_the_trial(
+    health: Health, clock: Clock
+) -> None:
+    eject(health)
+    clock.advance(FIRST_BACKOFF)
+    health.learned_nothing(health.asked())
+    assert health.state == "waiting" and health.usable
+    health.failed(health.asked())
+    assert health.state == "ejected"
+
+
+@pytest.mark.parametrize("how", [Health.failed, Health.learned_nothing])
+def test_what_began_before_the_trial_does_not_end_it(
+    health: Health, clock: Clock, how: Callable[[Health, int], None]
+) -> None:
+    older = [health.asked() for _ in range(2 * FAILURES)]
+    eject(health)
+    clock.advance(FIRST_BACKOFF)
+    first = health.asked()
+    for request in older:
+        how(health, request)
+        assert health.state == "trying"
+    health.learned_nothing(first)
+    second = health.asked()
+    how(health, first)  # nor what was a trial once
+    assert health.state == "trying"
+    health.failed(second)
+    assert health.state == "ejected"
+
+
+@pytest.mark.parametrize("state", ["ejected", "waiting", "trying"])
+def test_the_success_of_what_began_before_is_good_news_at_any_time(
+    health: Health, clock: Clock, state: str
+) -> None:
+    eject(health)
+    if state != "ejected":
+        clock.advance(FIRST_BACKOFF)
+    if state == "trying":
+        health.asked()
+    assert health.state == state
+    health.succeeded()
+    assert health.state == "well"
+
+
+# -- the health path -----------------------------------------------------------------------------
+
+
+def test_a_backend_that_is_loading_is_not_usable_and_not_broken(
+    health: Health, clock: Clock
+) -> None:
+    health.not_yet()
+    assert health.state == "loading" and not health.usable
+    clock.advance(1000)
+    health.not_yet()
+    assert not health.usable
+    health.looks_well()
+    assert health.state == "well"  # at once, without a trial
+
+
+def test_a_server_that_says_it_is_well_must_still_pass_its_trial(
+    health: Health, clock: Clock
+) -> None:
+    eject(health)
+    health.looks_well()
+    assert not health.usable
+    back_off(health, clock)
+    health.looks_well()
+    assert health.state == "waiting"
+
+
+def test_a_trial_that_takes_its_time_is_not_waited_for_when_the_server_says_it_is_well(
+    health: Health, clock: Clock
+) -> None:
+    eject(health)
+    back_off(health, clock)
+    trial = health.asked()
+    health.looks_well()
+    assert health.state == "well"
+    health.failed(trial)
+    assert health.state == "well"  # one failure
+
+
+def test_while_the_health_path_fails_there_is_no_trial(health: Health, clock: Clock) -> None:
+    for _ in range(FAILURES):
+        health.looks_broken()
+    clock.advance(LONGEST_BACKOFF)
+    assert health.state == "waiting" and not health.usable
+    health.looks_well()
+    assert health.usable
+
+
+def probed(*backends: FakeBackend) -> tuple[Clock, list[Target]]:
+    clock = Clock()
+    targets = [Target(backend, clock) for backend in backends]
+    Prober(Router(targets), clock).start()
+    return clock, targets
+
+
+def test_the_health_path_is_looked_at_at_once_and_then_regularly() -> None:
+    backend = FakeBackend()
+    clock, (target,) = probed(backend)
+    assert len(backend.checks) == 1
+    backend.checks[0].callback(False)
+    assert target.health.state == "loading"
+    clock.advance(EVERY_SECONDS)
+    backend.checks[1].callback(True)
+    assert target.health.state == "well"
+
+
+def test_a_look_that_hangs_is_given_up_and_delays_nobody() -> None:
+    hanging, answering = FakeBackend("a"), FakeBackend("b")
+    clock, targets = probed(hanging, answering)
+    for n in range(FAILURES):
+        assert len(hanging.checks) == len(answering.checks) == n + 1
+        answering.checks[n].callback(True)
+        clock.advance(WAIT_SECONDS)
+        assert hanging.checks[n].called  # cancelled
+        clock.advance(EVERY_SECONDS - WAIT_SECONDS)
+    assert [target.health.usable for target in targets] == [False, True]
+
+
+def test_looks_that_fail_eject_and_the_first_good_one_leads_to_a_trial() -> None:
+    backend = FakeBackend()
+    clock, (target,) = probed(backend)
+    for _ in range(20):
+        backend.checks[-1].errback(Failure(errors.Unreachable("No.")))
+        clock.advance(EVERY_SECONDS)
+    assert not target.health.usable
+    backend.checks[-1].callback(True)
+    clock.advance(LONGEST_BACKOFF)
+    assert target.health.state == "waiting" and target.health.usable
+
+
+def test_a_prober_that_was_stopped_looks_no_more() -> None:
+    backend, clock = FakeBackend(), Clock()
+    prober = Prober(Router([Target(backend, clock)]), clock)
+    prober.start()
+    prober.stop()
+    backend.checks[0].callback(True)
+    clock.pump([EVERY_SECONDS] * 3)
+    assert len(backend.checks) == 1 and not clock.getDelayedCalls()
+
+
+# -- K09: a backend that is down for a while -----------------------------------------------------
+
+
+def under_way(gateway: Gateway, *backends: FakeBackend) -> Asked:
+    """The one request that a backend has not answered."""
+    (exchange,) = gateway.site.active
+    (backend,) = [b for b in backends if b.name == exchange.backends[-1]]
+    return backend.calls[-1]
+
+
+def test_k09_a_backend_that_fails_is_passed_over_tried_again_and_back_within_30_s() -> None:
+    first, second = FakeBackend("first"), FakeBackend("second")
+    first.failing = [errors.Unreachable("No.") for _ in range(20)]
+    gateway = Gateway(first, second)
+    for _ in range(3000):
+        client = gateway.chat(model="m")
+        under_way(gateway, first, second).whole(completion())
+        assert Answer(client).status == 200
+        gateway.clock.advance(0.1)
+        if gateway.ended[-1].backends == ["first"]:
+            break
+    refused = [exchange for exchange in gateway.ended if len(exchange.backends) == 2]
+    assert len(refused) == 20  # each of them went on to the second
+    gap = gateway.ended[-1].started - refused[-1].started
+    assert 0 < gap <= 30 and gateway.ended[-1].backends == ["first"]
+    assert gateway.targets[0].health.state == "well"
+    gateway.chat(model="m")
+    gateway.chat(model="m")
+    assert [target.in_flight for target in gateway.targets] == [1, 1]  # trusted as before
+
+
+def test_k09_while_all_are_down_the_answer_is_a_503_that_names_no_host() -> None:
+    backends = [FakeBackend("secret-1"), FakeBackend("secret-2")]
+    gateway = Gateway(*backends)
+    for backend in backends:
+        backend.failing = [errors.Unreachable("No.", detail="10.0.0.7") for _ in range(100)]
+    for _ in range(FAILURES):
+        assert Answer(gateway.chat(model="m")).code == "upstream_unreachable"
+    asked = sum(len(backend.calls) for backend in backends)
+    assert asked == 2 * FAILURES
+    client = gateway.chat(model="m")
+    answer = Answer(client)
+    assert (answer.status, answer.code) == (503, "overloaded") and answer.header("retry-after")
+    assert b"secret" not in client.value() and b"10.0.0.7" not in client.value()
+    assert sum(len(backend.calls) for backend in backends) == asked  # nobody was asked
+    gateway.clock.advance(FIRST_BACKOFF)
+    for backend in backends:
+        backend.failing.clear()
+    client = gateway.chat(model="m")
+    under_way(gateway, *backends).whole(completion())
+    assert Answer(client).status == 200
+
+
+def test_the_only_backend_is_asked_even_when_it_is_down() -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend)
+    backend.failing = [errors.Unreachable("No.") for _ in range(50)]
+    for _ in range(50):
+        assert Answer(gateway.chat()).code == "upstream_unreachable"
+    client = gateway.chat()
+    backend.calls[-1].whole(completion())
+    assert Answer(client).status == 200 and gateway.targets[0].health.state == "well"
+
+
+def test_liveness_and_readiness_differ() -> None:
+    backends = [FakeBackend("a"), FakeBackend("b")]
+    gateway = Gateway(*backends)
+
+    def ask(path: str) -> int:
+        return Answer(gateway.request("GET", path)).status
+
+    assert (ask("/healthz"), ask("/readyz")) == (200, 200)
+    eject(gateway.targets[0].health)
+    assert (ask("/healthz"), ask("/readyz")) == (200, 200)
+    gateway.targets[1].health.not_yet()
+    assert (ask("/healthz"), ask("/readyz")) == (200, 503)
+    gateway.clock.advance(FIRST_BACKOFF)
+    assert ask("/readyz") == 200  # the next request may be the trial
+    gateway.api.draining = True
+    assert ask("/readyz") == 503
+
+
+# -- whatever happens ----------------------------------------------------------------------------
+
+
+class AnyEvents(RuleBasedStateMachine):
+    """Requests, looks at the health path and time, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.target = Target(FakeBackend(), self.clock)
+        self.health = self.target.health
+        self.running: list[int] = []
+        self.trial: int | None = None  # the one that was let through last
+        self.bad_news_at = 0.0
+        self.bad_news = 0  # since something good was heard
+
+    @precondition(lambda self: self.health.usable)
+    @rule()
+    def a_request_is_routed_there(self) -> None:
+        self.ask()
+
+    @rule()
+    def a_request_goes_there_for_want_of_another(self) -> None:
+        self.ask()
+
+    def ask(self) -> None:
+        waiting = self.health.state == "waiting"
+        request = self.target.asked()
+        assert bool(request) is waiting
+        if waiting:
+            self.trial = request
+        self.running.append(request)
+
+    def one_ends(self, data: st.DataObject) -> int:
+        request = data.draw(st.sampled_from(self.running))
+        self.running.remove(request)
+        return request
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), problem=st.sampled_from(FAULTS))
+    def it_fails(self, data: st.DataObject, problem: errors.GatewayError) -> None:
+        before, request = self.health.state, self.one_ends(data)
+        self.target.ended(problem, request)
+        self.note_bad_news()
+        if before == "trying" and request == self.trial:
+            assert self.health.state == "ejected"
+        elif before == "trying":
+            assert self.health.state == "trying"
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), problem=st.sampled_from(NO_FAULTS))
+    def it_ends_by_no_fault_of_the_backend(
+        self, data: st.DataObject, problem: errors.GatewayError | None
+    ) -> None:
+        before = self.health.state
+        self.target.ended(problem, self.one_ends(data))
+        assert self.health.state != "ejected" or before == "ejected"
+        if problem is None or isinstance(problem, errors.UpstreamError):
+            assert self.health.state == "well"
+            self.bad_news = 0
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def its_client_leaves(self, data: st.DataObject) -> None:
+        before, request = self.health.state, self.one_ends(data)
+        self.target.left(request)
+        trial_ended = before == "trying" and request == self.trial
+        assert self.health.state == ("waiting" if trial_ended else before)
+
+    @rule()
+    def it_looks_well(self) -> None:
+        before = self.health.state
+        self.health.looks_well()
+        after = "well" if before in ("loading", "trying") else before
+        assert self.health.state == after
+        if after == "well" != before:
+            self.bad_news = 0
+
+    @rule()
+    def it_is_loading(self) -> None:
+        self.health.not_yet()
+        assert self.health.state == "loading"
+        self.bad_news = 0
+
+    @rule()
+    def it_looks_broken(self) -> None:
+        self.health.looks_broken()
+        self.note_bad_news()
+
+    def note_bad_news(self) -> None:
+        self.bad_news += 1
+        self.bad_news_at = self.clock.seconds()
+
+    @rule(seconds=st.floats(0.01, 20))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @invariant()
+    def in_flight_is_what_runs(self) -> None:
+        assert self.target.in_flight == len(self.running)
+
+    @invariant()
+    def a_trial_is_under_way_exactly_while_trying_and_nobody_else_is_let_in(self) -> None:
+        if self.health.state == "trying":
+            assert self.trial and self.running.count(self.trial) == 1
+            assert not self.health.usable
+
+    @invariant()
+    def it_is_not_ejected_for_less_than_some_failures_nor_for_longer_than_the_cap(self) -> None:
+        if self.health.state == "ejected":
+            assert self.bad_news >= 1
+            assert self.clock.seconds() - self.bad_news_at <= LONGEST_BACKOFF
+        if self.health.state == "well":
+            assert self.health.usable
+
+
+AnyEvents.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40)
+TestAnyEvents = AnyEvents.TestCase

@@ -1,0 +1,412 @@
+"""Which backend a request goes to, and which one next: in memory and on a clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+
+from gatewayd.backend.routing import Router, Target
+from gatewayd.exchange import End
+from gatewayd.telemetry.access import fields
+from gatewayd.wire import errors
+from gatewayd.wire.errors import ModelNotFound, Overloaded
+from tests.memory import Answer, FakeBackend, Gateway, chunk, completion, settings
+
+MODELS = "small, llama-*, fast = llama-3-8b, qwen[12]?"
+
+
+def backends(*names: str) -> list[FakeBackend]:
+    return [FakeBackend(name) for name in names]
+
+
+def told(**values: str) -> dict[str, str]:
+    """What the settings say of backends: ``told(a_models="x")``."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        backend = name.partition("_")[0]
+        found |= {f"backend_{backend}_url": "http://127.0.0.1:1", f"backend_{name}": value}
+    return found
+
+
+def gateway_of(*several: FakeBackend, **values: str) -> Gateway:
+    return Gateway(*several, settings=settings(**told(**values)))
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "served", "asked_for"),
+    [
+        ("small", True, "small"),
+        ("llama-3-70b", True, "llama-3-70b"),
+        ("llama-", True, "llama-"),
+        ("fast", True, "llama-3-8b"),
+        ("qwen1x", True, "qwen1x"),
+        ("qwen3x", False, ""),
+        ("Small", False, ""),
+        ("smaller", False, ""),
+        ("llama", False, ""),
+        ("x/llama-3", False, ""),
+        ("*", False, ""),
+    ],
+)
+def test_a_model_is_served_by_name_by_glob_or_by_alias(
+    model: str, served: bool, asked_for: str
+) -> None:
+    (backend,) = several = backends("a")
+    gateway = gateway_of(*several, a_models=MODELS)
+    client = gateway.chat(model=model)
+    assert bool(backend.calls) is served
+    if served:
+        assert json.loads(backend.calls[0].body)["model"] == asked_for
+    else:
+        assert (Answer(client).status, Answer(client).code) == (404, "model_not_found")
+
+
+def test_an_alias_counts_before_a_glob_that_fits_it_too() -> None:
+    (backend,) = several = backends("a")
+    gateway_of(*several, a_models="*, fast = llama-3-8b").chat(model="fast")
+    assert json.loads(backend.calls[0].body)["model"] == "llama-3-8b"
+
+
+def test_without_models_a_backend_serves_all() -> None:
+    a, b = backends("a", "b")
+    gateway = gateway_of(a, b, a_models="x")
+    gateway.chat(model="anything")
+    gateway.chat(model="x")
+    gateway.chat(model="x")
+    assert (len(a.calls), len(b.calls)) == (1, 2)
+
+
+@pytest.mark.parametrize("model", [{}, {"model": None}], ids=["missing", "null"])
+def test_a_missing_model_goes_to_the_first_backend_that_serves_all(model: dict[str, Any]) -> None:
+    a, b, c = backends("a", "b", "c")
+    gateway = gateway_of(a, b, c, a_models="x")
+    for _ in range(5):
+        gateway.chat(**model)
+    assert [len(backend.calls) for backend in (a, b, c)] == [0, 5, 0]
+    assert b"model" not in b.calls[0].body or b'"model": null' in b.calls[0].body
+
+
+def test_a_missing_model_goes_to_the_only_backend_whatever_it_serves() -> None:
+    (backend,) = several = backends("a")
+    gateway_of(*several, a_models="x").chat()
+    assert len(backend.calls) == 1
+
+
+def test_a_missing_model_that_nobody_takes_is_told_which_there_are() -> None:
+    a, b = backends("a", "b")
+    answer = Answer(gateway_of(a, b, a_models="x", b_models="y").chat())
+    assert (answer.status, answer.code) == (404, "model_not_found")
+    assert answer.json["error"]["param"] == "model"
+    assert "x, y" in answer.json["error"]["message"]
+
+
+def test_an_unknown_model_is_a_404_that_names_those_the_caller_may_see() -> None:
+    tokens = {
+        f"token_{name}_sha256": hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")
+    }
+    a, b = backends("a", "b")
+    said = told(a_models="mine, shared, gpt-* ", b_models="theirs, nick = secret-real-name")
+    gateway = Gateway(a, b, settings=settings(**tokens, **said, token_a_models="mine, shared, no"))
+    for token, names in (("a", "mine, shared."), ("b", "mine, shared, theirs, nick.")):
+        answer = Answer(gateway.chat(model="no", headers={"Authorization": f"Bearer {token}"}))
+        assert (answer.status, answer.code) == (404, "model_not_found")
+        assert answer.json["error"]["message"].endswith(f"Known ones: {names}")
+        assert answer.json["error"]["type"] == "invalid_request_error"
+    assert not a.calls and not b.calls
+    assert {exchange.end for exchange in gateway.ended} == {End.REFUSED}
+
+
+def test_an_error_names_a_few_models_and_no_more() -> None:
+    names = ", ".join(f"model-{n}" for n in range(200))
+    answer = Answer(gateway_of(*backends("a"), a_models=names).chat(model="no"))
+    assert answer.json["error"]["message"].endswith("model-18, model-19, ....")
+
+
+# -- aliases -------------------------------------------------------------------------------------
+
+
+def test_an_alias_changes_the_model_and_no_other_byte_of_the_request() -> None:
+    (backend,) = several = backends("a")
+    gateway = gateway_of(*several, a_models="fast = llama-3-8b")
+    body = (
+        b'{ "x":{"model":"fast"}, "messages" :[{"role":"user","content":"fast \\u00e9 1.0"}],'
+        b'\n "mo\\u0064el" :\t"fa\\u0073t" , "n":1e0,"y":12345678901234567890 }'
+    )
+    gateway.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    assert backend.calls[0].body == body.replace(b'"fa\\u0073t"', b'"llama-3-8b"')
+
+
+def test_the_reply_carries_the_name_that_was_asked_for() -> None:
+    (backend,) = several = backends("a")
+    gateway = gateway_of(*several, a_models="fast = llama-3-8b, plain")
+    client = gateway.chat(model="fast")
+    body = completion("x", model="/srv/llama-3-8b.gguf", x={"model": "deep"}, y=1.0)
+    backend.calls[0].whole(body)
+    wanted = body.replace(b"chatcmpl-1", b"req-1").replace(b"/srv/llama-3-8b.gguf", b"fast")
+    assert Answer(client).body == wanted
+    client = gateway.chat(model="plain")
+    backend.calls[1].whole(body)
+    assert Answer(client).json["model"] == "/srv/llama-3-8b.gguf"  # as it came
+
+
+def test_so_does_every_chunk_of_a_stream() -> None:
+    (backend,) = several = backends("a")
+    gateway = gateway_of(*several, a_models="fast = llama-3-8b")
+    client = gateway.chat(stream=True, model="fast")
+    chunks = [chunk("a", model="llama-3-8b"), chunk("b"), chunk(finish="stop", model="other")]
+    backend.calls[0].head()
+    for payload in (*chunks, b"[DONE]"):
+        backend.calls[0].event(payload)
+    *payloads, done = Answer(client).payloads
+    assert done == b"[DONE]"
+    assert [json.loads(p).get("model") for p in payloads] == ["fast", None, "fast"]
+    assert gateway.ended[0].model == "fast"
+
+
+def test_each_backend_is_asked_by_its_own_name_for_the_model() -> None:
+    a, b, c = backends("a", "b", "c")
+    gateway = gateway_of(a, b, c, a_models="m = real-a", b_models="m", c_models="m = real-c")
+    a.failing, b.failing = [errors.Unreachable("No.")], [errors.Unreachable("No.")]
+    client = gateway.chat(model="m")
+    c.calls[0].whole(completion(model="real-c"))
+    asked = [json.loads(backend.calls[0].body)["model"] for backend in (a, b, c)]
+    assert asked == ["real-a", "m", "real-c"]
+    assert Answer(client).json["model"] == "m"
+
+
+# -- the load ------------------------------------------------------------------------------------
+
+
+def test_the_one_with_the_fewest_in_flight_is_asked_and_ties_take_turns() -> None:
+    several = backends("a", "b", "c")
+    gateway = gateway_of(*several)
+    for n in range(1, 7):
+        gateway.chat(model="m")
+        turns = [sum(i % 3 == which for i in range(n)) for which in range(3)]
+        assert [len(backend.calls) for backend in several] == turns
+    for call in several[1].calls:
+        call.whole(completion())
+    gateway.chat(model="m")
+    gateway.chat(model="m")
+    assert [len(backend.calls) for backend in several] == [2, 4, 2]
+
+
+def test_when_none_is_busy_they_take_turns_in_the_order_of_the_settings() -> None:
+    several = backends("a", "b", "c")
+    gateway = gateway_of(*several)
+    for _ in range(9):
+        gateway.chat(model="m")
+        (exchange,) = gateway.site.active
+        (backend,) = [b for b in several if b.name == exchange.backends[0]]
+        backend.calls[-1].whole(completion())
+    asked = [exchange.backends for exchange in gateway.ended]
+    assert asked == [["a"], ["b"], ["c"]] * 3
+
+
+def test_turns_are_taken_by_those_who_serve_the_model() -> None:
+    several = backends("a", "b", "c")
+    gateway = gateway_of(*several, a_models="x, y", b_models="x", c_models="y")
+    for _ in range(4):
+        gateway.chat(model="y")
+    assert [len(backend.calls) for backend in several] == [2, 0, 2]
+    for _ in range(4):
+        gateway.chat(model="x")
+    assert [len(backend.calls) for backend in several] == [3, 3, 2]
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=120),
+    st.integers(2, 5),
+    st.integers(0, 4),
+)
+def test_whatever_ends_when_nobody_is_asked_who_has_more_in_flight_than_another(
+    steps: list[tuple[bool, int]], count: int, limit: int
+) -> None:
+    clock = Clock()
+    targets = [Target(FakeBackend(f"{n}"), clock, (), limit or None) for n in range(count)]
+    router = Router(targets)
+    running: list[Target] = []
+    for begin, which in steps:
+        if not begin and running:
+            target = running.pop(which % len(running))
+            target.ended(None, 0)
+            continue
+        before = [target.in_flight for target in targets]
+        if limit and min(before) >= limit:
+            with pytest.raises(Overloaded):
+                router.route("m")
+            continue
+        choices = router.route("m")
+        target = choices[0].target
+        assert target.in_flight == min(before)
+        assert [choice.target.in_flight for choice in choices] == sorted(
+            target.in_flight for target in targets if not target.full
+        )
+        target.asked()
+        running.append(target)
+    assert Counter(running) == Counter({t: t.in_flight for t in targets if t.in_flight})
+
+
+# -- in_flight -----------------------------------------------------------------------------------
+
+
+def test_a_backend_at_its_limit_is_passed_over_and_when_all_are_it_is_a_503_at_once() -> None:
+    a, b = backends("a", "b")
+    gateway = gateway_of(a, b, a_in_flight="1", b_in_flight="2")
+    for _ in range(3):
+        gateway.chat(model="m")
+    assert (len(a.calls), len(b.calls)) == (1, 2)
+    answer = Answer(gateway.chat(model="m"))
+    assert (answer.status, answer.code) == (503, "overloaded")
+    assert answer.header("retry-after") == "1" and answer.header("x-should-retry") is None
+    assert gateway.ended[-1].end is End.REFUSED and gateway.ended[-1].backends == []
+    a.calls[0].whole(completion())
+    gateway.chat(model="m")
+    assert (len(a.calls), len(b.calls)) == (2, 2)
+
+
+def test_the_limit_holds_for_requests_without_a_model_and_for_the_only_backend() -> None:
+    (backend,) = several = backends("a")
+    gateway = gateway_of(*several, a_in_flight="2")
+    for _ in range(2):
+        gateway.chat()
+    assert Answer(gateway.chat()).code == "overloaded" and len(backend.calls) == 2
+
+
+@pytest.mark.parametrize("how", ["whole", "error", "cut", "left", "refused", "broken"])
+def test_a_place_is_given_back_however_a_request_ends(how: str) -> None:
+    (backend,) = several = backends("a")
+    gateway = gateway_of(*several, a_in_flight="1")
+    for _ in range(5):
+        if how == "refused":
+            backend.failing = [errors.Unreachable("No.")]
+        if how == "broken":
+            backend.failing = [ValueError("a fault of our own")]
+        client = gateway.chat(stream=how == "cut")
+        if how == "whole":
+            backend.calls[-1].whole(completion())
+        elif how == "error":
+            backend.calls[-1].whole(b"{}", 500)
+        elif how == "cut":
+            backend.calls[-1].head()
+            backend.calls[-1].event(chunk("a"))
+            backend.calls[-1].end(errors.Truncated("x"))
+        elif how == "left":
+            client.leave()
+        assert gateway.targets[0].in_flight == 0
+    assert len(backend.calls) == 5
+
+
+# -- failover ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        errors.Unreachable("x"),
+        errors.UnknownHost("x"),
+        errors.TLSFailed("x"),
+        errors.ConnectTimeout("x"),
+    ],
+    ids=lambda problem: type(problem).__name__,
+)
+def test_what_cannot_have_run_goes_to_the_next_in_order_and_each_attempt_is_logged(
+    problem: errors.GatewayError,
+) -> None:
+    several = a, b, c = backends("a", "b", "c")
+    gateway = gateway_of(*several)
+    gateway.chat(model="m")  # c is the last in turn now, a has one in flight
+    b.failing, c.failing = [problem], [problem]
+    client = gateway.chat(model="m")
+    a.calls[1].whole(completion())
+    assert Answer(client).status == 200
+    assert fields(gateway.ended[0])["backend"] == ["b", "c", "a"]
+    assert [target.in_flight for target in gateway.targets] == [1, 0, 0]
+
+
+def test_when_nobody_can_be_reached_the_last_says_so() -> None:
+    several = backends("a", "b")
+    for backend in several:
+        backend.failing = [errors.Unreachable("No.")]
+    gateway = gateway_of(*several)
+    answer = Answer(gateway.chat(model="m"))
+    assert (answer.status, answer.code) == (502, "upstream_unreachable")
+    assert answer.header("x-should-retry") is None  # nothing ran: try again
+    assert fields(gateway.ended[0])["backend"] == ["a", "b"]
+    assert gateway.ended[0].end is End.BACKEND_UNREACHABLE
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_when_all_refuse_for_now_the_client_gets_the_last_refusal(status: int) -> None:
+    a, b = backends("a", "b")
+    gateway = gateway_of(a, b)
+    client = gateway.chat(model="m")
+    a.calls[0].whole(b'{"error":{"message":"first"}}', status)
+    assert not client.value()
+    b.calls[0].whole(b'{"error":{"message":"second"}}', status)
+    assert (Answer(client).status, Answer(client).json["error"]["message"]) == (status, "second")
+
+
+@pytest.mark.parametrize("status", [400, 404, 500, 501, 502, 504])
+def test_any_other_status_is_the_answer(status: int) -> None:
+    a, b = backends("a", "b")
+    client = gateway_of(a, b).chat(model="m")
+    a.calls[0].whole(b'{"error":{"message":"no"}}', status)
+    assert Answer(client).status == status and not b.calls
+
+
+def test_the_client_leaving_ends_the_attempts() -> None:
+    a, b = backends("a", "b")
+    a.failing = [errors.Unreachable("No.")]
+    gateway = gateway_of(a, b)
+    client = gateway.chat(model="m")
+    client.leave()
+    assert b.calls[0].left == "cancelled" and gateway.ended[0].backends == ["a", "b"]
+    assert [target.in_flight for target in gateway.targets] == [0, 0]
+
+
+def test_after_a_stream_was_begun_with_a_comment_nobody_else_is_asked() -> None:
+    a, b = backends("a", "b")
+    gateway = Gateway(a, b, settings=settings(timeouts_ping="1"))
+    client = gateway.chat(stream=True, model="m")
+    gateway.clock.advance(1)
+    a.calls[0].answer.errback(errors.Unreachable("No."))
+    answer = Answer(client)
+    assert json.loads(answer.payloads[-1])["error"]["code"] == "upstream_unreachable"
+    assert answer.closed and not answer.complete and not b.calls
+
+
+def test_the_only_one_that_is_usable_is_not_asked_twice() -> None:
+    a, b = backends("a", "b")
+    gateway = gateway_of(a, b, b_in_flight="1")
+    gateway.chat(model="m")
+    gateway.chat(model="m")
+    a.failing = [errors.Unreachable("No.")]
+    assert Answer(gateway.chat(model="m")).code == "upstream_unreachable"
+    assert (len(a.calls), len(b.calls)) == (2, 1)
+
+
+# -- the router alone ----------------------------------------------------------------------------
+
+
+def test_known_names_are_said_once_and_in_order() -> None:
+    router = Router([Target(FakeBackend(), Clock(), [("x", None)])])
+    with pytest.raises(ModelNotFound) as caught:
+        router.route("no", ["x", "y", "x"])
+    assert caught.value.message == "There is no such model. Known ones: x, y."
+
+
+def test_states_are_told_by_name() -> None:
+    targets = [Target(FakeBackend(name), Clock()) for name in ("a", "b")]
+    targets[1].health.not_yet()
+    assert Router(targets).states() == {"a": True, "b": False}

@@ -1,0 +1,305 @@
+"""Tokens are counted as backends report them, or not at all; in memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from gatewayd.backend.openai import OpenAIBackend
+from gatewayd.exchange import End
+from gatewayd.telemetry.access import fields
+from gatewayd.telemetry.metrics import Metrics
+from gatewayd.wire import errors
+from gatewayd.wire.chat import ChatRequest
+from gatewayd.wire.others import JSONCall
+from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion, settings
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def gateway(backend: FakeBackend) -> Gateway:
+    return Gateway(backend)
+
+
+def post(gateway: Gateway, path: str, **body: Any) -> ClientTransport:
+    if path == CHAT:
+        return gateway.chat(**body)
+    headers = {"Content-Type": "application/json"}
+    return gateway.request("POST", path, json.dumps(body).encode(), headers)
+
+
+def counted(gateway: Gateway) -> tuple[int | None, int | None]:
+    """Prompt and completion tokens on the log line of the only request."""
+    (exchange,) = gateway.ended
+    line = fields(exchange)
+    return line["prompt_tokens"], line["completion_tokens"]
+
+
+def text(finish: str | None = None) -> bytes:
+    return json.dumps({"choices": [{"index": 0, "text": "", "finish_reason": finish}]}).encode()
+
+
+def alone(**usage: int) -> bytes:
+    """The chunk that carries usage and no choice."""
+    return json.dumps({"id": "chatcmpl-1", "choices": [], "usage": usage or USAGE}).encode()
+
+
+# -- what is counted -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "reply", "tokens"),
+    [
+        (CHAT, json.loads(completion(usage=USAGE)), (7, 5)),
+        (CHAT, json.loads(completion()), (None, None)),
+        (CHAT, json.loads(completion(usage=None)), (None, None)),
+        (COMPLETIONS, {"choices": [{"index": 0}], "usage": USAGE}, (7, 5)),
+        (RESPONSES, {"output": [], "usage": {"input_tokens": 7, "output_tokens": 5}}, (7, 5)),
+        (RESPONSES, {"object": "response", "usage": None}, (None, None)),
+        (MESSAGES, {"type": "message", "usage": {"input_tokens": 7, "output_tokens": 5}}, (7, 5)),
+        ("/v1/embeddings", {"data": [], "usage": {"prompt_tokens": 7}}, (7, 0)),
+        ("/v1/rerank", {"results": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}, (7, 0)),
+        ("/v1/rerank", {"results": [], "usage": {"total_tokens": 7}}, (None, None)),
+        ("/v1/rerank", {"results": [], "usage": {"prompt_tokens": "many"}}, (None, None)),
+    ],
+)
+def test_a_whole_reply_says_how_many(
+    gateway: Gateway,
+    backend: FakeBackend,
+    path: str,
+    reply: dict[str, Any],
+    tokens: tuple[int | None, int | None],
+) -> None:
+    post(gateway, path)
+    backend.calls[0].whole(json.dumps(reply).encode())
+    assert counted(gateway) == tokens and gateway.ended[0].end is End.COMPLETE
+
+
+STREAMS = {
+    CHAT: [chunk("a"), chunk(finish="stop"), alone(), b"[DONE]"],
+    COMPLETIONS: [text(), text("stop"), alone(), b"[DONE]"],
+    RESPONSES: [
+        b'{"type":"response.created","response":{"usage":null}}',
+        b'{"type":"response.completed","response":{"usage":{"input_tokens":7,"output_tokens":5}}}',
+    ],
+    MESSAGES: [
+        b'{"type":"message_start","message":{"usage":{"input_tokens":7,"output_tokens":1}}}',
+        b'{"type":"content_block_delta"}',
+        b'{"type":"message_delta","usage":{"output_tokens":5}}',
+        b'{"type":"message_stop"}',
+    ],
+}
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_so_does_a_stream(gateway: Gateway, backend: FakeBackend, path: str) -> None:
+    post(gateway, path, stream=True)
+    backend.calls[0].head()
+    for payload in STREAMS[path]:
+        backend.calls[0].event(payload)
+    assert counted(gateway) == (7, 5) and gateway.ended[0].end is End.COMPLETE
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, [], "7", {"prompt_tokens": "7"}, {"prompt_tokens": 1.5}, {"prompt_tokens": None}],
+    ids=str,
+)
+def test_a_count_that_cannot_be_read_disturbs_nobody(
+    gateway: Gateway, backend: FakeBackend, usage: object
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    for payload in (chunk("a", usage=usage), chunk(finish="stop", usage=usage), b"[DONE]"):
+        backend.calls[0].event(payload)
+    assert Answer(client).complete and len(Answer(client).payloads) == 3
+    assert counted(gateway) in [(None, None), (0, 0)]
+
+
+# -- what is not ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
+@pytest.mark.parametrize("how", ["cut", "error", "left"])
+def test_what_was_cut_short_has_no_count_but_its_events(
+    gateway: Gateway, backend: FakeBackend, path: str, how: str
+) -> None:
+    client = post(gateway, path, stream=True)
+    (call,) = backend.calls
+    call.head()
+    payloads = STREAMS[path][:1]
+    for payload in payloads:
+        call.event(payload)
+    if how == "cut":
+        call.end(errors.Truncated("x"))
+    elif how == "error":
+        call.event(b'{"error":{"message":"x"}}')
+    else:
+        client.leave()
+    assert gateway.ended[0].end is not End.COMPLETE
+    assert counted(gateway) == (None, None)
+    assert fields(gateway.ended[0])["events"] == len(payloads)
+
+
+def test_a_reply_that_the_backend_refused_has_no_count(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    gateway.chat()
+    backend.calls[0].whole(b'{"error":{"message":"x"},"usage":{"prompt_tokens":7}}', 400)
+    assert counted(gateway) == (None, None)
+
+
+# -- the chunk that nobody asked for -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_usage_chunk_is_for_those_who_asked(
+    gateway: Gateway, backend: FakeBackend, path: str, asked: bool
+) -> None:
+    more = {"stream_options": {"include_usage": True}} if asked else {}
+    client = post(gateway, path, stream=True, **more)
+    backend.calls[0].head()
+    for payload in STREAMS[path]:
+        backend.calls[0].event(payload)
+    *chunks, done = Answer(client).payloads
+    assert done == b"[DONE]" and Answer(client).complete
+    assert [b'"choices": []' in payload for payload in chunks] == [False, False, *[True] * asked]
+    assert counted(gateway) == (7, 5) and gateway.ended[0].events == len(chunks)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_usage_on_a_chunk_with_choices_is_everybodys(
+    gateway: Gateway, backend: FakeBackend, path: str
+) -> None:
+    client = post(gateway, path, stream=True)
+    backend.calls[0].head()
+    last = b'{"id":"req-1","choices":[{"index":0,"finish_reason":"stop"}],"usage":' + (
+        json.dumps(USAGE).encode() + b"}"
+    )
+    backend.calls[0].event(last)
+    backend.calls[0].event(b"[DONE]")
+    assert Answer(client).payloads == [last, b"[DONE]"] and counted(gateway) == (7, 5)
+
+
+# -- count_usage ---------------------------------------------------------------------------------
+
+
+@implementer(IAgent)
+class Recorder:
+    """Keeps the bodies of what it is asked and never answers."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        producer: Any = bodyProducer
+        written: list[bytes] = []
+        producer.startProducing(_Consumer(written))
+        self.bodies.append(b"".join(written))
+        return Deferred()
+
+
+class _Consumer:
+    def __init__(self, written: list[bytes]) -> None:
+        self.write = written.append
+
+
+def sent(path: str, body: bytes, count_usage: str) -> bytes:
+    """What a backend is sent for a request with this body."""
+    said = settings(backend_a_url="http://127.0.0.1:1", backend_a_count_usage=count_usage)
+    agent = Recorder()
+    backend = OpenAIBackend(said.backends[0], said.limits, Clock(), agent)
+    call: Any = JSONCall.parse(path, body, 64)
+    if path == CHAT:
+        call = ChatRequest.parse(body, 64)
+    backend.send(call, body, "req-1")
+    return agent.bodies[0]
+
+
+ASKS = b'{"messages":[{"role":"user","content":"x"}], "stream" : true%b}'
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(
+    ("options", "becomes"),
+    [
+        (b"", {"include_usage": True}),
+        (b', "stream_options":null', {"include_usage": True}),
+        (b', "stream_options":{}', {"include_usage": True}),
+        (b', "stream_options":{"include_usage":false}', {"include_usage": True}),
+        (b', "stream_options":{"include_usage":true}', {"include_usage": True}),
+        (b', "stream_options":{"x":1.0}', {"x": 1.0, "include_usage": True}),
+        (b', "stream_options":5', 5),
+    ],
+)
+def test_count_usage_asks_for_it_and_changes_nothing_else(
+    path: str, options: bytes, becomes: object
+) -> None:
+    body = ASKS % options
+    asked = sent(path, body, "yes")
+    assert json.loads(asked) == {**json.loads(body), "stream_options": becomes}
+    assert b'"stream" : true' in asked and b'[{"role":"user","content":"x"}]' in asked
+
+
+@pytest.mark.parametrize(
+    ("path", "count_usage", "stream"),
+    [
+        (CHAT, "no", True),
+        (CHAT, "yes", False),
+        (COMPLETIONS, "no", True),
+        (RESPONSES, "yes", True),
+        (MESSAGES, "yes", True),
+        ("/v1/embeddings", "yes", True),
+    ],
+)
+def test_else_the_request_stays_as_it_is(path: str, count_usage: str, stream: bool) -> None:
+    body = ASKS % b', "stream_options":{"include_usage":false}'
+    body = body if stream else body.replace(b"true", b"false")
+    assert sent(path, body, count_usage) == body
+
+
+# -- counters ------------------------------------------------------------------------------------
+
+
+def test_counters_add_up_per_backend_model_and_caller(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    metrics = Metrics(gateway.clock)
+    metrics.models = {"m"}
+    for _ in range(3):
+        gateway.chat(model="m")
+        backend.calls[-1].whole(completion(usage=USAGE))
+    gateway.chat(model="m", stream=True)
+    backend.calls[-1].head()
+    backend.calls[-1].event(chunk("a"))
+    backend.calls[-1].end(errors.Truncated("x"))
+    for exchange in gateway.ended:
+        exchange.caller = "alice"
+        metrics(exchange)
+    said = metrics.text().decode()
+    labels = 'backend="fake",caller="alice"'
+    assert f'gatewayd_tokens_total{{{labels},kind="prompt",model="m"}} 21.0' in said
+    assert f'gatewayd_tokens_total{{{labels},kind="completion",model="m"}} 15.0' in said
+    assert 'gatewayd_streams_without_usage_total{backend="fake",model="m"} 1.0' in said
