@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
 import re
 import socket
@@ -308,13 +309,14 @@ def cancel(target: Target, streams: int = 50) -> Result:
     for phase, prompt in (("silent", "mode=hold"), ("streaming", "mode=events rate=20")):
         loop, opened = Loop(), {}
         for number in range(streams):
-            request = target.request(f"{prompt} id={phase}{number}")
-            opened[f"{phase}{number}"] = Stream(loop, target, request, lambda data: None)
+            name = f"{os.getpid()}{phase}{number}"  # nothing that an earlier one may leave yet
+            request = target.request(f"{prompt} id={name}")
+            opened[name] = Stream(loop, target, request, lambda data: None)
         # Who leaves before the backend was asked measures nothing.
-        running, until = ask_mock(target.mock, "/running"), monotonic() + PATIENCE
+        running, until = opened.keys() & ask_mock(target.mock, "/running"), monotonic() + PATIENCE
         while len(running) < streams and monotonic() < until:
             loop.run(monotonic() + 0.1)
-            running = ask_mock(target.mock, "/running")
+            running = opened.keys() & ask_mock(target.mock, "/running")
         loop.run(monotonic() + 0.5)
         left: dict[str, float] = {}
         for name, stream in opened.items():

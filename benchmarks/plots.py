@@ -10,7 +10,10 @@ from xml.sax.saxutils import escape
 from benchmarks.report import ROWS, Document, Row, number
 
 OWN, OTHER, BACKGROUND, INK, GRID = "#1f6f8b", "#b8c4ca", "#ffffff", "#22313a", "#e3e8eb"
-LINES = ("#1f6f8b", "#c8553d", "#7a9e3f", "#7b5ea7", "#b8892b", "#4f5d75", "#2a9d8f", "#9a4f7d")
+LINES = (
+    *("#1f6f8b", "#c8553d", "#7a9e3f", "#7b5ea7", "#b8892b"),
+    *("#4f5d75", "#2a9d8f", "#9a4f7d", "#8d99ae", "#000000"),
+)
 BARS = {
     "json": "CPU per JSON request, us",
     "events": "CPU per event, 50 x 50/s, us",

@@ -17,6 +17,10 @@ import attrs
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 
+_TRACEPARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+
 
 class End(enum.StrEnum):
     """How an exchange ended."""
@@ -30,6 +34,13 @@ class End(enum.StrEnum):
     BACKEND_TIMEOUT = "backend_timeout"
     DRAINED = "drained"
     INTERNAL = "internal"
+
+
+def traceparent(candidates: Sequence[bytes]) -> str | None:
+    """The one ``traceparent`` of a request, if it is a good one (W3C Trace Context, level 1)."""
+    if len(candidates) == 1 and _TRACEPARENT.fullmatch(candidates[0]):
+        return candidates[0].decode("ascii")
+    return None
 
 
 def request_id(candidates: Sequence[bytes]) -> str:
@@ -56,6 +67,8 @@ class Exchange:
     client: str
     on_end: Callable[[Exchange], None]
     caller: str | None = None
+    #: W3C trace context, as the client sent it; it goes on to the backend.
+    traceparent: str | None = None
     method: str = ""
     route: str = ""
     model: str | None = None

@@ -187,7 +187,8 @@ class Relay:
         self._asked_at = self._reactor.seconds()
         self._watch()
         self._trial = choice.target.asked()
-        asked = self._asked = choice.target.backend.send(call, body, exchange.id)
+        send = choice.target.backend.send
+        asked = self._asked = send(call, body, exchange.id, exchange.traceparent)
         asked.addCallbacks(self._got_reply, self._got_no_reply)
         asked.addErrback(self._broken)
 

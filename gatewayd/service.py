@@ -16,10 +16,10 @@ What is bound at the start (addresses, TLS or none, workers) stays until a resta
 would change it says so.
 
 On SIGTERM twistd waits for the Deferred of ``stopService``. From then on the port is closed, idle
-connections are closed a moment later, and what is in flight may take up to ``drain`` seconds; then each exchange
-that is left is ended with an error that says so, and its backend is left. The Deferred fires when
-the last connection is gone: fired earlier, the tail of the last answers would be lost with the
-process. A second signal does not wait.
+connections are closed a moment later, and what is in flight may take up to ``drain`` seconds; then
+each exchange that is left is ended with an error that says so, and its backend is left. The
+Deferred fires when the last connection is gone: fired earlier, the tail of the last answers would
+be lost with the process. A second signal does not wait.
 
 With ``workers`` above 1 this process serves nothing itself; see :mod:`gatewayd.supervisor`.
 """
@@ -36,6 +36,7 @@ from typing import Any
 
 import attrs
 from twisted.application.service import Service
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReadDescriptor
@@ -109,6 +110,7 @@ class GatewayService(Service):
         self._certificate: Certificate | None = None
         self._systemd = Systemd()
         self._ports: list[IListeningPort] = []
+        self._inherited = False
         self._stopped: Deferred[None] | None = None
         self._timers: list[IDelayedCall] = []
         self._watchdog: IDelayedCall | None = None
@@ -124,6 +126,7 @@ class GatewayService(Service):
             self._certificate = Certificate(gateway.tls_certificate, gateway.tls_key)
             factory = TLSMemoryBIOFactory(self._certificate, False, factory, self._reactor)
         inherited = _worker_socket() or inherited_socket()
+        self._inherited = inherited is not None
         if inherited is None:
             self._ports = [listen(self._reactor, gateway.listen, gateway.port, factory)]
         else:
@@ -286,6 +289,8 @@ class GatewayService(Service):
         self.metrics.stop()
         self.site.draining = True
         for port in self._ports:
+            if not self._inherited:  # else it waits there for who comes next
+                self._reactor.callLater(0, _accept_pending, port)
             port.stopListening()
         self._stopped = Deferred()
         self._timers = [
@@ -302,10 +307,12 @@ class GatewayService(Service):
             channel.close_if_idle()
 
     def _cut(self) -> None:
+        late = Drained("The gateway was shut down before the reply ended.")
         for exchange in list(self.site.active):
             if exchange.stop is not None:
-                exchange.stop(Drained("The gateway was shut down before the reply ended."))
-        self._close_idle()
+                exchange.stop(late)
+        for channel in list(self.site.channels):
+            channel.stop_reading(late)
 
     def _abort(self) -> None:
         for channel in list(self.site.channels):
@@ -371,6 +378,13 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+def _accept_pending(port: Any) -> None:
+    """Accept who is connected already: the port closes in this turn, and that resets the others."""
+    if isinstance(port, tcp.Port):
+        port.numberAccepts = 4096
+        port.doRead()
 
 
 def listen(reactor: Any, host: str, port: int, factory: Any) -> IListeningPort:

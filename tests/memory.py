@@ -72,6 +72,7 @@ class Asked:
         self.body = body
         self.request_id = request_id
         self.answer: Deferred[Reply] = Deferred(lambda _: self._leave("cancelled"))
+        self.traceparent: str | None = None
         self.left: str | None = None
         self.paused = False
         self._receiver: Any = None
@@ -133,8 +134,11 @@ class FakeBackend:
         self.checks: list[Deferred[bool]] = []
         self.listed: dict[str, Any] | Exception = {"m": {"id": "m", "object": "model"}}
 
-    def send(self, call: Call, body: bytes, request_id: str) -> Deferred[Reply]:
+    def send(
+        self, call: Call, body: bytes, request_id: str, traceparent: str | None
+    ) -> Deferred[Reply]:
         asked = Asked(call, body, request_id)
+        asked.traceparent = traceparent
         self.calls.append(asked)
         return fail(self.failing.pop(0)) if self.failing else asked.answer
 

@@ -53,6 +53,7 @@ def test_a_line_is_one_json_object_with_the_stages_in_milliseconds() -> None:
         "id": "req-1",
         "client": "192.0.2.7",
         "caller": "alice",
+        "traceparent": None,
         "method": "POST",
         "route": "/v1/chat/completions",
         "model": "m",

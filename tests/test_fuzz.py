@@ -14,7 +14,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from twisted.logger import LogEvent, LogLevel, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
+from zope.interface import implementer
 
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, completion
 from tests.memory import settings as configured
@@ -24,6 +25,7 @@ CLOCKS = {"timeouts_request_head": "2", "timeouts_request_body": "4", "timeouts_
 LIMITS = {"limits_request_head": "2000", "limits_request_body": "9000", "limits_json_depth": "8"}
 
 
+@implementer(ILogObserver)
 class Door:
     """A gateway in front of a backend that answers everything."""
 
@@ -33,13 +35,13 @@ class Door:
         self.errors: list[LogEvent] = []
 
     def __enter__(self) -> Door:
-        globalLogPublisher.addObserver(self._observe)
+        globalLogPublisher.addObserver(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        globalLogPublisher.removeObserver(self._observe)
+        globalLogPublisher.removeObserver(self)
 
-    def _observe(self, event: LogEvent) -> None:
+    def __call__(self, event: LogEvent) -> None:
         if event.get("log_failure") or event.get("log_level") in (
             LogLevel.error,
             LogLevel.critical,
@@ -98,7 +100,7 @@ def line_of(data: bytes) -> tuple[bytes, bytes]:
 
 
 def fields_of(data: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    fields = []
+    fields: list[tuple[bytes, bytes]] = []
     while True:
         line, data = line_of(data)
         if not line:
@@ -139,7 +141,8 @@ def bodies(data: bytes) -> list[bytes]:
                 return [value for key, value in fields if key == name]
 
             lengths, codings = values(b"content-length"), values(b"transfer-encoding")
-            if len(values(b"host")) != 1 or len(lengths) + len(codings) > 1:
+            hosts = len(values(b"host"))
+            if hosts > 1 or (line[3] == b"1" and not hosts) or len(lengths) + len(codings) > 1:
                 break
             if codings:
                 if codings[0].lower() != b"chunked" or line[3] == b"0":

@@ -96,6 +96,24 @@ def test_the_body_reaches_the_backend_byte_for_byte(gateway: Gateway, backend: F
     backend.calls[0].whole(completion())
 
 
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", True),
+        ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", False),
+        ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", False),
+        ("no trace", False),
+    ],
+)
+def test_a_trace_goes_on_to_the_backend_and_into_the_log(
+    gateway: Gateway, backend: FakeBackend, sent: str, kept: bool
+) -> None:
+    gateway.chat(headers={"traceparent": sent})
+    backend.calls[0].whole(completion())
+    expected = sent if kept else None
+    assert backend.calls[0].traceparent == gateway.ended[0].traceparent == expected
+
+
 # -- promise 2 -----------------------------------------------------------------------------------
 
 

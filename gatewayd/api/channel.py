@@ -22,7 +22,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web import http
 
-from gatewayd.exchange import End, request_id
+from gatewayd.exchange import End, request_id, traceparent
 from gatewayd.sending import send
 from gatewayd.wire.errors import (
     BadHTTP,
@@ -291,6 +291,7 @@ class Channel(http.HTTPChannel):
         ids = fields.all(self.site.id_header.lower()) or fields.all(b"request-id")
         exchange = self.site.begin(request_id(ids), self._client)
         exchange.method = self._line.method.decode("ascii")
+        exchange.traceparent = traceparent(fields.all(b"traceparent"))
         return Request(self, exchange, self._line, fields)
 
     # -- refusing and closing ------------------------------------------------------------------
@@ -309,6 +310,13 @@ class Channel(http.HTTPChannel):
         """Close unless a request is being read or answered."""
         if not self._handlingRequest and self._request is None and not self._closing:
             self._idle_too_long()
+
+    def stop_reading(self, error: GatewayError) -> None:
+        """Refuse a request whose body is still coming; close if there is none under way."""
+        if self._request is not None and not self._closing:
+            self._refuse(error)
+        else:
+            self.close_if_idle()
 
     def close_lingering(self) -> None:
         """Send what is pending, then FIN; read and drop what the client still sends for a while.

@@ -98,10 +98,8 @@ class Request(http.Request):
         self._headers[b"content-length"] = b"%d" % len(body)
         self._chunks = False
         head = self._head(status)
-        if self.channel is not None:
-            self.channel.write(head if self.method == b"HEAD" else head + body)
-            self.sentLength = len(body)
-        self.finish()
+        self.sentLength = len(body)
+        self._finish(head if self.method == b"HEAD" else head + body)
 
     def fail(self, error: GatewayError) -> None:
         """Answer with an error envelope and end as the error says."""
@@ -137,14 +135,17 @@ class Request(http.Request):
         send(self.channel.transport, framed)
 
     def finish(self) -> None:
-        """End the answer; an end that was given already stays."""
+        """End a body that was begun, well."""
+        rest, self._pending = self._pending + (b"0\r\n\r\n" if self._chunks else b""), b""
+        self._finish(rest)
+
+    def _finish(self, last: bytes) -> None:
+        """Send the last bytes; an end that was given already stays."""
         if self.exchange.end is not None or self.channel is None:
             return
-        rest = self._pending + (b"0\r\n\r\n" if self._chunks else b"")
-        self._pending = b""
-        if rest:
-            self.channel.write(rest)
-        self._end()
+        self._end()  # first: who has the answer may look for its line in the log
+        if last:
+            self.channel.write(last)
         channel, self.channel, self.finished = self.channel, None, 1
         channel.requestDone(self)
 

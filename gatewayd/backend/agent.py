@@ -188,7 +188,9 @@ class Agent:
         connection.ready = ready
         timer = self._reactor.callLater(self._connect_timeout, timed_out)
         ready.addBoth(settled)
-        connecting = self._endpoint.connect(Factory.forProtocol(lambda: connection))
+        factory = Factory.forProtocol(lambda: connection)
+        factory.noisy = False
+        connecting = self._endpoint.connect(factory)
         assert connecting is not None
         connecting.addErrback(lambda reason: connection.fail_ready(_unreachable(reason)))
         return ready

@@ -35,7 +35,9 @@ class EchoBackend:
         self._clock = clock
         self._title = title
 
-    def send(self, call: Call, body: bytes, request_id: str) -> Deferred[Reply]:
+    def send(
+        self, call: Call, body: bytes, request_id: str, traceparent: str | None
+    ) -> Deferred[Reply]:
         return execute(self._reply, call, request_id)
 
     def check(self) -> None:

@@ -61,8 +61,13 @@ class Backend(Protocol):
     name: str
     clocks: Clocks
 
-    def send(self, call: Call, body: bytes, request_id: str) -> Deferred[Reply]:
-        """Send a call with this body. Cancelling the Deferred leaves at once, in any phase."""
+    def send(
+        self, call: Call, body: bytes, request_id: str, traceparent: str | None
+    ) -> Deferred[Reply]:
+        """Send a call with this body. Cancelling the Deferred leaves at once, in any phase.
+
+        :param traceparent: the caller's trace, to go on with it.
+        """
 
     def check(self) -> Deferred[bool] | None:
         """Ask how it is, where a way is configured: True is well, False is not ready yet."""

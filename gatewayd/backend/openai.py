@@ -66,11 +66,15 @@ class OpenAIBackend:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
-    def send(self, call: Call, body: bytes, request_id: str) -> Deferred[Reply]:
+    def send(
+        self, call: Call, body: bytes, request_id: str, traceparent: str | None
+    ) -> Deferred[Reply]:
         accept = b"text/event-stream" if call.stream else b"application/json"
         if call.stream and self._count_usage and call.path in _COUNTED:
             body = with_usage(body)
         headers = self._head(request_id, accept, call.content_type)
+        if traceparent is not None:
+            headers.addRawHeader(b"Traceparent", traceparent.encode("ascii"))
         return self._caller.post(call.path, body, headers).addCallback(_reply)
 
     def check(self) -> Deferred[bool] | None:

@@ -28,6 +28,7 @@ def fields(exchange: Exchange) -> dict[str, Any]:
         "id": exchange.id,
         "client": exchange.client,
         "caller": exchange.caller,
+        "traceparent": exchange.traceparent,
         "method": exchange.method,
         "route": exchange.route,
         "model": exchange.model,

@@ -28,10 +28,15 @@ class Bad:
     param: str | None = None
 
 
-def whole(text: str) -> bytes:
-    """A good request with these members besides; characters without UTF-8 are lone surrogates."""
-    members = f",{text}" if text else ""
-    return f'{{"messages":[{{"role":"user","content":"hi"}}]{members}}}'.encode()
+def whole(members: str) -> bytes:
+    """A good request with these members besides."""
+    more = f",{members}" if members else ""
+    return f'{{"messages":[{{"role":"user","content":"hi"}}]{more}}}'.encode()
+
+
+def talk(*more: str) -> bytes:
+    """A request with these messages."""
+    return f'{{"messages":[{",".join(more)}]}}'.encode()
 
 
 def invalid(id: str, members: str, param: str | None) -> Bad:
@@ -119,28 +124,36 @@ BAD = [
     invalid("J10-stream-list", '"stream":[]', "stream"),
 ]  # fmt: skip
 
-PARTS = '[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AA"}}]'
+PARTS = '[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"data:,"}}]'
 CALL = '{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}'
+HELLO = '{"role":"user","content":"a"}'
+CALLING = f'{{"role":"assistant","content":null,"tool_calls":[{CALL}]}}'
+CALLED = '{"role":"tool","content":"b","tool_call_id":"c"}'
+ROLES = ",".join(
+    f'{{"role":"{r}","content":"a"}}' for r in ("developer", "function", "xyz", "user")
+)
+NUMBERS = '"temperature":1.0,"top_p":1e0,"seed":12345678901234567890,"x":0.1,"y":-0,"z":1E+2'
+SPACED = b' {\r\n\t"z" : 1 ,"messages" :[ {"role":"user" , "content":"hi"}]\n, "a":2} \n'
 GOOD = {
     "J03-64-levels": whole('"x":' + "[" * 63 + "]" * 63),
     "J08-nul": content(b"a\\u0000b"),
     "J08-zwj": content("👩\u200d👩\u200d👧".encode()),
-    "J08-rtl": content("\u202eשלום\u202c".encode()),
-    "J08-4-bytes": content("𝔘𝔫𝔦".encode()),
+    "J08-rtl": content("\u202e\u05e9\u05dc\u05d5\u05dd\u202c".encode()),
+    "J08-4-bytes": content("\U0001d518\U0001f409".encode()),
     "J08-escaped-pair": content(b"\\uD83C\\udf89"),
     "J08-900-kb-of-cjk": content("漢字".encode() * 150_000),
     "J08-line-separators": content("\u2028\u2029\x7f\x85".encode()),
     "J10-stream-null": whole('"stream":null'),
     "J10-stream-false": whole('"stream":false'),
     "J11-parts": b'{"messages":[{"role":"user","content":%b}]}' % PARTS.encode(),
-    "J11-tool-calls": f'{{"messages":[{{"role":"user","content":"a"}},{{"role":"assistant","content":null,"tool_calls":[{CALL}]}},{{"role":"tool","content":"b","tool_call_id":"c"}}]}}'.encode(),
+    "J11-tool-calls": talk(HELLO, CALLING, CALLED),
     "J11-content-list-empty": b'{"messages":[{"role":"user","content":[]}]}',
     "J11-content-object": b'{"messages":[{"role":"user","content":{"a":1}}]}',
     "J11-no-content": b'{"messages":[{"role":"user"}]}',
-    "J11-roles": b'{"messages":[{"role":"developer","content":"a"},{"role":"function","content":"b"},{"role":"xyz","content":"c"},{"role":"user","content":"d"}]}',
+    "J11-roles": talk(ROLES),
     "J11-unknown-fields": whole('"frobnicate":{"b":[1,{"a":null}]},"":0,"__proto__":{}'),
-    "J12-numbers": whole('"temperature":1.0,"top_p":1e0,"seed":12345678901234567890,"x":0.1,"y":-0,"z":1E+2'),
-    "J12-spaces-and-order": b' {\r\n\t"z" : 1 ,"messages" :[ {"role":"user" , "content":"hi"}]\n, "a":2} \n',
+    "J12-numbers": whole(NUMBERS),
+    "J12-spaces-and-order": SPACED,
     "J12-escapes": whole(r'"x":"\/\u0041\b\f"'),
     "J12-escaped-key": b'{"\\u006dessages":[{"\\u0072ole":"user","content":"hi"}]}',
 }  # fmt: skip

@@ -26,7 +26,7 @@ from tests.integration.door import (
     request,
     tell,
 )
-from tests.integration.faults import Daemon, watched
+from tests.integration.faults import Client, Daemon, watched
 
 BAD = "400 bad_http"
 LARGE = "431 request_too_large"
@@ -236,13 +236,14 @@ def test_a_request_that_is_in_doubt(gateway: Daemon, sim: FaultBackend, row: Row
 
 
 LAST = b"Content-Length: %d" % len(BODY)
+REST = chunked(BODY[43:])
 TRAILERS = b"0\r\nContent-Length: 5\r\nHost: evil\r\nX-Evil: trailer\r\n\r\n"
 GOOD = {
     "F16-length": [post(LAST, CLOSE, body=BODY)],
     "F16-chunked": [post(CHUNKED, CLOSE, body=chunked(BODY, 7))],
     "F16-extensions": [post(CHUNKED, CLOSE, body=chunked(BODY, 9, b';a=b;c="d e";f'))],
     "F16-upper-case": [post(b"Transfer-Encoding: CHUNKED", CLOSE, body=chunked(BODY))],
-    "F16-upper-case-size": [post(CHUNKED, CLOSE, body=b"2B\r\n%b\r\n" % BODY[:43] + chunked(BODY[43:]))],
+    "F16-upper-case-size": [post(CHUNKED, CLOSE, body=b"2B\r\n%b\r\n" % BODY[:43] + REST)],
     "F16-padded-size": [post(CHUNKED, CLOSE, body=b"00000030\r\n%b\r\n000\r\n\r\n" % BODY)],
     "F16-trailers": [post(CHUNKED, CLOSE, body=b"30\r\n%b\r\n" % BODY + TRAILERS)],
     "F16-bytes": [bytes([byte]) for byte in post(CHUNKED, CLOSE, body=chunked(BODY, 1))],
@@ -267,10 +268,19 @@ def test_an_unusual_form_that_is_valid(gateway: Daemon, sim: FaultBackend, id: s
 
 
 def test_what_stands_behind_a_last_request_is_not_read(gateway: Daemon, sim: FaultBackend) -> None:
-    """A request that says ``close``, and a chunked one: nothing tells where the next begins."""
-    for data in (post(LAST, CLOSE, body=BODY), post(CHUNKED, body=chunked(BODY))):
+    """A request that says ``close``."""
+    for data in (post(LAST, CLOSE, body=BODY), post(CHUNKED, CLOSE, body=chunked(BODY))):
         heard = tell(gateway.port, data + SMUGGLED)
         assert (heard.answer.status, heard.ended) == (200, "closed")
+
+
+def test_an_error_is_not_taken_for_the_answer_to_the_request_before(gateway: Daemon) -> None:
+    """It has a body, although that one was HEAD, and the log names no method."""
+    with Client(gateway.port) as client:
+        client.sock.sendall(request(b"HEAD /healthz HTTP/1.1"))
+        assert client.sock.recv(9999).endswith(b"\r\n\r\n")
+        client.sock.sendall(request(b"GET  /healthz HTTP/1.1"))
+        check_refused(gateway, client.answer(""), BAD)
 
 
 def test_pipelined_requests_are_answered_in_their_order(gateway: Daemon) -> None:

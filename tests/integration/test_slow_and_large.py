@@ -202,6 +202,28 @@ def test_too_large_bodies_cost_no_memory_and_no_file(gateway: Daemon) -> None:
     assert not [name for name in files if name.endswith("(deleted)")]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_small_chunks_cost_no_more_than_large_ones(gateway: Daemon, size: int) -> None:
+    """L05: bodies that are all but whole, and are held so."""
+    count = 4
+    data = post(CHUNKED) + (b"%x\r\n%b\r\n" % (size, b"a" * size)) * ((MAX_BODY - 1) // size)
+    resident = gateway.memory()
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(Client(gateway.port)).sock.sendall(data)
+        wait_for(lambda: idle(gateway), 10, "all read")
+        grown = gateway.memory() - resident
+    print(f"\nchunks of {size}: {grown / count / MAX_BODY:.1f} bytes for each")
+    assert grown < count * 4 * MAX_BODY
+
+
+def idle(daemon: Daemon) -> bool:
+    """Whether it does nothing for a while."""
+    before = daemon.cpu_seconds()
+    time.sleep(0.1)
+    return daemon.cpu_seconds() - before < 0.03
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_a_body_of_just_the_limit(gateway: Daemon, sim: FaultBackend, framing: str) -> None:
     """L07."""
@@ -242,6 +264,23 @@ def test_who_leaves_within_a_body(
         line = gateway.line(id)
     assert (line["status"], line["end"]) == (499, "client_gone")
     assert sim.records == []
+
+
+def test_who_pipelines_very_many_does_not_hold_up_others(gateway: Daemon) -> None:
+    """However many requests come in one segment, the loop goes round between some of them."""
+    count = 3000
+    with (
+        Prober(gateway.port, every=0.002) as prober,
+        Client(gateway.port) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        sent = pool.submit(client.sock.sendall, get(b"/healthz") * count)
+        answers = 0
+        while answers < count:
+            answers += client.sock.recv(1 << 20).count(b"HTTP/1.1 ")
+        sent.result()
+    print(f"\n{count} pipelined requests: neighbour {spread(prober.delays)} ms")
+    assert max(prober.delays) < 0.2
 
 
 # -- what HTTP says --------------------------------------------------------------------------------
