@@ -27,10 +27,9 @@ Rules:
    exchange ends, and that the backend is left (aborted, or released when its reply was whole).
 2. Only ``[DONE]``, or the body's own end, ends a stream well, and only when every choice was
    finished. ``[DONE]`` to the client is written here and nowhere else, and nothing follows it.
-3. The clocks are timestamps. One delayed call looks at them when the earliest could be due; an
-   event costs no timer. Only bytes of content move them: a backend that sends comments is silent.
-   While the client is too slow to take what it was sent, the backend's silence is our doing and
-   does not count.
+3. Only bytes of content move the clocks (:mod:`gatewayd.watch`): a backend that sends comments is
+   silent. While the client is too slow to take what it was sent, the backend's silence is our
+   doing and does not count.
 4. The client leaving cancels :meth:`Relay.run`'s Deferred, and that aborts the backend, whatever
    the phase.
 """
@@ -42,17 +41,18 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from zope.interface import implementer
 
-from gatewayd.backend.interface import Clocks, Reply
+from gatewayd.backend.interface import Reply
 from gatewayd.backend.routing import Choice, Target
 from gatewayd.config import Limits
 from gatewayd.exchange import Exchange
+from gatewayd.watch import Watch
 from gatewayd.wire import sse
 from gatewayd.wire.errors import (
     AuthRefused,
@@ -133,9 +133,8 @@ class Relay:
         self._exchange = client.exchange
         self._call = call
         self._limits = limits
-        self._reactor = reactor
-        self._ping = ping if call.stream else 0.0
-        self._patience = patience
+        ping = ping if call.stream else 0.0
+        self._watch = Watch(reactor, self._exchange, ping, patience, self._late, self._comment)
 
         self._phase = Phase.ASKING
         self._done: Deferred[None] = Deferred(self._client_left)
@@ -148,13 +147,8 @@ class Relay:
         self._target: Target | None = None
         self._trial = 0
 
-        self._clocks = Clocks()
-        self._shortest = 0.0  # of the clocks that start anew while a reply is read
         self._bytes = False  # the body crosses as it comes, unread
         self._paused = False
-        self._timer: IDelayedCall | None = None
-        self._began = self._asked_at = self._wrote_at = reactor.seconds()
-        self._content_at: float | None = None
 
     def run(self, choices: Sequence[Choice]) -> Deferred[None]:
         """Ask the targets in this order and relay the reply of the first that has one.
@@ -180,12 +174,9 @@ class Relay:
                 self._end(problem)
                 return
         self._target = choice.target
-        self._clocks = clocks = choice.target.backend.clocks
-        self._shortest = min((t for t in (clocks.idle, self._ping) if t), default=clocks.total)
         self._reader = call.reader(exchange.id, self._limits.json_depth, alias)
         exchange.backends.append(choice.target.backend.name)
-        self._asked_at = self._reactor.seconds()
-        self._watch()
+        self._watch.asked(choice.target.backend.clocks)
         self._trial = choice.target.asked()
         send = choice.target.backend.send
         asked = self._asked = send(call, body, exchange.id, exchange.traceparent)
@@ -207,7 +198,7 @@ class Relay:
         if self._choices and self._phase is not Phase.STREAMING and problem.elsewhere:
             self._part_from_target(problem)
             self._reply, self._phase = None, Phase.ASKING
-            self._body, self._content_at = bytearray(), None
+            self._body = bytearray()
             self._ask()
         else:
             self._end(problem)
@@ -257,7 +248,7 @@ class Relay:
                 self._take_events(e.events, True)
                 self._end(BadReply("The backend sent an event that is too large."))
             return
-        self._got_content()
+        self._watch.content()
         if self._bytes:
             self._send(data)
             return
@@ -321,7 +312,7 @@ class Relay:
                 done = True
                 break
         if progress or events:
-            self._got_content()
+            self._watch.content()
         whole = problem is None and done and reader.started and reader.complete(done=True)
         if whole and reader.by_done:
             out.append(sse.DONE)
@@ -351,10 +342,7 @@ class Relay:
             self._end(None)
 
     def _send(self, data: bytes) -> None:
-        # The content that this comes of was the last to be timed.
-        now = self._wrote_at = self._content_at or self._reactor.seconds()
-        if self._exchange.first_event is None:
-            self._exchange.first_event = now
+        self._watch.wrote()
         if self._phase is not Phase.STREAMING:
             self._commit()
         self._client.write(data)
@@ -438,10 +426,7 @@ class Relay:
 
     def _leave(self, kept: bool) -> None:
         """Stop the clocks and part from the backend."""
-        if self._timer is not None:
-            if self._timer.active():
-                self._timer.cancel()
-            self._timer = None
+        self._watch.stop()
         asked, self._asked = self._asked, None
         if asked is not None and self._reply is None:
             asked.cancel()
@@ -462,72 +447,28 @@ class Relay:
 
     def pauseProducing(self) -> None:
         self._paused = True
+        self._watch.pause()
         if self._transport is not None:
             self._transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         self._paused = False
-        self._wrote_at = self._reactor.seconds()
-        if self._content_at is not None:
-            self._content_at = self._wrote_at
+        self._watch.resume()
         if self._transport is not None:
             self._transport.resumeProducing()
-        self._watch()
 
     def stopProducing(self) -> None:
         """The client's connection is closing: its loss is told by the cancelled Deferred."""
 
-    # -- clocks --------------------------------------------------------------------------------
+    # -- clocks: what the watch calls ----------------------------------------------------------
 
-    def _got_content(self) -> None:
-        now, before = self._reactor.seconds(), self._content_at
-        self._content_at = now
-        if before is None:
-            self._exchange.first_byte = now
-        elif now - before > self._exchange.longest_gap and self._exchange.first_event is not None:
-            self._exchange.longest_gap = now - before
+    def _late(self, clock: str) -> None:
+        if clock == "patience" and self._target is not None:
+            self._target.left(self._trial)  # no fault of the backend
+            self._target = None
+        self._end(UpstreamTimeout(f"The backend took too long ({clock})."))
 
-    def _deadlines(self) -> list[tuple[float, str]]:
-        clocks = self._clocks
-        deadlines = []
-        if clocks.total:
-            deadlines.append((self._began + clocks.total, "total"))
-        if self._content_at is None:
-            if clocks.first_byte:
-                deadlines.append((self._asked_at + clocks.first_byte, "first_byte"))
-            if self._patience:
-                deadlines.append((self._began + self._patience, "patience"))
-        elif clocks.idle and not self._paused:
-            deadlines.append((self._content_at + clocks.idle, "idle"))
-        if self._ping and not self._paused:
-            deadlines.append((self._wrote_at + self._ping, "ping"))
-        return deadlines
-
-    def _watch(self) -> None:
-        """See which clock is due, and look again when the next one can be."""
-        if self._phase is Phase.ENDED:
-            return
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        now = self._reactor.seconds()
-        for due, clock in self._deadlines():
-            if due <= now and clock != "ping":
-                if clock == "patience" and self._target is not None:
-                    self._target.left(self._trial)  # no fault of the backend
-                    self._target = None
-                self._end(UpstreamTimeout(f"The backend took too long ({clock})."))
-                return
-            if due <= now:
-                self._comment(now)
-        # No later than any clock could be due that starts from now on, so that none of them
-        # needs to move this call.
-        soonest = min((due for due, _ in self._deadlines()), default=None)
-        if soonest is not None:
-            soonest = min(soonest, now + (self._shortest or soonest))
-            self._timer = self._reactor.callLater(max(soonest - now, 0.001), self._watch)
-
-    def _comment(self, now: float) -> None:
+    def _comment(self) -> None:
         if self._phase is not Phase.STREAMING:
             self._commit()
-        self._wrote_at = now
         self._client.write(sse.COMMENT)

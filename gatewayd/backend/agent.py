@@ -271,7 +271,8 @@ class _SharedLookup:
         return getattr(self._reactor, name)
 
     def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
-        raise NotImplementedError("the reactor's own resolver is used")
+        installed: IHostnameResolver = self._reactor.installNameResolver(resolver)
+        return installed
 
     def resolveHostName(
         self,

@@ -1,0 +1,128 @@
+"""The clocks of one relay, as timestamps that one delayed call looks at.
+
+Content costs a timestamp and no timer: the delayed call comes no later than any clock could be
+due, and comes again when one still runs. Only content moves the clocks; comments do not, neither
+the backend's nor the gateway's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from gatewayd.backend.interface import Clocks
+from gatewayd.exchange import Exchange
+
+
+class Watch:
+    """
+    :param ping: seconds of silence after which ``comment`` is called; 0 for never.
+    :param patience: how long the caller said that it waits for the first byte; 0 if it did not.
+    :param late: told once which clock ran out: ``total``, ``first_byte``, ``idle`` or
+        ``patience``. After that nothing is watched any more.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        exchange: Exchange,
+        ping: float,
+        patience: float,
+        late: Callable[[str], None],
+        comment: Callable[[], None],
+    ) -> None:
+        self._reactor = reactor
+        self._exchange = exchange
+        self._ping = ping
+        self._patience = patience
+        self._late = late
+        self._comment = comment
+        self._clocks = Clocks()
+        self._shortest = 0.0  # of the clocks that start anew while a reply is read
+        self._began = self._asked_at = self._wrote_at = reactor.seconds()
+        self._content_at: float | None = None
+        self._paused = False
+        self._stopped = False
+        self._timer: IDelayedCall | None = None
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def asked(self, clocks: Clocks) -> None:
+        """A backend with these clocks was asked; what came from one before does not count."""
+        self._clocks = clocks
+        self._shortest = min((t for t in (clocks.idle, self._ping) if t), default=clocks.total)
+        self._asked_at, self._content_at = self._reactor.seconds(), None
+        self._look()
+
+    def content(self) -> None:
+        """Bytes of content came."""
+        now, before = self._reactor.seconds(), self._content_at
+        self._content_at = now
+        exchange = self._exchange
+        if before is None:
+            exchange.first_byte = now
+        elif now - before > exchange.longest_gap and exchange.first_event is not None:
+            exchange.longest_gap = now - before
+
+    def wrote(self) -> None:
+        """The client was sent what the last content made."""
+        self._wrote_at = self._content_at or self._reactor.seconds()
+        if self._exchange.first_event is None:
+            self._exchange.first_event = self._wrote_at
+
+    def pause(self) -> None:
+        """The client is too slow: the backend's silence is our doing from now on."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._wrote_at = self._reactor.seconds()
+        if self._content_at is not None:
+            self._content_at = self._wrote_at
+        self._look()
+
+    def stop(self) -> None:
+        """Nothing is due any more."""
+        self._stopped = True
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+    # -- what is due ---------------------------------------------------------------------------
+
+    def _deadlines(self) -> list[tuple[float, str]]:
+        clocks = self._clocks
+        deadlines = []
+        if clocks.total:
+            deadlines.append((self._began + clocks.total, "total"))
+        if self._content_at is None:
+            if clocks.first_byte:
+                deadlines.append((self._asked_at + clocks.first_byte, "first_byte"))
+            if self._patience:
+                deadlines.append((self._began + self._patience, "patience"))
+        elif clocks.idle and not self._paused:
+            deadlines.append((self._content_at + clocks.idle, "idle"))
+        if self._ping and not self._paused:
+            deadlines.append((self._wrote_at + self._ping, "ping"))
+        return deadlines
+
+    def _look(self) -> None:
+        """See which clock is due, and look again when the next one can be."""
+        if self._stopped:
+            return
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        now = self._reactor.seconds()
+        for due, clock in self._deadlines():
+            if due > now:
+                continue
+            if clock != "ping":
+                self._late(clock)
+                return
+            self._wrote_at = now
+            self._comment()
+        soonest = min((due for due, _ in self._deadlines()), default=None)
+        if soonest is not None:
+            soonest = min(soonest, now + (self._shortest or soonest))
+            self._timer = self._reactor.callLater(max(soonest - now, 0.001), self._look)
