@@ -18,12 +18,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import httptools
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web import http
 
 from gatewayd.exchange import End, request_id, traceparent
 from gatewayd.sending import send
+from gatewayd.wire.chunked import Chunked
 from gatewayd.wire.errors import (
     BadHTTP,
     GatewayError,
@@ -49,6 +51,10 @@ PIPELINED_BYTES = 64 * 1024
 #: the answer is not lost to a reset.
 LINGER_SECONDS = 2.0
 
+#: Heads and bodies that are read of one client before others get their turn.
+STEPS_AT_ONCE = 16
+
+_METHODS = frozenset(b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT".split())
 _ALLOW = ((b"allow", b"GET, HEAD, POST, OPTIONS"),)
 _UNKNOWN_LINE = RequestLine(b"GET", b"", b"1")
 
@@ -73,11 +79,12 @@ class Channel(http.HTTPChannel):
         self._headers: list[tuple[bytes, bytes]] = []
         self._parser: Any = None
         self._request: Request | None = None  # whose body is being read
-        self._body: list[bytes] = []
-        self._body_size = 0
-        self._body_left: int | None = 0  # bytes to come; None while the body is chunked
+        self._body = bytearray()
+        self._body_left = 0  # bytes to come
+        self._chunked: Chunked | None = None  # reads the body, if it is chunked
         self._closing = False
         self._pumping = False
+        self._turn: IDelayedCall | None = None
         self._client = ""
         self._deadline = Deadline(site.reactor)
         self._writes: WriteClock | None = None
@@ -103,6 +110,9 @@ class Channel(http.HTTPChannel):
         self._deadline.stop()
         if self._writes is not None:
             self._writes.stop()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         self._parser = None  # it holds this channel
         if self._request is not None:  # its body was still coming
             self.requests.append(self._request)
@@ -121,24 +131,36 @@ class Channel(http.HTTPChannel):
             self.abort(End.CLIENT_GONE, "too many pipelined bytes")
 
     def _pump(self) -> None:
-        """Read as many requests as are here, one after the other."""
-        if self._pumping:
-            return  # the loop below goes on
+        """Read the requests that are here, one after the other, some of them at a time."""
+        if self._pumping or self._turn is not None:
+            return  # it goes on anyway
         self._pumping = True
         try:
-            while self._received and not self._closing and not self._handlingRequest:
+            for _ in range(STEPS_AT_ONCE):
+                if not self._received or self._closing or self._handlingRequest:
+                    break
                 if not (self._read_head() if self._request is None else self._read_body()):
                     break
+            else:
+                self._networkProducer.pauseProducing()
+                self._turn = self.site.reactor.callLater(0, self._take_turn)
         except GatewayError as error:
             self._refuse(error)
         finally:
             self._pumping = False
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        if not self._waitingForTransport:
+            self._networkProducer.resumeProducing()
+        self._pump()
 
     # -- step 1: the head ----------------------------------------------------------------------
 
     def _read_head(self) -> bool:
         """Take a head off the buffer if it is complete. False: more bytes are needed."""
         self._settings = self.site.settings
+        self._line = _UNKNOWN_LINE  # no longer that of the request before
         buffer = self._received
         if buffer.startswith(b"\r\n"):
             del buffer[:2]  # some old clients end a body with one too many
@@ -162,98 +184,66 @@ class Channel(http.HTTPChannel):
         return True
 
     def _take_head(self, head: bytes) -> None:
-        upgrade = self._parse_head(head)
+        self._parse_head(head)
         fields = Fields(self._headers)
         self._request = request = self._new_request(fields)
         framing = Framing.of(self._line, fields)
-        if upgrade and framing.length is None:
-            raise BadHTTP("A request to switch protocols cannot have a chunked body.")
         self.persistent = framing.persistent
         self.site.admit(request)
         limit = self._settings.limits.request_body
         if framing.length is not None and framing.length > limit:
             raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
-        self._body, self._body_size, self._body_left = [], 0, framing.length
-        if self._body_left == 0:
+        if framing.length == 0:
             self._handle()
             return
+        if framing.length is None:
+            self._chunked = Chunked(limit, self._settings.limits.request_head)
+            self._parser = None  # it would read the body, too
+        else:
+            self._body_left = framing.length
         self._deadline.set(self._settings.timeouts.request_body, self._body_too_slow)
         if framing.wants_continue and not self._received:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _parse_head(self, head: bytes) -> bool:
-        """Give a head to llhttp. Returns whether it asks for another protocol."""
+    def _parse_head(self, head: bytes) -> None:
+        """Give a head to llhttp."""
         self._headers = []
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
-            # Without this a Content-Length among the trailers is an error. In the head it is one
-            # still, see Framing.
-            self._parser.set_dangerous_leniencies(lenient_chunked_length=True)
         try:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             # A server may ignore that wish. llhttp would take the body for the new protocol's, so
             # the body is counted here and the parser made anew for the next request.
             self._parser = None
-            return True
         except httptools.HttpParserInvalidMethodError:
             raise MethodNotAllowed("This method is not known.", headers=_ALLOW) from None
         except httptools.HttpParserError as e:
             raise BadHTTP(f"The request is not valid HTTP: {e}.") from None
-        return False
 
     # -- step 2: the body ----------------------------------------------------------------------
 
     def _read_body(self) -> bool:
         """Take what is here of the body off the buffer. False: more bytes are needed."""
-        if self._body_left is None:
-            self._read_chunked()
+        if self._chunked is not None:
+            if not self._chunked.take(self._received):
+                return False
+            self._body, self._chunked = self._chunked.body, None
         else:
             data = bytes(self._received[: self._body_left])
-            del self._received[: self._body_left]
-            if self._parser is None:
-                self._body.append(data)
-            else:
-                self._parser.feed_data(data)
+            del self._received[: len(data)]
+            if self._parser is not None:
+                self._parser.feed_data(data)  # it counts along
+            self._body += data
             self._body_left -= len(data)
-        if self._body_left != 0:
-            return False
+            if self._body_left:
+                return False
         self._handle()
         return True
 
-    def _read_chunked(self) -> None:
-        data, self._received = bytes(self._received), bytearray()
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as e:
-            if isinstance(e.__context__, GatewayError):
-                raise e.__context__ from None
-            if self._body_left is None:
-                raise BadHTTP(f"The request's chunked body is not valid: {e}.") from None
-            # Something follows the body in the same bytes, and nothing tells where it begins: it
-            # is left unread, and the connection closes after the answer.
-            self.persistent = False
-
-    # llhttp calls these while it is fed.
-
-    def on_message_begin(self) -> None:
-        if self._request is not None:
-            raise ValueError("something follows the chunked body")
-
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._request is None:  # else a trailer: those are dropped
-            self._headers.append((name, value))
-
-    def on_body(self, body: bytes) -> None:
-        self._body_size += len(body)
-        limit = self._settings.limits.request_body
-        if self._body_size > limit:
-            raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        if self._request is not None and self._body_left is None:
-            self._body_left = 0
+        """llhttp calls this while it is fed."""
+        self._headers.append((name, value))
 
     # -- step 3: handling ----------------------------------------------------------------------
 
@@ -262,8 +252,8 @@ class Channel(http.HTTPChannel):
         assert request is not None
         self._handlingRequest = True
         self._deadline.clear()
-        request.body = b"".join(self._body)
-        self._body = []
+        request.body = bytes(self._body)
+        self._body = bytearray()
         self.requests.append(request)
         request.process()
 
@@ -290,7 +280,8 @@ class Channel(http.HTTPChannel):
     def _new_request(self, fields: Fields) -> Request:
         ids = fields.all(self.site.id_header.lower()) or fields.all(b"request-id")
         exchange = self.site.begin(request_id(ids), self._client)
-        exchange.method = self._line.method.decode("ascii")
+        if self._line.method in _METHODS:  # another could hold anything, and is logged
+            exchange.method = self._line.method.decode("ascii")
         exchange.traceparent = traceparent(fields.all(b"traceparent"))
         return Request(self, exchange, self._line, fields)
 
@@ -389,5 +380,3 @@ class Channel(http.HTTPChannel):
     def _watch_writes(self) -> None:
         if self._writes is not None:
             self._writes.start()
-
-
