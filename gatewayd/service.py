@@ -370,14 +370,13 @@ class Lifeline:
 
 
 def _spare_the_collector() -> None:
-    """Have Python look for cycles among what requests leave behind only, and less often.
+    """Have Python look for cycles among what requests leave behind, and not in all modules.
 
-    By default it walks all modules again and again: an eighth of a small request's time. Few
-    cycles are made for a request, so they may gather for longer.
+    Walking those again and again takes a part of every request's time. It looks as often as
+    before: a cycle may hold a large reply.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 def _accept_pending(port: Any) -> None:

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from gatewayd.exchange import End, request_id, traceparent
-from gatewayd.sending import send
+from gatewayd.sending import limit_unsent, send
 from gatewayd.wire.chunked import Chunked
 from gatewayd.wire.errors import (
     BadHTTP,
@@ -100,6 +100,7 @@ class Channel(http.HTTPChannel):
             lambda: self.abort(End.CLIENT_GONE, "client_write"),
         )
         self._client = getattr(self.transport.getPeer(), "host", "")
+        limit_unsent(self.transport)
         if self.site.connected(self):
             self._deadline.set(self._settings.timeouts.request_head, self._idle_too_long)
         else:

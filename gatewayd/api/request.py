@@ -105,6 +105,7 @@ class Request(http.Request):
         """Answer with an error envelope and end as the error says."""
         if self.exchange.end is not None:
             return
+        error.__traceback__ = None  # its frames hold the reply that it is about
         headers = list(error.headers)
         if error.executed:  # whatever the backend itself may think of it
             headers.append((b"x-should-retry", b"false"))
@@ -156,6 +157,7 @@ class Request(http.Request):
         """
         if self.exchange.end is not None or self.channel is None:
             return
+        error.__traceback__ = None  # as above
         if self._events:
             self.write(sse.encode(error.body(), name))
         self._error = error
