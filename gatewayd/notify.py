@@ -15,6 +15,9 @@ from twisted.logger import Logger
 
 _log = Logger()
 
+#: How long a message may wait until systemd has read those before it: it takes few at a time.
+PATIENCE_SECONDS = 1.0
+
 #: The number of the first descriptor that systemd hands over.
 _FIRST = 3
 
@@ -67,13 +70,15 @@ class Systemd:
         self._send("STOPPING=1", f"STATUS={status}")
 
     def alive(self) -> None:
-        self._send("WATCHDOG=1")
+        """One that is lost is no loss: the next comes soon."""
+        self._send("WATCHDOG=1", patience=0)
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str, patience: float = PATIENCE_SECONDS) -> None:
         if not self._address:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(patience)
                 sock.sendto("\n".join(lines).encode(), self._address)
         except OSError as e:
-            _log.warn("systemd could not be told {what}: {why}", what=lines[0], why=e.strerror)
+            _log.warn("systemd could not be told {what}: {why}", what=lines[0], why=e.strerror or e)

@@ -37,7 +37,7 @@ def send(transport: Any, data: bytes) -> None:
         and not transport.disconnecting
         and not transport._writeDisconnecting
         and not transport._tempDataLen
-        and transport.offset == len(transport.dataBuffer)
+        and not transport.dataBuffer
     ):
         try:
             sent = transport.socket.send(data)

@@ -1,12 +1,12 @@
-"""Settings become running services: start, reload, drain, stop.
+"""Settings become running services: start, reload, stop.
 
 Theory of operation
 -------------------
 
 twistd builds the service with :func:`gatewayd.tap.makeService`, which opens nothing; then, in
 this order, it starts logging, forks, calls ``privilegedStartService`` (the port is bound here,
-while root rights last), drops its rights and calls ``startService``. A port that cannot be bound
-ends the start with one sentence: a daemon without a listener helps nobody.
+while root rights last), drops its rights and calls ``startService``. ``twist`` does the last of
+these only.
 
 SIGHUP reads all settings again. A mistake in them changes nothing and is logged. Else routes,
 backends, tokens, limits and clocks are exchanged in one step: a request that has begun keeps what
@@ -15,11 +15,8 @@ it began with. Backends whose settings did not change keep their connections and
 What is bound at the start (addresses, TLS or none, workers) stays until a restart; a reload that
 would change it says so.
 
-On SIGTERM twistd waits for the Deferred of ``stopService``. From then on the port is closed, idle
-connections are closed a moment later, and what is in flight may take up to ``drain`` seconds; then
-each exchange that is left is ended with an error that says so, and its backend is left. The
-Deferred fires when the last connection is gone: fired earlier, the tail of the last answers would
-be lost with the process. A second signal does not wait.
+On SIGTERM (:mod:`gatewayd.signals`) twistd waits for the Deferred of ``stopService``, which fires
+when :mod:`gatewayd.drain` has let what is in flight end.
 
 With ``workers`` above 1 this process serves nothing itself; see :mod:`gatewayd.supervisor`.
 """
@@ -27,23 +24,16 @@ With ``workers`` above 1 this process serves nothing itself; see :mod:`gatewayd.
 from __future__ import annotations
 
 import gc
-import os
-import signal
-import socket
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet import tcp
 from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError, ConnectionDone
-from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReadDescriptor
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from gatewayd import __version__
 from gatewayd.api.app import API
@@ -55,38 +45,23 @@ from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.backend.prober import Prober
 from gatewayd.backend.routing import Router, Target
 from gatewayd.config import ConfigError, Settings
-from gatewayd.exchange import End, Exchange
+from gatewayd.drain import Drain
+from gatewayd.exchange import Exchange
+from gatewayd.listening import adopt, listen
 from gatewayd.notify import Systemd, inherited_socket
+from gatewayd.signals import Signals
 from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.access import AccessLog
 from gatewayd.telemetry.metrics import Metrics
-from gatewayd.wire.errors import Drained
+from gatewayd.worker import Lifeline, is_worker, worker_socket
 
 _log = Logger()
-
-#: How long after a stop connections without a request are kept: one may be on its way, or here
-#: and not read yet, and its client could not know that it was never begun.
-GRACE_SECONDS = 0.1
-
-#: How long connections may take to close after the last exchange has ended.
-FLUSH_SECONDS = 1.0
-
-#: The listening socket that a supervisor gives to its workers, by the number of its descriptor.
-WORKER_SOCKET = "GATEWAYD_WORKER_SOCKET"
 
 #: What is bound at the start.
 _BOUND = {
     "gateway": ("listen", "port", "workers"),
     "metrics": ("listen",),
 }
-
-
-class CannotListen(SystemExit, Exception):
-    """Ends the start with a sentence.
-
-    Python prints a SystemExit without a traceback; and of an Exception, nothing else, the
-    background process of twistd tells the one that waits for it at the terminal.
-    """
 
 
 class GatewayService(Service):
@@ -111,10 +86,9 @@ class GatewayService(Service):
         self._systemd = Systemd()
         self._ports: list[IListeningPort] = []
         self._inherited = False
-        self._stopped: Deferred[None] | None = None
-        self._timers: list[IDelayedCall] = []
         self._watchdog: IDelayedCall | None = None
-        self._stopping = False
+        self._signals = Signals(self._abort, self.reload, reactor, worker=is_worker())
+        self._drain: Drain | None = None
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -125,18 +99,14 @@ class GatewayService(Service):
         if gateway.tls_certificate is not None and gateway.tls_key is not None:
             self._certificate = Certificate(gateway.tls_certificate, gateway.tls_key)
             factory = TLSMemoryBIOFactory(self._certificate, False, factory, self._reactor)
-        inherited = _worker_socket() or inherited_socket()
+        inherited = worker_socket() or inherited_socket()
         self._inherited = inherited is not None
         if inherited is None:
             self._ports = [listen(self._reactor, gateway.listen, gateway.port, factory)]
         else:
-            os.set_blocking(inherited, False)  # several may accept from it
-            with socket.socket(fileno=os.dup(inherited)) as listening:
-                family = listening.family
-            self._ports = [self._reactor.adoptStreamPort(inherited, family, factory)]
-            os.close(inherited)
+            self._ports = [adopt(self._reactor, inherited, factory)]
             self._listens_elsewhere()
-        if self.settings.metrics.listen is not None and WORKER_SOCKET not in os.environ:
+        if self.settings.metrics.listen is not None and not is_worker():
             page = MetricsPage(self.metrics.text)
             site = Site(page, self.settings, self._reactor, lambda _: None, lambda _: None)
             self._ports.append(listen(self._reactor, *self.settings.metrics.listen, site))
@@ -159,20 +129,21 @@ class GatewayService(Service):
             _log.warn("{host} is not a loopback address, and {said}", host=host, said=said)
 
     def startService(self) -> None:
+        if not self._ports:
+            self.privilegedStartService()
         super().startService()
         self._access_log = AccessLog(self.settings.log.access, self.settings.log.format)
         self._use(self.settings)
         self._prober.start()
         self.metrics.start()
-        self._feed_watchdog()
-        if WORKER_SOCKET in os.environ:
-            self._reactor.addReader(Lifeline(self._stop))
+        if is_worker():
+            self._reactor.addReader(Lifeline(self._signals.stop))
         _spare_the_collector()
-        # When it runs, the reactor has installed its own handlers.
-        self._reactor.callWhenRunning(self._handle_signals)
+        self._signals.install()
         said = f"listens on {self.address}, in front of {self._backends()}"
         _log.info("gatewayd {version} {said}", version=__version__, said=said)
         self._reactor.callWhenRunning(self._systemd.ready, said)
+        self._reactor.callWhenRunning(self._feed_watchdog)
 
     @property
     def address(self) -> str:
@@ -197,7 +168,7 @@ class GatewayService(Service):
         """Read the settings again and use them, or say why not."""
         if self._access_log is not None:
             self._access_log.reopen()
-        if self._stopped is not None:
+        if self._drain is not None:
             return  # it is too late for other settings
         self._systemd.reloading()
         try:
@@ -255,79 +226,28 @@ class GatewayService(Service):
 
     # -- stop ----------------------------------------------------------------------------------
 
-    def _handle_signals(self) -> None:
-        """The first SIGTERM or SIGINT drains, and the exit status is 0; a second ends at once.
-
-        The reactor's own handlers would make twistd end itself by the same signal at last, which
-        to a supervisor is a failure. A worker may hear of one stop from several sides (a terminal
-        and systemd tell each process, and so does the supervisor): only SIGQUIT ends it at once.
-        """
-        if WORKER_SOCKET in os.environ:
-            signal.signal(signal.SIGQUIT, self._on_stop_signal)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_stop_signal)
-        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
-
-    def _on_stop_signal(self, number: int, frame: object) -> None:
-        if not self._stopping:
-            self._reactor.callFromThread(self._stop)
-        elif number == signal.SIGQUIT or WORKER_SOCKET not in os.environ:
-            self._reactor.callFromThread(self._abort)
-
-    def _stop(self) -> None:
-        if not self._stopping:
-            self._stopping = True
-            self._reactor.stop()
-
     def stopService(self) -> Deferred[None]:
         super().stopService()
-        drain, running = self.settings.gateway.drain, len(self.site.active)
-        said = f"stops: {running} requests in flight may take {drain:g} s"
+        seconds, running = self.settings.gateway.drain, len(self.site.active)
+        said = f"stops: {running} requests in flight may take {seconds:g} s"
         _log.info("gatewayd {said}", said=said)
         self._systemd.stopping(said)
         self._prober.stop()
         self.metrics.stop()
-        self.site.draining = True
-        for port in self._ports:
-            if not self._inherited:  # else it waits there for who comes next
-                self._reactor.callLater(0, _accept_pending, port)
-            port.stopListening()
-        self._stopped = Deferred()
-        self._timers = [
-            self._reactor.callLater(min(GRACE_SECONDS, drain), self._close_idle),
-            self._reactor.callLater(drain, self._cut),
-            self._reactor.callLater(drain + FLUSH_SECONDS, self._abort),
-        ]
-        self.site.when_empty(self._empty)
-        return self._stopped
-
-    def _close_idle(self) -> None:
-        self.api.draining = True
-        for channel in list(self.site.channels):
-            channel.close_if_idle()
-
-    def _cut(self) -> None:
-        late = Drained("The gateway was shut down before the reply ended.")
-        for exchange in list(self.site.active):
-            if exchange.stop is not None:
-                exchange.stop(late)
-        for channel in list(self.site.channels):
-            channel.stop_reading(late)
+        self._drain = Drain(self.site, self.api, self._reactor)
+        return self._drain.begin(self._ports, self._inherited, seconds).addCallback(self._drained)
 
     def _abort(self) -> None:
-        for channel in list(self.site.channels):
-            channel.abort(End.DRAINED, "stopped")
+        if self._drain is not None:
+            self._drain.abort()
 
-    def _empty(self) -> None:
-        for timer in (*self._timers, self._watchdog):
-            if timer is not None and timer.active():
-                timer.cancel()
+    def _drained(self, _: None) -> None:
+        if self._watchdog is not None and self._watchdog.active():
+            self._watchdog.cancel()
         for target in self.api.router.targets:
             target.backend.close()
         if self._access_log is not None:
             self._access_log.close()
-        if self._stopped is not None and not self._stopped.called:
-            self._stopped.callback(None)
 
     # -- while it runs -------------------------------------------------------------------------
 
@@ -344,31 +264,6 @@ class GatewayService(Service):
             self._watchdog = self._reactor.callLater(seconds, self._feed_watchdog)
 
 
-@implementer(IReadDescriptor)
-class Lifeline:
-    """A worker's standard input: its other end closes when the supervisor dies.
-
-    A worker that went on alone would keep the port from the next supervisor.
-
-    :param lost: called when that has happened, and when the reactor lets go of all descriptors.
-    """
-
-    def __init__(self, lost: Callable[[], None]) -> None:
-        self._lost = lost
-
-    def fileno(self) -> int:
-        return 0
-
-    def logPrefix(self) -> str:
-        return "lifeline"
-
-    def doRead(self) -> Any:
-        return None if os.read(0, 1024) else ConnectionDone()
-
-    def connectionLost(self, reason: Failure) -> None:
-        self._lost()
-
-
 def _spare_the_collector() -> None:
     """Have Python look for cycles among what requests leave behind, and not in all modules.
 
@@ -377,28 +272,6 @@ def _spare_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def _accept_pending(port: Any) -> None:
-    """Accept who is connected already: the port closes in this turn, and that resets the others."""
-    if isinstance(port, tcp.Port):
-        port.numberAccepts = 4096
-        port.doRead()
-
-
-def listen(reactor: Any, host: str, port: int, factory: Any) -> IListeningPort:
-    """Bind a port, or end the start with a sentence."""
-    try:
-        bound: IListeningPort = reactor.listenTCP(port, factory, backlog=1024, interface=host)
-    except CannotListenError as e:
-        reason = getattr(e.socketError, "strerror", None) or e.socketError
-        raise CannotListen(f"gatewayd: cannot listen on {host} port {port}: {reason}") from None
-    return bound
-
-
-def _worker_socket() -> int | None:
-    number = os.environ.get(WORKER_SOCKET)
-    return None if number is None else int(number)
 
 
 def _with(settings: Settings, section: str, values: dict[str, Any]) -> Settings:

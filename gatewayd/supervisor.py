@@ -2,7 +2,7 @@
 
 The supervisor binds the port (or takes it from systemd) and gives the listening socket to every
 worker, so that connections which wait there outlive any of them. A worker is the same command
-line again in the foreground, with :data:`gatewayd.service.WORKER_SOCKET` in its environment.
+line again in the foreground, with :data:`gatewayd.worker.WORKER_SOCKET` in its environment.
 
 A worker that dies is started again, at once the first time and later and later if it dies young.
 SIGHUP goes to all of them (to one that is starting, as soon as it can hear it), and so does a stop:
@@ -26,6 +26,7 @@ from typing import Any
 from prometheus_client import multiprocess
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import DatagramProtocol, ProcessProtocol
 from twisted.logger import Logger
@@ -34,9 +35,11 @@ from twisted.python.failure import Failure
 from gatewayd.api.metrics import MetricsPage
 from gatewayd.api.site import Site
 from gatewayd.config import Settings
+from gatewayd.listening import bind, listen
 from gatewayd.notify import Systemd, inherited_socket
-from gatewayd.service import WORKER_SOCKET, CannotListen, listen
+from gatewayd.signals import Signals
 from gatewayd.telemetry.metrics import SHARED, Metrics
+from gatewayd.worker import WORKER_SOCKET
 
 _log = Logger()
 
@@ -77,8 +80,8 @@ class Worker(ProcessProtocol):
         self._backoff = 0.0 if lived > YOUNG_SECONDS else later
         if self.pid is not None:
             multiprocess.mark_process_dead(self.pid, self.supervisor.folder)
-        self.pid, self.ready, self.reload_when_ready = None, False, False
-        self.supervisor.ended(self, str(reason.value), self._backoff)
+        served, self.ready, self.reload_when_ready, self.pid = self.ready, False, False, None
+        self.supervisor.ended(self, reason, served, self._backoff)
 
     def kill(self, number: int) -> None:
         if self.pid is not None:
@@ -122,44 +125,34 @@ class Supervisor(Service):
         self._waiting: dict[Worker, IDelayedCall] = {}
         self._watchdog: IDelayedCall | None = None
         self._announced = False
-        self._stopping = False
+        self._signals = Signals(
+            lambda: self._tell_all(signal.SIGQUIT), self._reload_all, self.reactor
+        )
         self._stopped: Deferred[None] | None = None
 
     # -- start ---------------------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
-        self._socket = self._bind()
+        gateway, inherited = self.settings.gateway, inherited_socket()
+        if inherited is None:
+            self._socket = bind(gateway.listen, gateway.port)
+        else:
+            self._socket = socket.socket(fileno=inherited)
         if self.settings.metrics.listen is not None:
             page = MetricsPage(self._metrics)
             site = Site(page, self.settings, self.reactor, lambda _: None, lambda _: None)
             self._metrics_port = listen(self.reactor, *self.settings.metrics.listen, site)
 
-    def _bind(self) -> socket.socket:
-        inherited = inherited_socket()
-        if inherited is not None:
-            return socket.socket(fileno=inherited)
-        gateway = self.settings.gateway
-        family = socket.AF_INET6 if ":" in gateway.listen else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind((gateway.listen, gateway.port))
-            bound.listen(1024)
-        except OSError as e:
-            raise CannotListen(
-                f"gatewayd: cannot listen on {gateway.listen} port {gateway.port}: {e.strerror}"
-            ) from None
-        return bound
-
     def startService(self) -> None:
+        if self._socket is None:
+            self.privilegedStartService()
         super().startService()
         self.folder = tempfile.mkdtemp(prefix="gatewayd-")
         self.reactor.listenUNIXDatagram(f"{self.folder}/notify", _Notices(self))
         for worker in self._workers:
             self._start(worker)
-        self._feed_watchdog()
-        self.reactor.callWhenRunning(self._handle_signals)
+        self._signals.install()
 
     def _start(self, worker: Worker) -> None:
         assert self._socket is not None
@@ -189,22 +182,25 @@ class Supervisor(Service):
         for worker in self._workers:
             if worker.pid == pid and "READY=1" in lines:
                 worker.is_ready()
-        if not self._announced and all(worker.ready for worker in self._workers):
+        if self._announced or self._stopped is not None:
+            return
+        if all(worker.ready for worker in self._workers):
             self._announced = True
             said = f"{len(self._workers)} workers serve"
             _log.info("gatewayd: {said}", said=said)
             self._systemd.ready(said)
+            self._feed_watchdog()
 
-    def ended(self, worker: Worker, why: str, backoff: float) -> None:
+    def ended(self, worker: Worker, reason: Failure, served: bool, backoff: float) -> None:
+        number, why = worker.number, reason.value
         if self._stopped is None:
-            _log.error(
-                "worker {number} ended: {why}; the next starts in {backoff} s",
-                number=worker.number,
-                why=why,
-                backoff=backoff,
-            )
+            said = f"the next starts in {backoff} s"
+            _log.error("worker {number} ended: {why}; {said}", number=number, why=why, said=said)
             self._waiting[worker] = self.reactor.callLater(backoff, self._start, worker)
-        elif not any(worker.pid for worker in self._workers) and not self._stopped.called:
+            return
+        if served and not reason.check(ProcessDone):
+            _log.error("worker {number} ended while it stopped: {why}", number=number, why=why)
+        if not any(worker.pid for worker in self._workers) and not self._stopped.called:
             self._stopped.callback(None)
 
     def _metrics(self) -> bytes:
@@ -217,21 +213,11 @@ class Supervisor(Service):
             seconds = self._systemd.watchdog_seconds
             self._watchdog = self.reactor.callLater(seconds, self._feed_watchdog)
 
-    # -- signals and the stop ------------------------------------------------------------------
+    # -- reload and stop -----------------------------------------------------------------------
 
-    def _handle_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_stop_signal)
-        signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self._reload_signal))
-
-    def _on_stop_signal(self, number: int, frame: object) -> None:
-        if self._stopping:
-            self.reactor.callFromThread(self._tell_all, signal.SIGQUIT)
-        else:
-            self._stopping = True
-            self.reactor.callFromThread(self.reactor.stop)
-
-    def _reload_signal(self) -> None:
+    def _reload_all(self) -> None:
+        if self._stopped is not None:
+            return
         self._systemd.reloading()
         for worker in self._workers:
             worker.reload()

@@ -5,11 +5,13 @@ reaches the terminal and the exit status, of a daemon too. The only module with 
 """
 
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NoReturn
 
+from twisted.application.app import ServerOptions
 from twisted.application.service import IService
 from twisted.logger import Logger
 from twisted.python import usage
@@ -73,6 +75,11 @@ class Options(usage.Options):
             _print_errors(self.settings.warnings)
             print(f"CONFIG ok: {_summary(self.settings)}.")
             raise SystemExit(0)
+        if isinstance(self.parent, ServerOptions) and hasattr(select, "epoll"):
+            # twistd installs one only later, unless --reactor said which; twist always does.
+            from gatewayd.reactor import install
+
+            install()
 
 
 def makeService(options: Options) -> IService:
@@ -80,14 +87,16 @@ def makeService(options: Options) -> IService:
     # twistd chooses the reactor, and --check and --help need none of this.
     from twisted.internet import reactor
 
-    from gatewayd.service import WORKER_SOCKET, GatewayService
+    from gatewayd.service import GatewayService
     from gatewayd.supervisor import Supervisor
+    from gatewayd.worker import is_worker
 
     log = Logger()
     for warning in options.settings.warnings:
         log.warn("{warning}", warning=warning)
-    if options.settings.gateway.workers > 1 and WORKER_SOCKET not in os.environ:
-        foreground = bool(options.parent and options.parent["nodaemon"])
+    if options.settings.gateway.workers > 1 and not is_worker():
+        # twist has no such option, and never leaves the foreground.
+        foreground = bool(options.parent and options.parent.get("nodaemon", True))
         return Supervisor(options.settings, options.arguments, foreground, reactor)
     return GatewayService(options.settings, options.load, reactor)
 

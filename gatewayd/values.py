@@ -284,7 +284,14 @@ def read_file(path: str) -> tuple[bytes, bool]:
         raise ValueError(_unreadable(error)) from None
     if len(content) > _LARGEST_FILE:
         raise ValueError("is too large, expected a file of at most 1 MiB")
-    return content, stat.S_ISREG(mode) and bool(mode & (stat.S_IRGRP | stat.S_IROTH))
+    exposed = stat.S_ISREG(mode) and bool(mode & (stat.S_IRGRP | stat.S_IROTH))
+    return content, exposed and not _is_credential(path)
+
+
+def _is_credential(path: str) -> bool:
+    """Whether systemd made the file for this service alone; its access list looks like a group's."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return bool(folder) and os.path.dirname(os.path.abspath(path)) == folder
 
 
 def secret_file(path: str) -> tuple[Secret, bool]:

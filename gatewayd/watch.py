@@ -65,6 +65,14 @@ class Watch:
         elif now - before > exchange.longest_gap and exchange.first_event is not None:
             exchange.longest_gap = now - before
 
+    def relayed(self, events: int) -> None:
+        """Events came and went on, and not the first: all of the above and below at once."""
+        now, before, exchange = self._reactor.seconds(), self._content_at, self._exchange
+        self._content_at = self._wrote_at = now
+        if before is not None and now - before > exchange.longest_gap:
+            exchange.longest_gap = now - before
+        exchange.events += events
+
     def wrote(self) -> None:
         """The client was sent what the last content made."""
         self._wrote_at = self._content_at or self._reactor.seconds()

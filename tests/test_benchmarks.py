@@ -63,5 +63,5 @@ def test_plots_of_one_figure_are_drawn_too(tmp_path: Path) -> None:
 
 
 def test_every_peer_says_what_installs_it() -> None:
-    ours = {"gatewayd", "bare", "klein_treq"}
+    ours = {"gatewayd", "bare", "twisted_relay", "klein_treq"}
     assert {name for name, peer in PEERS.items() if not peer.install} == ours

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatewayd.wire.chat import (
-    ChatReader,
-    ChatRequest,
-    Usage,
-    completion,
-    completion_to_chunks,
-    with_model,
-    with_usage,
-)
+from gatewayd.wire.chat import ChatRequest, with_model, with_usage
+from gatewayd.wire.completion import ChatReader, Usage, completion, completion_to_chunks
 from gatewayd.wire.errors import BackendFailed, BadReply, InvalidJSON, InvalidValue
 
 DEPTH = 64

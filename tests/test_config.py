@@ -429,6 +429,19 @@ class TestSecrets:
             "others may read the file of this key, expected one with mode 0600",
         ]
 
+    def test_a_credential_of_systemd_is_none(
+        self, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its access list is for the service's user, and makes the mode look like 0440."""
+        folder = tmp_path / "credentials"
+        folder.mkdir()
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+        (folder / "key").write_text("k2")
+        (folder / "key").chmod(0o440)
+        path = write(f"[backend b]\nurl = http://b\napi_key_file = {folder}/key\n")
+        Path(path).chmod(0o644)
+        assert load({}, path=path).warnings == ()
+
     def test_a_file_others_may_read_without_a_key_is_none(self, write: Write) -> None:
         path = write("[gateway]\nport = 1\n")
         Path(path).chmod(0o644)

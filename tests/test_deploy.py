@@ -20,8 +20,8 @@ from twisted.internet.task import Clock
 from gatewayd import __version__
 from gatewayd.api.app import API
 from gatewayd.config import Settings, load
+from gatewayd.drain import FLUSH_SECONDS
 from gatewayd.exchange import End, Exchange
-from gatewayd.service import FLUSH_SECONDS
 from gatewayd.tap import Options
 from gatewayd.telemetry.access import fields
 from gatewayd.telemetry.metrics import Metrics

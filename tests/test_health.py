@@ -15,7 +15,7 @@ from gatewayd.backend.health import FAILURES, FIRST_BACKOFF, LONGEST_BACKOFF, He
 from gatewayd.backend.prober import EVERY_SECONDS, WAIT_SECONDS, Prober
 from gatewayd.backend.routing import Router, Target
 from gatewayd.wire import errors
-from tests.memory import Answer, Asked, FakeBackend, Gateway, completion
+from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion
 
 
 @pytest.fixture
@@ -339,6 +339,45 @@ def test_k09_a_backend_that_fails_is_passed_over_tried_again_and_back_within_30_
     gateway.chat(model="m")
     gateway.chat(model="m")
     assert [target.in_flight for target in gateway.targets] == [1, 1]  # trusted as before
+
+
+def on_trial(backend: FakeBackend) -> Gateway:
+    """A gateway whose backend was ejected and has been sent the one request that tries it."""
+    gateway = Gateway(backend, FakeBackend("other"))
+    gateway.targets[1].in_flight = 100  # so that the first would be chosen
+    backend.failing = [errors.Unreachable("No.") for _ in range(FAILURES)]
+    for _ in range(FAILURES):
+        gateway.chat(model="m")
+    gateway.clock.advance(FIRST_BACKOFF)
+    gateway.chat(model="m", stream=True)
+    assert gateway.targets[0].health.state == "trying"
+    return gateway
+
+
+def test_the_first_event_of_a_stream_on_trial_is_enough() -> None:
+    """A stream takes minutes; for so long nobody else would be sent there."""
+    backend = FakeBackend("first")
+    gateway = on_trial(backend)
+    backend.calls[-1].head()
+    gateway.clock.advance(gateway.settings.timeouts.ping)  # a comment of ours is no event
+    assert gateway.targets[0].health.state == "trying"
+    backend.calls[-1].event(chunk("a"))
+    assert gateway.targets[0].health.state == "well"
+    gateway.chat(model="m")
+    assert gateway.targets[0].in_flight == 2
+
+
+def test_a_stream_that_breaks_off_after_its_trial_counts_as_any_other() -> None:
+    backend = FakeBackend("first")
+    gateway = on_trial(backend)
+    for n in range(FAILURES):
+        assert gateway.targets[0].health.state == ("well" if n else "trying")
+        backend.calls[-1].head()
+        backend.calls[-1].event(chunk("a"))
+        backend.calls[-1].end(errors.Truncated("It broke off."))
+        if n < FAILURES - 1:
+            gateway.chat(model="m", stream=True)
+    assert gateway.targets[0].health.state == "ejected"
 
 
 def test_k09_while_all_are_down_the_answer_is_a_503_that_names_no_host() -> None:

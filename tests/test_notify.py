@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 
@@ -42,6 +43,25 @@ def test_each_message_is_one_datagram_of_lines(listener: tuple[socket.socket, st
     assert heard.recv(4096) == b"STOPPING=1\nSTATUS=waits"
     systemd.alive()
     assert heard.recv(4096) == b"WATCHDOG=1"
+
+
+def test_a_systemd_that_is_busy_misses_nothing_but_a_sign_of_life(
+    listener: tuple[socket.socket, str],
+) -> None:
+    heard, name = listener
+    systemd = Systemd({"NOTIFY_SOCKET": name})
+    with capturedLogs() as events:
+        while not events:  # until its queue is full
+            systemd.alive()
+    reader = threading.Timer(0.1, heard.recv, (4096,))
+    reader.start()
+    with capturedLogs() as events:
+        systemd.ready("serves")
+    reader.join()
+    assert events == []
+    heard.setblocking(False)
+    while not (message := heard.recv(4096)).startswith(b"READY=1"):
+        assert message == b"WATCHDOG=1"
 
 
 def test_without_systemd_nothing_is_said() -> None:

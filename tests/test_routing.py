@@ -402,7 +402,7 @@ def test_the_only_one_that_is_usable_is_not_asked_twice() -> None:
 def test_known_names_are_said_once_and_in_order() -> None:
     router = Router([Target(FakeBackend(), Clock(), [("x", None)])])
     with pytest.raises(ModelNotFound) as caught:
-        router.route("no", ["x", "y", "x"])
+        router.route("no", lambda: ["x", "y", "x"])
     assert caught.value.message == "There is no such model. Known ones: x, y."
 
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 from klein import Klein
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from gatewayd.backend.catalog import Catalog
@@ -31,7 +32,7 @@ from .limits import Admission
 from .metrics import MEDIA_TYPE
 from .request import Request
 from .routes import Routes
-from .security import check_origin, preflight, verify_token
+from .security import Caller, check_origin, preflight, verify_token
 
 _JSON = re.compile(rb"application/json[ \t]*(;[!-~ \t]*)?", re.IGNORECASE)
 _UPLOAD = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
@@ -95,25 +96,25 @@ class API:
     # -- routes --------------------------------------------------------------------------------
 
     @app.route("/v1/chat/completions", methods=["POST"])
-    async def chat(self, request: Request) -> None:
+    def chat(self, request: Request) -> Deferred[None]:
         _check_media_type(request)
-        await self._relay(
+        return self._relay(
             request, ChatRequest.path, lambda depth: ChatRequest.parse(request.body, depth)
         )
 
-    async def other(self, request: Request) -> None:
+    def other(self, request: Request) -> Deferred[None]:
         """An endpoint whose requests are JSON and whose replies the echo does not have."""
         _check_media_type(request)
         path = self._path(request)
-        await self._relay(request, path, lambda depth: JSONCall.parse(path, request.body, depth))
+        return self._relay(request, path, lambda depth: JSONCall.parse(path, request.body, depth))
 
-    async def upload(self, request: Request) -> None:
+    def upload(self, request: Request) -> Deferred[None]:
         """An endpoint whose requests are files in a form."""
         types = request.fields.all(b"content-type") or [b""]
         if len(types) != 1 or not _UPLOAD.fullmatch(types[0]):
             raise UnsupportedMediaType("Send a form, as 'Content-Type: multipart/form-data'.")
         path = self._path(request)
-        await self._relay(
+        return self._relay(
             request, path, lambda depth: UploadCall.parse(path, request.body, types[0])
         )
 
@@ -164,27 +165,43 @@ class API:
 
     # ------------------------------------------------------------------------------------------
 
-    async def _relay(self, request: Request, path: str, parse: Callable[[int], Call]) -> None:
-        """May it, what is it, where does it go, and what comes back."""
+    def _relay(
+        self, request: Request, path: str, parse: Callable[[int], Call]
+    ) -> Deferred[None]:
+        """May it, and then relay it; while it is under way it takes up its caller's share."""
+        request.exchange.route = path
+        request.set_headers(self._admission.enter(request.caller))
+        try:
+            relayed = self._admitted(request, parse)
+        except BaseException:
+            self._admission.leave(request.caller)
+            raise
+        return relayed.addBoth(self._left, request.caller)
+
+    def _admitted(self, request: Request, parse: Callable[[int], Call]) -> Deferred[None]:
+        """What is it, where does it go, and what comes back."""
         exchange, caller = request.exchange, request.caller
-        exchange.route = path
-        with self._admission.admitted(caller) as headers:
-            request.set_headers(headers)
-            call = parse(self.settings.limits.json_depth)
-            exchange.model, exchange.stream = call.model, call.stream
-            if not caller.may_use(call.model):
-                said = "This API key may not use this model."
-                raise Forbidden(said, "model_not_allowed", "model")
-            visible = [name for name in self._catalog.names if caller.may_use(name)]
-            relay = Relay(
-                request,
-                call,
-                self.settings.limits,
-                self._reactor,
-                self.settings.timeouts.ping,
-                _patience(request),
-            )
-            await relay.run(self.router.route(call.model, visible))
+        call = parse(self.settings.limits.json_depth)
+        exchange.model, exchange.stream = call.model, call.stream
+        if not caller.may_use(call.model):
+            said = "This API key may not use this model."
+            raise Forbidden(said, "model_not_allowed", "model")
+        relay = Relay(
+            request,
+            call,
+            self.settings.limits,
+            self._reactor,
+            self.settings.timeouts.ping,
+            _patience(request),
+        )
+        names = self._catalog.names
+        return relay.run(
+            self.router.route(call.model, lambda: filter(caller.may_use, names()))
+        )
+
+    def _left(self, result: Any, caller: Caller) -> Any:
+        self._admission.leave(caller)
+        return result
 
     async def _visible_models(self, request: Request) -> dict[str, Any]:
         found = await self._catalog.models(request.exchange.id)

@@ -93,12 +93,6 @@ class Channel(http.HTTPChannel):
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        self._writes = WriteClock(
-            self.site.reactor,
-            self._settings.timeouts.client_write,
-            self.transport,
-            lambda: self.abort(End.CLIENT_GONE, "client_write"),
-        )
         self._client = getattr(self.transport.getPeer(), "host", "")
         limit_unsent(self.transport)
         if self.site.connected(self):
@@ -187,6 +181,7 @@ class Channel(http.HTTPChannel):
     def _take_head(self, head: bytes) -> None:
         self._parse_head(head)
         fields = Fields(self._headers)
+        self._headers.clear()  # a connection may be idle for long
         self._request = request = self._new_request(fields)
         framing = Framing.of(self._line, fields)
         self.persistent = framing.persistent
@@ -379,5 +374,11 @@ class Channel(http.HTTPChannel):
             self._writes.stop()
 
     def _watch_writes(self) -> None:
-        if self._writes is not None:
-            self._writes.start()
+        if self._writes is None:  # most connections never need one
+            self._writes = WriteClock(
+                self.site.reactor,
+                self._settings.timeouts.client_write,
+                self.transport,
+                lambda: self.abort(End.CLIENT_GONE, "client_write"),
+            )
+        self._writes.start()

@@ -6,8 +6,6 @@ What does not fit is refused at once; nothing waits. All of it is per process.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -65,9 +63,8 @@ class Admission:
         self._in_flight = 0
         self._uses: dict[str | None, _Use] = {}
 
-    @contextmanager
-    def admitted(self, caller: Caller) -> Iterator[list[tuple[bytes, bytes]]]:
-        """Be under way for the time of the block; its value are headers for the answer.
+    def enter(self, caller: Caller) -> list[tuple[bytes, bytes]]:
+        """Be under way, until :meth:`leave`; returns headers for the answer.
 
         :raises Overloaded: too much is under way.
         :raises RateLimited: this caller has had its share.
@@ -82,11 +79,12 @@ class Admission:
             )
         self._in_flight += 1
         use.in_flight += 1
-        try:
-            yield headers
-        finally:
-            self._in_flight -= 1
-            use.in_flight -= 1
+        return headers
+
+    def leave(self, caller: Caller) -> None:
+        """Be no longer under way."""
+        self._in_flight -= 1
+        self._uses[caller.name].in_flight -= 1
 
     def _within_rate(self, caller: Caller, use: _Use) -> list[tuple[bytes, bytes]]:
         rate = caller.requests_per_minute

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import SplitResult
 
 from twisted.internet import error
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
@@ -87,7 +87,20 @@ class Agent:
 
         Cancelling it leaves at once: look-up, connect, TLS or the waiting request is abandoned.
         """
-        return Deferred.fromCoroutine(self._request(method, uri, headers, bodyProducer))
+        if not uri.startswith(self._prefix + b"/"):
+            return fail(ValueError(f"{uri!r} is not under {self._prefix!r}"))
+        producer: Any = bodyProducer  # a BytesProducer: others could take their time
+        body = b"" if producer is None else producer.body
+        raw = self._encode(method, uri, headers or Headers(), body)
+        connection = self._newest_idle()
+        if connection is None:
+            return self._connect().addCallback(_send, raw)
+        return connection.send(raw).addErrback(self._send_again, raw, self._reactor.seconds())
+
+    def _send_again(self, failure: Failure, raw: bytes, sent: float) -> Any:
+        if not failure.check(NoAnswer) or self._reactor.seconds() - sent > STALE_SECONDS:
+            return failure
+        return self._connect().addCallback(_send, raw)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -99,29 +112,7 @@ class Agent:
             self._sweep.cancel()
             self._sweep = None
 
-    async def _request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None,
-        producer: IBodyProducer | None,
-    ) -> IResponse:
-        body = b"" if producer is None else await _collect(producer)
-        raw = self._encode(method, uri, headers or Headers(), body)
-        connection = self._newest_idle()
-        if connection is not None:
-            sent = self._reactor.seconds()
-            try:
-                return await connection.send(raw)
-            except NoAnswer:
-                if self._reactor.seconds() - sent > STALE_SECONDS:
-                    raise
-        connection = await self._connect()
-        return await connection.send(raw)
-
     def _encode(self, method: bytes, uri: bytes, headers: Headers, body: bytes) -> bytes:
-        if not uri.startswith(self._prefix + b"/"):
-            raise ValueError(f"{uri!r} is not under {self._prefix!r}")
         head = [method + b" " + uri[len(self._prefix) :] + b" HTTP/1.1\r\nHost: " + self._authority]
         for name, values in headers.getAllRawHeaders():
             if name.lower() not in _OURS:
@@ -205,16 +196,8 @@ def _unreachable(reason: Failure) -> UpstreamError:
     return Unreachable("The backend could not be reached.", detail=detail)
 
 
-def _collect(producer: IBodyProducer) -> Deferred[bytes]:
-    consumer = _Collector()
-    produced: Deferred[None] = producer.startProducing(consumer)
-    return produced.addCallback(lambda _: b"".join(consumer.parts))
-
-
-class _Collector:
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.write = self.parts.append
+def _send(connection: Connection, raw: bytes) -> Deferred[IResponse]:
+    return connection.send(raw)
 
 
 @implementer(IBodyProducer)

@@ -39,7 +39,6 @@ class Catalog:
         self._clock = clock
         self._known: dict[Target, _Known] = {}
 
-    @property
     def names(self) -> list[str]:
         """The names that are known without asking."""
         named = [name for target in self._router.targets for name in target.names]

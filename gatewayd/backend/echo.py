@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IProtocol, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
-from gatewayd.wire import chat, models
+from gatewayd.wire import completion, models
 from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.errors import UnknownURL
 from gatewayd.wire.others import Call
@@ -54,7 +54,7 @@ class EchoBackend:
             raise UnknownURL("No backend is configured, and the echo has only chat completions.")
         prompt = request.prompt()
         content = f"Echo: {prompt}"
-        body = chat.completion(
+        body = completion.completion(
             request_id,
             int(self._clock.seconds()),
             request.model or MODEL,

@@ -5,8 +5,9 @@ decides from that and the time alone. Connection failures, 5xx, broken and stall
 against a backend; what a client did wrong does not.
 
 ``well`` -> failures in a row -> ``ejected`` -> back-off over -> ``waiting`` -> one request is let
-through -> ``trying`` -> ``well``, or ``ejected`` again for twice as long. What began before the
-trial may end during it: its success is good news, its failure decides nothing.
+through -> ``trying`` -> ``well`` (with the first event of a stream, or a whole reply), or
+``ejected`` again for twice as long. What began before the trial may end during it: its success is
+good news, its failure decides nothing.
 
 A backend whose ``health`` path says that it is loading its model is ``loading``: not broken, not
 usable yet. While that path fails there is no trial; its saying "well" shortens no back-off, because
@@ -157,8 +158,9 @@ class Health:
 
     def succeeded(self) -> None:
         """It answered, be it that the client had asked for something wrong."""
-        self._failures = 0
-        self._machine.answered()
+        if self._failures or self._memory.state != "well":  # nearly never: spare the machine
+            self._failures = 0
+            self._machine.answered()
 
     def failed(self, trial: int) -> None:
         """A request failed there, by no fault of its client."""

@@ -13,7 +13,6 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IResponse
 
 from gatewayd.config import BackendSettings, Limits
@@ -24,6 +23,7 @@ from gatewayd.wire.others import Call
 
 from .agent import Agent
 from .calling import Caller
+from .headers import ReadyHeaders
 from .interface import Clocks, Reply
 
 #: A backend's headers that cross to the client; the rest stays behind.
@@ -59,9 +59,10 @@ class OpenAIBackend:
         self._caller = Caller(self._agent, settings.url, reactor)
         self._count_usage = settings.count_usage
         self._health = settings.health
-        self._headers = {b"User-Agent": b"gatewayd"}
+        self._headers = {b"User-Agent": [b"gatewayd"]}
         if settings.api_key is not None:
-            self._headers[b"Authorization"] = b"Bearer " + settings.api_key.reveal().encode("ascii")
+            key = settings.api_key.reveal().encode("ascii")
+            self._headers[b"Authorization"] = [b"Bearer " + key]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -72,9 +73,7 @@ class OpenAIBackend:
         accept = b"text/event-stream" if call.stream else b"application/json"
         if call.stream and self._count_usage and call.path in _COUNTED:
             body = with_usage(body)
-        headers = self._head(request_id, accept, call.content_type)
-        if traceparent is not None:
-            headers.addRawHeader(b"Traceparent", traceparent.encode("ascii"))
+        headers = self._head(request_id, accept, call.content_type, traceparent)
         return self._caller.post(call.path, body, headers).addCallback(_reply)
 
     def check(self) -> Deferred[bool] | None:
@@ -97,15 +96,21 @@ class OpenAIBackend:
         if isinstance(self._agent, Agent):
             self._agent.close()
 
-    def _head(self, request_id: str, accept: bytes, content_type: bytes = b"") -> Headers:
-        headers = Headers()
-        for name, value in self._headers.items():
-            headers.addRawHeader(name, value)
-        headers.addRawHeader(b"Accept", accept)
-        headers.addRawHeader(b"X-Request-ID", request_id.encode("ascii"))
+    def _head(
+        self,
+        request_id: str,
+        accept: bytes,
+        content_type: bytes = b"",
+        traceparent: str | None = None,
+    ) -> ReadyHeaders:
+        fields = self._headers.copy()
+        fields[b"Accept"] = [accept]
+        fields[b"X-Request-Id"] = [request_id.encode("ascii")]
         if content_type:
-            headers.addRawHeader(b"Content-Type", content_type)
-        return headers
+            fields[b"Content-Type"] = [content_type]
+        if traceparent is not None:
+            fields[b"Traceparent"] = [traceparent.encode("ascii")]
+        return ReadyHeaders(fields)
 
 
 #: llama.cpp's server speaks the same API, down to the error envelope.

@@ -8,7 +8,7 @@ in which a request tries them (see :mod:`gatewayd.relay` for when it tries the n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import attrs
@@ -89,6 +89,10 @@ class Target:
         self.in_flight += 1
         return self.health.asked()
 
+    def answers(self) -> None:
+        """A request that was :meth:`asked` has its first event, and goes on."""
+        self.health.succeeded()
+
     def ended(self, problem: GatewayError | None, trial: int) -> None:
         """A request that was :meth:`asked` has ended; ``problem`` is what went wrong there."""
         self.in_flight -= 1
@@ -127,16 +131,18 @@ class Router:
         self.targets = tuple(targets)
         self._turns = itertools.count(1)
 
-    def route(self, model: str | None, visible: Sequence[str] = ()) -> list[Choice]:
+    def route(
+        self, model: str | None, visible: Callable[[], Iterable[str]] = tuple
+    ) -> list[Choice]:
         """The targets to ask for a model, best first; at least one.
 
-        :param visible: names that an error may mention, besides the settings' own.
+        :param visible: gives the names that an error may mention, besides the settings' own.
         :raises ModelNotFound: nobody serves it.
         :raises Overloaded: who does is full or down.
         """
         serving = self._serving(model)
         if not serving:
-            raise self._unknown(model, visible)
+            raise self._unknown(model, visible())
         usable = [target for target in serving if target.ready]
         if not usable and len(serving) == 1 and not serving[0].full:
             # With nobody to take its place, not asking would gain nothing but later good news.
@@ -169,7 +175,7 @@ class Router:
             return None
         return real
 
-    def _unknown(self, model: str | None, visible: Sequence[str]) -> ModelNotFound:
+    def _unknown(self, model: str | None, visible: Iterable[str]) -> ModelNotFound:
         names = list(dict.fromkeys(visible))
         known = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if names[_NAMES_SHOWN:] else "")
         said = "The request names no model." if model is None else "There is no such model."

@@ -16,8 +16,6 @@ import gc
 import json
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import accumulate
 from operator import add
 from typing import Any, TypeVar
@@ -60,7 +58,7 @@ def parse(body: bytes, depth: int) -> Any:
         raise NotJSON(f"it has more than {MAX_CONTAINERS} arrays and objects")
     _check_depth(structure, depth)
     try:
-        with _no_collection():
+        with _NoCollection():
             value = msgspec.json.decode(body)
             _check_keys(body, structure, value)
     except RecursionError:
@@ -270,7 +268,7 @@ def _reason(body: bytes, said: str) -> str:
     """What is wrong with a document that msgspec does not read, in a few words."""
     if _SURROGATE.search(body):
         try:
-            with _no_collection():
+            with _NoCollection():
                 msgspec.json.decode(_SURROGATE.sub(rb"\\ufffd", body))
         except (msgspec.DecodeError, RecursionError):
             pass
@@ -280,15 +278,15 @@ def _reason(body: bytes, said: str) -> str:
     return f"it is malformed at byte {where[1]}" if where else "it ends too early"
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Hold back the garbage collector, which looks at all that was made again and again, and in
+class _NoCollection:
+    """Holds back the garbage collector, which looks at all that was made again and again, and in
     JSON's values there is no cycle to be found.
     """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
+
+    def __enter__(self) -> None:
+        self._enabled = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if self._enabled:
             gc.enable()

@@ -20,14 +20,15 @@ from msgspec import UNSET, Raw, UnsetType
 from multipart import MultipartError, MultipartParser, parse_options_header
 
 from . import chat, json
-from .chat import ChatReader, Usage, check_flag, check_model, parse_object, reported
+from .chat import check_flag, check_model, parse_object
+from .completion import ChatReader, Usage, reported
 from .errors import BackendFailed, BadReply, InvalidValue
 
 T = TypeVar("T")
 
 
 class Reader(Protocol):
-    """Reads one reply and knows whether it is all of it; see :class:`.chat.ChatReader`."""
+    """Reads one reply and knows whether it is all of it; see :class:`.completion.ChatReader`."""
 
     by_done: bool
     started: bool
@@ -36,6 +37,7 @@ class Reader(Protocol):
     def whole(self, body: bytes) -> bytes: ...
     def as_stream(self, body: bytes) -> list[bytes]: ...
     def take(self, name: bytes, payload: bytes) -> bytes | None: ...
+    def frames(self, segment: bytes) -> list[bytes] | None: ...
     def complete(self, done: bool) -> bool: ...
 
 
@@ -281,6 +283,9 @@ class EventReader:
         if kind in self._last:
             self._ended = True
         return self._named(payload, read)
+
+    def frames(self, segment: bytes) -> None:
+        """Each event is read with care here: its type decides."""
 
     def complete(self, done: bool) -> bool:
         return self._ended

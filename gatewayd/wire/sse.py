@@ -51,41 +51,15 @@ class Parser:
         #: Whether the last :meth:`feed` brought bytes of ``data``: comments, pings and empty lines
         #: do not count.
         self.progress = False
+        #: Whether what comes next begins an event.
+        self.at_rest = False
 
     def feed(self, segment: bytes) -> list[Event]:
         """Take the next bytes; return the events that they complete.
 
         :raises EventTooLarge: the stream cannot be followed any further.
         """
-        # The common case: whole events, one data line each, LF. It costs a few scans in C.
-        if (
-            self._started
-            and not self._partial
-            and not self._data
-            and not self._after_cr
-            and not self._name
-            and segment.endswith(b"\n\n")
-            and b"\r" not in segment
-        ):
-            events: list[Event] = []
-            for block in segment[:-2].split(b"\n\n"):
-                if block[:6] != b"data: " or b"\n" in block or len(block) > self._limit:
-                    break
-                if len(block) > 6:
-                    events.append((b"", block[6:]))
-            else:
-                self.progress = True
-                return events
-        return self._feed_slowly(segment)
-
-    def close(self) -> list[Event]:
-        """The stream ended: return the event that lacks only its closing empty line, if any."""
-        events = self._feed_slowly(b"\n\n")
-        self._started = False
-        return events
-
-    def _feed_slowly(self, segment: bytes) -> list[Event]:
-        self.progress = False
+        self.progress = self.at_rest = False
         if self._after_cr and segment:
             segment = segment[segment.startswith(b"\n") :]
             self._after_cr = False
@@ -109,6 +83,13 @@ class Parser:
         except EventTooLarge as e:
             e.events = tuple(events)
             raise
+        self.at_rest = not (rest or self._data or self._name or self._after_cr)
+        return events
+
+    def close(self) -> list[Event]:
+        """The stream ended: return the event that lacks only its closing empty line, if any."""
+        events = self.feed(b"\n\n")
+        self._started = self.at_rest = False
         return events
 
     def _without_mark(self, segment: bytes) -> bytes:

@@ -1,0 +1,238 @@
+"""Receives the body of a backend's reply, each kind in its way.
+
+What :meth:`gatewayd.backend.interface.Body.deliverBody` is given. A receiver reads, and tells its
+relay what to send and how the reply ends; what becomes of that is the relay's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+
+from gatewayd.backend.interface import Reply
+from gatewayd.wire import sse
+from gatewayd.wire.errors import BackendFailed, BadReply, GatewayError, Truncated, is_envelope
+from gatewayd.wire.others import Reader
+
+if TYPE_CHECKING:
+    from .relay import Relay
+
+#: A backend's error is read up to here; what is longer is replaced by an envelope of our own.
+MAX_ERROR_BODY = 256 * 1024
+
+
+class BodyTransport(Protocol):
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+    def abortConnection(self) -> None: ...
+    def loseConnection(self) -> None: ...
+
+
+class Receiver:
+    """Of any body. Subclasses take what comes and what it means that it ended."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def makeConnection(self, transport: BodyTransport) -> None:
+        self._relay.receive_from(transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def ended(self, exact: bool) -> None:
+        """The body ended well.
+
+        :param exact: its framing said so, not the connection's end.
+        :raises GatewayError: it was not whole for all that.
+        """
+        raise NotImplementedError
+
+    def connectionLost(self, reason: Failure) -> None:
+        relay = self._relay
+        if not relay.receives():
+            return
+        exact = reason.check(ResponseDone) is not None
+        try:
+            if not exact and not reason.check(PotentialDataLoss):
+                relay.broke_off(reason.value)
+            else:
+                self.ended(exact)
+        except GatewayError as problem:
+            if isinstance(problem, BadReply) and not exact:
+                # Nothing but its content could have said that it was whole.
+                problem = Truncated("The backend's reply broke off before its end.")
+            relay.end(problem)
+
+
+class Document(Receiver):
+    """A JSON document, gathered whole.
+
+    :param limit: the most bytes it may take.
+    """
+
+    def __init__(self, relay: Relay, reader: Reader, limit: int) -> None:
+        super().__init__(relay)
+        self._reader = reader
+        self._limit = limit
+        self._body = bytearray()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._relay.is_over:
+            return
+        self._relay.watch.content()
+        self._body += data
+        if len(self._body) > self._limit:
+            self._relay.end(BadReply("The backend's reply is too large."))
+
+    def ended(self, exact: bool) -> None:
+        relay, reader = self._relay, self._reader
+        received, self._body = bytes(self._body), bytearray()  # never three of them at a time
+        body = reader.whole(received)
+        del received
+        if relay.call.stream:
+            payloads = reader.as_stream(body)
+            relay.exchange.events = len(payloads)
+            relay.send(b"".join([*map(sse.encode, payloads), sse.DONE]))
+            relay.end(None)
+        else:
+            relay.end(None, body)
+
+
+class ErrorDocument(Receiver):
+    """The body of an error status, which is passed on, and its envelope if it is one."""
+
+    def __init__(self, relay: Relay, reply: Reply) -> None:
+        super().__init__(relay)
+        self._reply = reply
+        self._body = bytearray()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._relay.is_over:
+            return
+        self._relay.watch.content()
+        self._body += data
+        if len(self._body) > MAX_ERROR_BODY:
+            self._body.clear()
+            self.ended(True)
+
+    def ended(self, exact: bool) -> None:
+        status, body = self._reply.status, bytes(self._body)
+        payload = body if is_envelope(body) else None
+        said = f"The backend answered with status {status}."
+        self._relay.failed(BackendFailed(said, payload, status, self._reply.headers))
+
+
+class Opaque(Receiver):
+    """A body that crosses as it comes; nobody reads it, so only its framing says it is whole."""
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self._relay.is_over:
+            self._relay.watch.content()
+            self._relay.send(data)
+
+    def ended(self, exact: bool) -> None:
+        if not exact:
+            raise Truncated("The backend closed the connection without saying it was done.")
+        self._relay.send(b"")
+        self._relay.end(None)
+
+
+class Events(Receiver):
+    """An event stream.
+
+    :param limit: the most bytes that one event may take.
+    """
+
+    def __init__(self, relay: Relay, reader: Reader, limit: int) -> None:
+        super().__init__(relay)
+        self._exchange = relay.exchange
+        self._reader = reader
+        self._limit = limit
+        self._parser = sse.Parser(limit)
+
+    def dataReceived(self, data: bytes) -> None:
+        relay, exchange = self._relay, self._exchange
+        if exchange.events and exchange.end is None and self._parser.at_rest:
+            # Nearly all of what there is to relay goes this way.
+            frames = self._reader.frames(data) if len(data) <= self._limit else None
+            if frames:
+                relay.watch.relayed(len(frames))
+                relay.client.write(frames[0] if len(frames) == 1 else b"".join(frames))
+                return
+        if relay.is_over:
+            return
+        try:
+            self._take(self._parser.feed(data), self._parser.progress)
+        except sse.EventTooLarge as e:
+            self._take(e.events, True)
+            relay.end(_too_large())
+
+    def _take(self, events: Sequence[sse.Event], progress: bool) -> None:
+        relay, reader, out = self._relay, self._reader, []
+        problem: GatewayError | None = None
+        done = False
+        for name, payload in events:
+            if reader.by_done and payload.startswith(b"[DONE]"):
+                done = True
+                break
+            try:
+                crossing = reader.take(name, payload)
+            except GatewayError as e:
+                problem = e
+                break
+            if crossing is not None:
+                self._exchange.events += 1
+                out.append(sse.encode(crossing, b"" if reader.by_done else name))
+            if not reader.by_done and reader.complete(done=False):
+                done = True
+                break
+        if progress or events:
+            relay.watch.content()
+        whole = problem is None and done and reader.started and reader.complete(done=True)
+        if whole and reader.by_done:
+            out.append(sse.DONE)
+        if out:
+            relay.send(out[0] if len(out) == 1 else b"".join(out))
+        if whole:
+            relay.end(None)
+        elif problem is not None:
+            relay.end(problem)
+        elif done and reader.started:
+            self._ended(done=True)
+        elif done:
+            relay.end(_empty())
+
+    def ended(self, exact: bool) -> None:
+        try:
+            self._take(self._parser.close(), False)
+        except sse.EventTooLarge:
+            self._relay.end(_too_large())
+        if self._relay.is_over:
+            return
+        if not self._reader.started:
+            raise _empty()
+        self._ended(done=False)
+
+    def _ended(self, done: bool) -> None:
+        """The stream ended, and nothing more will come."""
+        reader = self._reader
+        if not reader.complete(done):
+            said = "The backend ended the stream before the reply was finished."
+            self._relay.end(Truncated(said))
+            return
+        if reader.by_done:
+            self._relay.send(sse.DONE)
+        self._relay.end(None)
+
+
+def _too_large() -> BadReply:
+    return BadReply("The backend sent an event that is too large.")
+
+
+def _empty() -> BadReply:
+    return BadReply("The backend's stream ended without an event.")

@@ -1,0 +1,149 @@
+"""The daemon's reactor hands events on as Twisted's own does."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet import error
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.main import CONNECTION_DONE
+from twisted.logger import LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from gatewayd.reactor import Reactor
+
+
+class Reader(FileDescriptor):
+    """Reads from one end of a pair of sockets; the other is ``peer``."""
+
+    def __init__(self, reactor: Reactor, read: Callable[["Reader"], object]) -> None:
+        super().__init__(reactor)
+        self._socket, self.peer = socket.socketpair()
+        self._socket.setblocking(False)
+        self._read = read
+        self.lost: list[type[BaseException] | None] = []
+        self.fileno = self._socket.fileno  # type: ignore[method-assign]
+        self.startReading()
+
+    def doRead(self) -> object:
+        return self._read(self)
+
+    def received(self) -> object:
+        return None if self._socket.recv(100) else CONNECTION_DONE
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost.append(reason.type)
+
+    def close(self) -> None:
+        self._socket.close()
+        self.peer.close()
+
+
+class World:
+    """A reactor, and readers that it has."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        self.readers: list[Reader] = []
+        self.called: list[Reader] = []
+        self.logged: list[type[BaseException] | None] = []
+
+    def reader(self, read: Callable[[Reader], object]) -> Reader:
+        """One that has something to read, and reads it so."""
+
+        def noted(reader: Reader) -> object:
+            self.called.append(reader)
+            return read(reader)
+
+        reader = Reader(self.reactor, noted)
+        self.readers.append(reader)
+        reader.peer.send(b"x")
+        return reader
+
+    def observe(self, event: LogEvent) -> None:
+        if "log_failure" in event:
+            self.logged.append(event["log_failure"].type)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    observer: Any = world.observe
+    globalLogPublisher.addObserver(observer)
+    yield world
+    globalLogPublisher.removeObserver(observer)
+    for reader in world.readers:
+        reader.close()
+    world.reactor.waker.connectionLost(Failure(error.ConnectionDone()))
+    world.reactor._poller.close()
+
+
+def test_what_came_is_read_by_who_waits_for_it(world: World) -> None:
+    readers = [world.reader(Reader.received) for _ in range(3)]
+    readers[1].received()  # so that there is nothing
+    world.reactor.doIteration(0)
+    world.reactor.doIteration(0)
+    assert set(world.called) == {readers[0], readers[2]} and len(world.called) == 2
+
+
+def test_a_handler_that_raises_loses_its_own_connection_only(world: World) -> None:
+    broken, well = world.reader(lambda reader: 1 // 0), world.reader(Reader.received)
+    world.reactor.doIteration(0)
+    assert (broken.lost, well.lost, len(world.called)) == ([ZeroDivisionError], [], 2)
+    assert world.logged == [ZeroDivisionError]
+    assert broken not in world.reactor.getReaders() and well in world.reactor.getReaders()
+
+
+def test_what_a_handler_returns_closes_the_connection(world: World) -> None:
+    reader = world.reader(lambda reader: CONNECTION_DONE)
+    world.reactor.doIteration(0)
+    assert (reader.lost, world.logged) == ([error.ConnectionDone], [])
+
+
+def test_who_was_closed_by_a_handler_before_it_is_not_called(world: World) -> None:
+    def close_all(reader: Reader) -> None:
+        for other in world.readers:
+            other.stopReading()
+
+    world.reader(close_all)
+    world.reader(close_all)
+    world.reactor.doIteration(0)
+    assert len(world.called) == 1
+
+
+def test_a_peer_that_hangs_up_is_told_as_ever(world: World) -> None:
+    reader = world.reader(Reader.received)
+    reader.peer.close()
+    world.reactor.doIteration(0)
+    world.reactor.doIteration(0)
+    assert reader.lost == [error.ConnectionDone]
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [((), "gatewayd.reactor.Reactor"), (("--reactor", "poll"), "pollreactor.PollReactor")],
+)
+def test_twistd_runs_it_unless_told_another(
+    options: tuple[str, ...], chosen: str, tmp_path: Path
+) -> None:
+    command = "from twisted.scripts.twistd import run; run()"
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", command, "--nodaemon", *options, "gatewayd", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert daemon.stdout is not None
+    lines = []
+    for line in daemon.stdout:
+        lines.append(line)
+        if "reactor class" in line or len(lines) > 20:
+            break
+    daemon.kill()
+    daemon.communicate()
+    assert any(chosen in line for line in lines), lines
