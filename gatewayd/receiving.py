@@ -69,15 +69,14 @@ class Receiver:
             relay.end(problem)
 
 
-class Document(Receiver):
-    """A JSON document, gathered whole.
+class Gathered(Receiver):
+    """A body that is gathered whole.
 
     :param limit: the most bytes it may take.
     """
 
-    def __init__(self, relay: Relay, reader: Reader, limit: int) -> None:
+    def __init__(self, relay: Relay, limit: int) -> None:
         super().__init__(relay)
-        self._reader = reader
         self._limit = limit
         self._body = bytearray()
 
@@ -87,7 +86,21 @@ class Document(Receiver):
         self._relay.watch.content()
         self._body += data
         if len(self._body) > self._limit:
-            self._relay.end(BadReply("The backend's reply is too large."))
+            self.too_large()
+
+    def too_large(self) -> None:
+        raise NotImplementedError
+
+
+class Document(Gathered):
+    """A JSON document."""
+
+    def __init__(self, relay: Relay, reader: Reader, limit: int) -> None:
+        super().__init__(relay, limit)
+        self._reader = reader
+
+    def too_large(self) -> None:
+        self._relay.end(BadReply("The backend's reply is too large."))
 
     def ended(self, exact: bool) -> None:
         relay, reader = self._relay, self._reader
@@ -103,22 +116,16 @@ class Document(Receiver):
             relay.end(None, body)
 
 
-class ErrorDocument(Receiver):
+class ErrorDocument(Gathered):
     """The body of an error status, which is passed on, and its envelope if it is one."""
 
     def __init__(self, relay: Relay, reply: Reply) -> None:
-        super().__init__(relay)
+        super().__init__(relay, MAX_ERROR_BODY)
         self._reply = reply
-        self._body = bytearray()
 
-    def dataReceived(self, data: bytes) -> None:
-        if self._relay.is_over:
-            return
-        self._relay.watch.content()
-        self._body += data
-        if len(self._body) > MAX_ERROR_BODY:
-            self._body.clear()
-            self.ended(True)
+    def too_large(self) -> None:
+        self._body.clear()
+        self.ended(True)
 
     def ended(self, exact: bool) -> None:
         status, body = self._reply.status, bytes(self._body)

@@ -289,7 +289,7 @@ def read_file(path: str) -> tuple[bytes, bool]:
 
 
 def _is_credential(path: str) -> bool:
-    """Whether systemd made the file for this service alone; its access list looks like a group's."""
+    """Whether systemd made it for this service alone; its access list looks like a group's."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     return bool(folder) and os.path.dirname(os.path.abspath(path)) == folder
 

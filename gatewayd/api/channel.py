@@ -4,8 +4,8 @@ Twisted Web's own channel reads requests more leniently than a gateway may (bare
 headers, odd lengths), buffers bodies on disk, has no clock for a whole request and stops noticing
 a disconnect behind pipelined bytes. :class:`Channel` reads with llhttp instead, in three steps:
 
-1. the head is gathered until its empty line, within ``request_head`` bytes and seconds, and
-   given to the parser whole; what needs no body (its size, who is calling) is decided here;
+1. the head is read (:mod:`.incoming`), within ``request_head`` bytes and seconds; what needs no
+   body (its size, who is calling) is decided here;
 2. the body is gathered in memory, within ``request_body`` bytes and seconds;
 3. the request is handled; what the client sends meanwhile waits, up to a limit.
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import httptools
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -25,20 +24,16 @@ from twisted.web import http
 
 from gatewayd.exchange import End, request_id, traceparent
 from gatewayd.sending import limit_unsent, send
-from gatewayd.wire.chunked import Chunked
 from gatewayd.wire.errors import (
-    BadHTTP,
     GatewayError,
-    HeadTooLarge,
-    MethodNotAllowed,
     Overloaded,
     RequestTimeout,
     RequestTooLarge,
-    TargetTooLong,
 )
-from gatewayd.wire.head import Fields, Framing, RequestLine
+from gatewayd.wire.head import Fields, Framing
 
 from .clocks import Deadline, WriteClock, pending
+from .incoming import Incoming
 from .request import Request
 
 if TYPE_CHECKING:
@@ -55,8 +50,6 @@ LINGER_SECONDS = 2.0
 STEPS_AT_ONCE = 16
 
 _METHODS = frozenset(b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT".split())
-_ALLOW = ((b"allow", b"GET, HEAD, POST, OPTIONS"),)
-_UNKNOWN_LINE = RequestLine(b"GET", b"", b"1")
 
 
 class Channel(http.HTTPChannel):
@@ -74,14 +67,8 @@ class Channel(http.HTTPChannel):
         self.site: Site = site
         self.factory = site
         self._settings = site.settings
-        self._received = bytearray()
-        self._line = _UNKNOWN_LINE
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._parser: Any = None
+        self._incoming = Incoming()
         self._request: Request | None = None  # whose body is being read
-        self._body = bytearray()
-        self._body_left = 0  # bytes to come
-        self._chunked: Chunked | None = None  # reads the body, if it is chunked
         self._closing = False
         self._pumping = False
         self._turn: IDelayedCall | None = None
@@ -108,7 +95,7 @@ class Channel(http.HTTPChannel):
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
-        self._parser = None  # it holds this channel
+        self._incoming.close()
         if self._request is not None:  # its body was still coming
             self.requests.append(self._request)
             self._request = None
@@ -119,10 +106,10 @@ class Channel(http.HTTPChannel):
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
-        self._received += data
+        self._incoming.buffer += data
         if not self._handlingRequest:
             self._pump()
-        elif len(self._received) > PIPELINED_BYTES:
+        elif len(self._incoming.buffer) > PIPELINED_BYTES:
             self.abort(End.CLIENT_GONE, "too many pipelined bytes")
 
     def _pump(self) -> None:
@@ -132,7 +119,7 @@ class Channel(http.HTTPChannel):
         self._pumping = True
         try:
             for _ in range(STEPS_AT_ONCE):
-                if not self._received or self._closing or self._handlingRequest:
+                if not self._incoming.buffer or self._closing or self._handlingRequest:
                     break
                 if not (self._read_head() if self._request is None else self._read_body()):
                     break
@@ -155,101 +142,49 @@ class Channel(http.HTTPChannel):
     def _read_head(self) -> bool:
         """Take a head off the buffer if it is complete. False: more bytes are needed."""
         self._settings = self.site.settings
-        self._line = _UNKNOWN_LINE  # no longer that of the request before
-        buffer = self._received
-        if buffer.startswith(b"\r\n"):
-            del buffer[:2]  # some old clients end a body with one too many
-        limit = self._settings.limits.request_head
-        end = buffer.find(b"\r\n\r\n", 0, limit + 4) + 4
-        # llhttp lets some request lines pass that another parser would read differently.
-        line, newline, _ = bytes(buffer[: end if end > 3 else limit + 2]).partition(b"\n")
-        if newline:
-            self._line = RequestLine.parse(line)
-        elif len(line) > limit:
-            raise TargetTooLong(f"The request line is longer than {limit} bytes.")
-        if end > limit or (end < 4 and len(buffer) > limit):
-            raise HeadTooLarge(f"The request's head is longer than {limit} bytes.")
-        if end < 4:
+        fields = self._incoming.head(self._settings.limits.request_head)
+        if fields is None:
             if not self._deadline.is_for(self._head_too_slow):
                 self._deadline.set(self._settings.timeouts.request_head, self._head_too_slow)
             return False
-        head = bytes(buffer[:end])
-        del buffer[:end]
-        self._take_head(head)
+        self._take_head(fields)
         return True
 
-    def _take_head(self, head: bytes) -> None:
-        self._parse_head(head)
-        fields = Fields(self._headers)
-        self._headers.clear()  # a connection may be idle for long
+    def _take_head(self, fields: Fields) -> None:
         self._request = request = self._new_request(fields)
-        framing = Framing.of(self._line, fields)
+        framing = Framing.of(self._incoming.line, fields)
         self.persistent = framing.persistent
         self.site.admit(request)
-        limit = self._settings.limits.request_body
-        if framing.length is not None and framing.length > limit:
-            raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
+        limits = self._settings.limits
+        if framing.length is not None and framing.length > limits.request_body:
+            said = f"The request body is larger than {limits.request_body} bytes."
+            raise RequestTooLarge(said)
         if framing.length == 0:
-            self._handle()
+            self._handle(b"")
             return
-        if framing.length is None:
-            self._chunked = Chunked(limit, self._settings.limits.request_head)
-            self._parser = None  # it would read the body, too
-        else:
-            self._body_left = framing.length
+        self._incoming.expect_body(framing.length, limits.request_body, limits.request_head)
         self._deadline.set(self._settings.timeouts.request_body, self._body_too_slow)
-        if framing.wants_continue and not self._received:
+        if framing.wants_continue and not self._incoming.buffer:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _parse_head(self, head: bytes) -> None:
-        """Give a head to llhttp."""
-        self._headers = []
-        if self._parser is None:
-            self._parser = httptools.HttpRequestParser(self)
-        try:
-            self._parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            # A server may ignore that wish. llhttp would take the body for the new protocol's, so
-            # the body is counted here and the parser made anew for the next request.
-            self._parser = None
-        except httptools.HttpParserInvalidMethodError:
-            raise MethodNotAllowed("This method is not known.", headers=_ALLOW) from None
-        except httptools.HttpParserError as e:
-            raise BadHTTP(f"The request is not valid HTTP: {e}.") from None
 
     # -- step 2: the body ----------------------------------------------------------------------
 
     def _read_body(self) -> bool:
         """Take what is here of the body off the buffer. False: more bytes are needed."""
-        if self._chunked is not None:
-            if not self._chunked.take(self._received):
-                return False
-            self._body, self._chunked = self._chunked.body, None
-        else:
-            data = bytes(self._received[: self._body_left])
-            del self._received[: len(data)]
-            if self._parser is not None:
-                self._parser.feed_data(data)  # it counts along
-            self._body += data
-            self._body_left -= len(data)
-            if self._body_left:
-                return False
-        self._handle()
+        body = self._incoming.body()
+        if body is None:
+            return False
+        self._handle(body)
         return True
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """llhttp calls this while it is fed."""
-        self._headers.append((name, value))
 
     # -- step 3: handling ----------------------------------------------------------------------
 
-    def _handle(self) -> None:
+    def _handle(self, body: bytes) -> None:
         request, self._request = self._request, None
         assert request is not None
         self._handlingRequest = True
         self._deadline.clear()
-        request.body = bytes(self._body)
-        self._body = bytearray()
+        request.body = body
         self.requests.append(request)
         request.process()
 
@@ -276,10 +211,11 @@ class Channel(http.HTTPChannel):
     def _new_request(self, fields: Fields) -> Request:
         ids = fields.all(self.site.id_header.lower()) or fields.all(b"request-id")
         exchange = self.site.begin(request_id(ids), self._client)
-        if self._line.method in _METHODS:  # another could hold anything, and is logged
-            exchange.method = self._line.method.decode("ascii")
+        line = self._incoming.line
+        if line.method in _METHODS:  # another could hold anything, and is logged
+            exchange.method = line.method.decode("ascii")
         exchange.traceparent = traceparent(fields.all(b"traceparent"))
-        return Request(self, exchange, self._line, fields)
+        return Request(self, exchange, line, fields)
 
     # -- refusing and closing ------------------------------------------------------------------
 
@@ -314,7 +250,7 @@ class Channel(http.HTTPChannel):
         if self._closing:
             return
         self._closing = True
-        self._received.clear()
+        self._incoming.buffer.clear()
         self._networkProducer.unregisterProducer()
         if self.isSecure():
             self.transport.loseConnection()
@@ -326,7 +262,7 @@ class Channel(http.HTTPChannel):
     def abort(self, end: End, detail: str) -> None:
         """Close at once; what is under way ends so."""
         self._closing = True
-        self._received.clear()
+        self._incoming.buffer.clear()
         for request in self.requests:
             request.give_up(end, detail)
         self.transport.abortConnection()
