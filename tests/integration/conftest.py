@@ -11,10 +11,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.faultbackend import FaultBackend
 from tests.integration import tinymodel
 from tests.integration.processes import Gateway, LlamaServer
 
 pytest.register_assert_rewrite("tests.integration.faults")
+
+from tests.integration.faults import Daemon, watched  # noqa: E402  # rewritten, as was just said
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[FaultBackend]:
+    """A backend that fails as it is told to."""
+    with FaultBackend() as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A gateway with short clocks in front of :func:`sim`."""
+    with watched(Daemon(tmp_path_factory.mktemp("gateway"), sim.url), sim) as daemon:
+        yield daemon
 
 
 @pytest.fixture(scope="session")

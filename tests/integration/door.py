@@ -4,10 +4,8 @@ must hold of every refusal.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import attrs
@@ -123,36 +121,6 @@ def check_refused(daemon: Daemon, answer: Answer, expected: str, param: str | No
     line = daemon.line(id)
     assert (line["status"], line["end"]) == (answer.status, "refused"), line
     assert line["code"] == error["code"]
-
-
-class Prober:
-    """A quiet neighbour that asks for /healthz 20 times a second and notes what it waits.
-
-    :param every: seconds between two of its requests.
-    """
-
-    def __init__(self, port: int, every: float = 0.05) -> None:
-        self.delays: list[float] = []
-        self._port, self._every = port, every
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(1)
-
-    def __enter__(self) -> Prober:
-        self._done = self._pool.submit(self._run)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown()
-        self._done.result()
-
-    def _run(self) -> None:
-        with Client(self._port) as client:
-            while not self.delays or not self._stop.wait(self._every):
-                began = time.monotonic()
-                client.sock.sendall(get(b"/healthz"))
-                assert client.answer("").status == 200
-                self.delays.append(time.monotonic() - began)
 
 
 def together(jobs: Sequence[tuple[Client, bytes]]) -> None:

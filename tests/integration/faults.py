@@ -58,6 +58,11 @@ SHORT = {
     "limits_in_flight": f"{MAX_IN_FLIGHT}",
 }
 
+#: The backend's clocks where much is done at once: clients and backend are one process.
+PATIENT = dict.fromkeys(
+    ("timeouts_connect", "timeouts_first_byte", "timeouts_idle", "timeouts_total"), "60"
+)
+
 #: What no message for a client may hold: names of hosts, paths, keys, Python.
 TELLING = re.compile(
     rb"127\.0\.0\.1|localhost|internal-host|/srv/|/site-packages|\.py\b|sk-sim|Traceback|twisted"

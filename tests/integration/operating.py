@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.faultbackend import FaultBackend, Record
 from tests.integration.faults import Answer, Client, wait_for
-from tests.integration.processes import Gateway
+from tests.integration.processes import START, Gateway
 
 #: The most that a machine with other things to do may take for what is done at once.
 AT_ONCE = 1.0
@@ -31,6 +31,14 @@ def ini(**sections: Mapping[str, object]) -> str:
         lines.append(f"[{section.replace('__', ' ')}]")
         lines += [f"{key} = {value}" for key, value in keys.items()]
     return "\n".join([*lines, ""])
+
+
+def in_front_of(sim: FaultBackend, log: Path, **gateway: object) -> str:
+    """The settings of a gateway with one backend and this access log.
+
+    :param gateway: what its section says.
+    """
+    return ini(gateway=gateway, log={"access": log}, backend__b={"url": sim.url})
 
 
 class Caller(Client):
@@ -164,6 +172,12 @@ def logged(ids: Iterable[str], *files: Path) -> list[dict[str, Any]]:
     return wait_for(found, 5, "a line of each request")
 
 
+def ends(ids: Iterable[str], log: Path) -> list[str]:
+    """How the log says that these requests ended, in the order of its lines."""
+    wanted = set(ids)
+    return [line["end"] for line in log_lines(log) if line["id"] in wanted]
+
+
 def metric(page: bytes, name: str, **labels: str) -> float:
     """The sum of a metric's values over all series that have these labels."""
     total = 0.0
@@ -183,6 +197,19 @@ def refuses(port: int) -> bool:
     return False
 
 
+# Two workers.
+
+
+def both_serve(gateway: Gateway) -> None:
+    wait_for(lambda: "2 workers serve" in gateway.output, START, "both workers")
+
+
+def workers(gateway: Gateway) -> list[int]:
+    """Their process numbers."""
+    task = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children")
+    return [int(pid) for pid in task.read_text().split()]
+
+
 # systemd.
 
 
@@ -193,7 +220,7 @@ class Notices:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(path)
-        self._socket.settimeout(10)
+        self._socket.settimeout(START)
 
     def next(self, ignored: str = "WATCHDOG") -> dict[str, str]:
         while ignored in (message := self._receive()):

@@ -141,10 +141,15 @@ class Server:
             time.sleep(0.05)
 
 
+TWISTD = (f"{BIN / 'twistd'}", "--nodaemon", "--pidfile=")
+TWIST = (f"{BIN / 'twist'}",)
+
+
 class Gateway(Server):
     """gatewayd, started as its user starts it: ``twistd gatewayd`` in the foreground.
 
     :param options: what stands after ``gatewayd`` on the command line, besides the port.
+    :param runner: what stands before it.
     :param port: where it listens; by default any free port.
     :param config: the text of its ini file.
     :param before: a command that starts it, in front of its own.
@@ -154,6 +159,7 @@ class Gateway(Server):
         self,
         *options: str,
         folder: Path,
+        runner: Sequence[str] = TWISTD,
         port: int = 0,
         config: str | None = None,
         environment: Mapping[str, str] | None = None,
@@ -166,9 +172,8 @@ class Gateway(Server):
         if config is not None:
             self.ini.write_text(config)
             options = ("--config", str(self.ini), *options)
-        command = [BIN / "twistd", "--nodaemon", "--pidfile=", "gatewayd", "--port", port, *options]
         super().__init__(
-            [*before, *map(str, command)],
+            [*before, *runner, "gatewayd", "--port", str(port), *options],
             port=port,
             health="/healthz",
             folder=folder,

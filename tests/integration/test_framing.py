@@ -26,7 +26,7 @@ from tests.integration.door import (
     request,
     tell,
 )
-from tests.integration.faults import Client, Daemon, watched
+from tests.integration.faults import Client, Daemon
 
 BAD = "400 bad_http"
 LARGE = "431 request_too_large"
@@ -208,17 +208,10 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[FaultBackend]:
-    with FaultBackend() as backend:
-        yield backend
-
-
-@pytest.fixture(scope="module")
-def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with watched(Daemon(tmp_path_factory.mktemp("framing"), sim.url), sim) as daemon:
-        yield daemon
-        assert "smuggled" not in daemon.lines()
-        assert "/smuggled" not in daemon.output
+def gateway(gateway: Daemon) -> Iterator[Daemon]:
+    yield gateway
+    assert "smuggled" not in gateway.lines()
+    assert "/smuggled" not in gateway.output
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

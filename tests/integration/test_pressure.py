@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
@@ -11,12 +12,14 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests import faultbackend_faults
 from tests.faultbackend import FaultBackend, Record
 from tests.integration.faults import (
     CLIENT_WRITE,
     MAX_IN_FLIGHT,
     MAX_REPLY,
     MIB,
+    PATIENT,
     Answer,
     Client,
     Daemon,
@@ -27,6 +30,7 @@ from tests.integration.faults import (
     wait_for,
     watched,
 )
+from tests.integration.neighbour import Neighbour, kept_waiting
 
 KIB = 1024
 RECEIVE_BUFFER = 16 * KIB
@@ -44,42 +48,15 @@ def sim() -> Iterator[FaultBackend]:
 @pytest.fixture(scope="module")
 def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("pressure")
-    with watched(Daemon(folder, sim.url, timeouts_total="60"), sim, growth=80 * MIB) as daemon:
+    with watched(Daemon(folder, sim.url, **PATIENT), sim, growth=80 * MIB) as daemon:
         yield daemon
 
 
-class Neighbour:
-    """Asks for /healthz 20 times a second, and notes how long that takes."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.delays: list[float] = []
-        self._daemon = daemon
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(1)
-
-    def __enter__(self) -> Neighbour:
-        self._done = self._pool.submit(self._run)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown()
-        self._done.result()
-
-    def _run(self) -> None:
-        with Client(self._daemon.port) as client:
-            while not self._stop.wait(0.05):
-                began = time.monotonic()
-                client.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
-                assert client.answer("").status == 200
-                self.delays.append(time.monotonic() - began)
-
-    def check(self) -> None:
-        """The page's 100 ms, of a machine that also runs the clients and the backend."""
-        ordered = sorted(self.delays)
-        print(f"\nneighbour: {spread(self.delays)} ms")
-        assert ordered[int(len(ordered) * 0.9)] < 0.1
-        assert ordered[-1] < 1
+def check_neighbour(neighbour: Neighbour) -> None:
+    """The page's 100 ms, of a gateway that has much to do."""
+    print(f"\nneighbour: {spread(neighbour.delays)} ms")
+    assert neighbour.at(0.9) < 0.1
+    assert max(neighbour.delays) < 1
 
 
 def stalled(stack: ExitStack, daemon: Daemon, sim: FaultBackend, count: int) -> list[Record]:
@@ -122,7 +99,7 @@ def test_who_does_not_read_stops_its_backend(
         for record in records:
             line = gateway.line(str(record.request_id))
             assert (line["end"], line["status"]) == ("client_gone", 200)
-    neighbour.check()
+    check_neighbour(neighbour)
     gateway.is_well()
 
 
@@ -170,12 +147,30 @@ def test_slow_readers_of_large_replies(gateway: Daemon, sim: FaultBackend) -> No
     gateway.is_well()
 
 
-def test_too_many_at_once_are_refused_at_once(gateway: Daemon, sim: FaultBackend) -> None:
+def test_too_many_at_once_are_refused_at_once(
+    gateway: Daemon, sim: FaultBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """P07."""
+    told = threading.Event()
+
+    async def until_told() -> None:
+        while not told.is_set():
+            await asyncio.sleep(0.01)
+
+    def held(reply: faultbackend_faults.Reply) -> None:
+        reply.before.append(until_told)
+
+    monkeypatch.setitem(faultbackend_faults.FAULTS, "held", held)
 
     def one(client: Client, number: int) -> Answer:
         began = time.monotonic()
-        return client.answer(client.ask("slow-first-byte:1", number % 2 == 0), began)
+        return client.answer(client.ask("held", number % 2 == 0), began)
+
+    def refuse(client: Client, number: int) -> Answer:
+        waited = kept_waiting(gateway.pid)
+        answer = one(client, number)
+        answer.asked += kept_waiting(gateway.pid) - waited
+        return answer
 
     sim.reset()
     surplus = 100
@@ -185,7 +180,8 @@ def test_too_many_at_once_are_refused_at_once(gateway: Daemon, sim: FaultBackend
         with ThreadPoolExecutor(MAX_IN_FLIGHT) as pool:
             first = [pool.submit(one, client, n) for n, client in enumerate(clients)]
             wait_for(lambda: len(sim.records) == MAX_IN_FLIGHT, 5, "a full gateway")
-            refused = [one(client, number) for number, client in enumerate(later)]
+            refused = [refuse(client, number) for number, client in enumerate(later)]
+            told.set()
             served = [future.result() for future in first]
     assert [(answer.status, answer.whole) for answer in served] == [(200, True)] * MAX_IN_FLIGHT
     assert [answer.status for answer in refused] == [503] * surplus
@@ -196,7 +192,7 @@ def test_too_many_at_once_are_refused_at_once(gateway: Daemon, sim: FaultBackend
     waited = [answer.seconds for answer in refused]
     print(f"\nrefused after {spread(waited)} ms")
     assert max(waited) < 0.05 + 0.1
-    neighbour.check()
+    check_neighbour(neighbour)
     assert ask(gateway).status == 200
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +24,12 @@ from tests.integration.operating import (
     AT_ONCE,
     Caller,
     activated,
+    both_serve,
     chat,
     crowd,
+    ends,
     get,
+    in_front_of,
     ini,
     is_whole,
     left_at,
@@ -34,16 +38,11 @@ from tests.integration.operating import (
     metric,
     notices,
     reached,
+    workers,
 )
 from tests.integration.processes import Gateway, free_port
 
 TWO = {"workers": 2}
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[FaultBackend]:
-    with FaultBackend() as backend:
-        yield backend
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +61,6 @@ def gateway(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gat
     with Gateway(folder=tmp_path_factory.mktemp("workers"), config=base) as gateway:
         both_serve(gateway)
         yield gateway
-
-
-def both_serve(gateway: Gateway) -> None:
-    wait_for(lambda: "2 workers serve" in gateway.output, 10, "both workers")
-
-
-def workers(gateway: Gateway) -> list[int]:
-    """Their process numbers."""
-    task = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children")
-    return [int(pid) for pid in task.read_text().split()]
 
 
 def clients_of(worker: int, gateway: Gateway) -> int:
@@ -192,10 +181,15 @@ def test_only_the_streams_of_a_worker_that_is_killed_end_and_they_end_with_a_cut
     (new,) = set(workers(gateway)) - {second}
     wait_for(lambda: servers(gateway) == {"reloaded"}, 5, "the reload")
     assert gateway.output.count("ended: ") == 1
+    with ExitStack() as stack:
+
+        def one_more() -> bool:
+            stack.enter_context(Caller(gateway))
+            return clients_of(new, gateway) > 0
+
+        wait_for(one_more, 10, "work for the new one")
     with crowd(gateway) as clients:
-        clients.begin(40, "next", "tokens:20:0.05", True)
-        sim.wait_for(lambda: reached(sim, clients.ids))
-        wait_for(lambda: clients_of(new, gateway) > 0, 2, "work for the new one")
+        clients.begin(40, "next", "", True)
         assert all(is_whole(answer, sim) for answer in clients.answers())
 
     # What the dead one counted still counts, and what it had in flight does not.
@@ -214,9 +208,8 @@ def test_only_the_streams_of_a_worker_that_is_killed_end_and_they_end_with_a_cut
 def test_a_stop_that_everybody_hears_drains_both(tmp_path: Path, sim: FaultBackend) -> None:
     """As by Ctrl-C, or by systemd: the workers are told too, and are told again."""
     log = tmp_path / "access.log"
-    config = ini(backend__b={"url": sim.url}, log={"access": log}, gateway=TWO)
     with (
-        Gateway(folder=tmp_path, config=config) as gateway,
+        Gateway(folder=tmp_path, config=in_front_of(sim, log, **TWO)) as gateway,
         crowd(gateway) as clients,
         Caller(gateway) as idle,
     ):
@@ -249,11 +242,7 @@ def test_the_drain_has_an_end_and_a_second_signal_ends_it_at_once(
         folder.mkdir()
 
     def config(name: str, drain: int) -> str:
-        return ini(
-            backend__b={"url": sim.url},
-            log={"access": folders[name] / "access.log"},
-            gateway=TWO | {"drain": drain},
-        )
+        return in_front_of(sim, folders[name] / "access.log", **TWO, drain=drain)
 
     with (
         Gateway(folder=folders["drain"], config=config("drain", 1)) as drain,
@@ -278,9 +267,7 @@ def test_the_drain_has_an_end_and_a_second_signal_ends_it_at_once(
             check_error(answer.payloads()[-1], "draining", "server_error")
         assert not any(answer.whole for answer in others.answers())
     for folder, clients in ((folders["drain"], some), (folders["again"], others)):
-        lines = log_lines(folder / "access.log")
-        ends = [line["end"] for line in lines if line["id"] in clients.ids]
-        assert ends == ["drained"] * 10
+        assert ends(clients.ids, folder / "access.log") == ["drained"] * 10
 
 
 def test_workers_do_not_outlive_a_supervisor_that_is_killed(

@@ -1,0 +1,88 @@
+"""A quiet neighbour, who asks for /healthz while others are loud, and what the machine does to it.
+
+It is a process of its own, so that nothing the tests do in theirs makes it wait. And what the
+machine makes it or the gateway wait for a processor is none of the gateway's doing: the kernel
+counts that (``schedstat`` in proc(5)), and it is taken off.
+
+Run as a program: ``neighbour.py PORT PID EVERY``; it asks until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from tests.integration.processes import Server
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
+OK = b'{"status": "ok"}'
+
+
+def kept_waiting(pid: int) -> float:
+    """Seconds that a process and this thread could have run, and others had the processors."""
+    nanoseconds = 0
+    for task in (f"{pid}", "thread-self"):
+        with open(f"/proc/{task}/schedstat") as file:
+            nanoseconds += int(file.read().split()[1])
+    return nanoseconds / 1e9
+
+
+class Neighbour:
+    """
+    :param every: seconds between two of its requests.
+    :ivar delays: what it waited for each answer; known at the end.
+    """
+
+    def __init__(self, gateway: Server, every: float = 0.05) -> None:
+        self.delays: list[float] = []
+        program = [sys.executable, "-IS", __file__]
+        self._process = subprocess.Popen(
+            [*program, f"{gateway.port}", f"{gateway.pid}", f"{every}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "asks\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        output = self._process.communicate(timeout=30)[0]
+        assert self._process.returncode == 0
+        self.delays += [float(delay) for delay in output.split()]
+
+    def at(self, part: float) -> float:
+        """The delay that this part of the requests did not exceed."""
+        return sorted(self.delays)[int((len(self.delays) - 1) * part)]
+
+
+def delays(port: int, pid: int, every: float) -> Iterator[float]:
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(30)
+        ended: list[object] = []
+        while not ended:
+            waited, began = kept_waiting(pid), time.monotonic()
+            client.sendall(REQUEST)
+            answer = b""
+            while not answer.endswith(OK):
+                data = client.recv(4096)
+                assert data, answer
+                answer += data
+            took = time.monotonic() - began
+            yield max(0.0, took - (kept_waiting(pid) - waited))
+            ended, _, _ = select.select([sys.stdin], [], [], every)
+
+
+if __name__ == "__main__":
+    asked = delays(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    first = next(asked)
+    print("asks", flush=True)
+    print(first, *asked)
