@@ -132,7 +132,7 @@ class Relay:
         self.watch = Watch(reactor, self.exchange, ping, patience, self._late, self._comment)
 
         self._phase = Phase.ASKING
-        self._done: Deferred[None] = Deferred(self._client_left)
+        self._done: Deferred[None] | None = Deferred(self._client_left)
         self._asked: Deferred[Reply] | None = None
         self._transport: BodyTransport | None = None
         self._reply: Reply | None = None
@@ -150,8 +150,10 @@ class Relay:
         """
         self.exchange.stop = self.end
         self._choices = list(choices)
+        assert self._done is not None
+        done = self._done
         self._ask()
-        return self._done
+        return done
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -299,7 +301,9 @@ class Relay:
             self.client.fail(problem)
         else:
             self.client.respond(200, body, () if self._reply is None else self._reply.headers)
-        self._done.callback(None)
+        done, self._done = self._done, None  # its canceller holds this
+        if done is not None:
+            done.callback(None)
 
     def _part_from_target(self, problem: GatewayError | None) -> None:
         target, self._target = self._target, None
@@ -323,7 +327,7 @@ class Relay:
                 transport.abortConnection()
 
     def _client_left(self, _: Deferred[None]) -> None:
-        self._phase = Phase.ENDED
+        self._phase, self._done = Phase.ENDED, None
         self._leave(kept=False)
         if self._target is not None:
             self._target.left(self._trial)

@@ -15,6 +15,10 @@ from gatewayd.backend.interface import Clocks
 from gatewayd.exchange import Exchange
 
 
+def _ignore(*_: object) -> None:
+    """What is due after the end."""
+
+
 class Watch:
     """
     :param ping: seconds of silence after which ``comment`` is called; 0 for never.
@@ -93,6 +97,7 @@ class Watch:
     def stop(self) -> None:
         """Nothing is due any more."""
         self._stopped = True
+        self._late = self._comment = _ignore  # who watches holds this, and this would hold them
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None

@@ -114,7 +114,7 @@ class Request(http.Request):
         """Answer with an error envelope and end as the error says."""
         if self.exchange.end is not None:
             return
-        error.__traceback__ = None  # its frames hold the reply that it is about
+        error.let_go()
         headers = list(error.headers)
         if error.executed:  # whatever the backend itself may think of it
             headers.append((b"x-should-retry", b"false"))
@@ -168,7 +168,7 @@ class Request(http.Request):
         """
         if self.exchange.end is not None or self.channel is None:
             return
-        error.__traceback__ = None  # as above
+        error.let_go()
         if self._events:
             self.write(sse.encode(error.body(), name))
         self._error = error

@@ -134,6 +134,8 @@ def _tls(settings: BackendSettings) -> IOpenSSLClientConnectionCreator | None:
 
 
 def _reply(response: IResponse) -> Reply:
+    # treq wraps what the agent gave, which is all that is wanted here, and names it so.
+    response = getattr(response, "original", response)
     crossing = []
     media_type = ""
     for name, values in response.headers.getAllRawHeaders():
@@ -142,14 +144,12 @@ def _reply(response: IResponse) -> Reply:
             media_type = values[0].partition(b";")[0].strip().lower().decode("latin-1")
         elif lower in _CROSSING or lower.startswith(_CROSSING_PREFIX):
             crossing.append((lower, values[0]))
-    # treq wraps the agent's response and names it so.
-    original = getattr(response, "original", response)
     return Reply(
         status=response.code,
         media_type=media_type,
         headers=tuple(crossing),
         body=response,
-        connect_seconds=getattr(original, "connect_seconds", 0.0),
+        connect_seconds=getattr(response, "connect_seconds", 0.0),
     )
 
 

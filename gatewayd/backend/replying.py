@@ -30,7 +30,7 @@ class ReplyParser:
 
     def __init__(self, max_head: int) -> None:
         self._max_head = max_head
-        self._head_size = self._interim = 0
+        self._head_size = self._fields_size = self._interim = 0
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._begun = False
@@ -97,6 +97,7 @@ class ReplyParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.code:  # else it is a trailer: nothing here reads those
             self._fields.append((name.lower(), value))
+            self._fields_size += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
         code = self._parser.get_status_code()
@@ -107,9 +108,9 @@ class ReplyParser:
             self._fields.clear()
             if self._interim > MAX_INTERIM:
                 raise BadReply("The backend sent interim replies without end.")
-            self._head_size = 0
+            self._head_size = self._fields_size = 0
             return
-        if sum(len(n) + len(v) + 4 for n, v in self._fields) > self._max_head:
+        if self._fields_size > self._max_head:
             raise BadReply("The head of the backend's reply is too large.")
         self._read_head()
         if code in (204, 304):

@@ -49,7 +49,7 @@ class Target:
 
     def real_name(self, model: str) -> str:
         """The name by which the backend itself knows the model."""
-        entry = self._entry(model)
+        entry = self._entry(model) if self._models else None
         return model if entry is None else entry[1] or model
 
     @property

@@ -52,6 +52,10 @@ class GatewayError(Exception):
         """The envelope as JSON."""
         return envelope(self.message, self.type, self.code, self.param)
 
+    def let_go(self) -> None:
+        """Forget where it comes from: those frames hold the reply that it is about."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+
 
 def envelope(message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
     """Encode ``{"error": {"message", "type", "param", "code"}}``, all four keys always."""

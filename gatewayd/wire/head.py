@@ -112,9 +112,10 @@ class Framing:
         expectations = values(b"expect")
         if expectations and [e.lower() for e in expectations] != [b"100-continue"]:
             raise ExpectationFailed("The only expectation that is understood is '100-continue'.")
-        tokens = {t.strip().lower() for value in values(b"connection") for t in value.split(b",")}
+        options = b",".join(values(b"connection")).lower()
+        closes = options != b"keep-alive" and b"close" in map(bytes.strip, options.split(b","))
         return cls(
             length=None if codings else int(lengths[0]) if lengths else 0,
-            persistent=line.minor == b"1" and b"close" not in tokens,
+            persistent=line.minor == b"1" and not closes,
             wants_continue=bool(expectations) and line.minor == b"1",
         )

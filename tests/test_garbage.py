@@ -1,0 +1,92 @@
+"""What is over is freed at once: no cycle of references holds it until the collector comes.
+
+A reply can be megabytes, and looking for cycles costs every request.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.testing import MemoryReactorClock
+
+from gatewayd.backend.openai import OpenAIBackend
+from gatewayd.config import BackendSettings, Limits
+from tests.memory import ClientTransport, Gateway, chunk, completion
+from tests.test_agent import ServerTransport, connected
+
+JSON = b"HTTP/1.1 %d OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+
+
+class World:
+    """A gateway in front of a backend, both ends in memory."""
+
+    def __init__(self) -> None:
+        self.reactor = MemoryReactorClock()
+        settings = BackendSettings("a", "http://127.0.0.1:9")
+        self.gateway = Gateway(OpenAIBackend(settings, Limits(), self.reactor))
+        self.client: ClientTransport | None = None
+        self.backend: ServerTransport | None = None
+
+    def ask(self, stream: bool = False, **more: Any) -> None:
+        self.client = self.gateway.chat(stream=stream, model="m", transport=self.client, **more)
+        if self.reactor.tcpClients:
+            self.backend = connected(self.reactor.tcpClients.pop()[2])
+
+    def reply(self, data: bytes) -> None:
+        assert self.backend is not None
+        self.backend.protocol.dataReceived(data)
+
+
+def whole(world: World) -> None:
+    world.ask()
+    world.reply(JSON % (200, len(completion()), completion()))
+
+
+def stream(world: World) -> None:
+    world.ask(stream=True)
+    events = [chunk("a"), chunk("b"), chunk("c"), chunk("", finish="stop"), b"[DONE]"]
+    body = b"".join(b"data: %b\n\n" % event for event in events)
+    world.reply(STREAM[:-2] + b"Content-Length: %d\r\n\r\n" % len(body))
+    for event in body.split(b"\n\n")[:-1]:
+        world.reply(event + b"\n\n")
+
+
+def error_status(world: World) -> None:
+    world.ask()
+    world.reply(JSON % (500, 2, b"{}"))
+
+
+def bad_reply(world: World) -> None:
+    world.ask()
+    world.reply(JSON % (200, 1, b"{"))
+
+
+def refused(world: World) -> None:
+    world.client = world.gateway.chat(model=3, transport=world.client)
+
+
+@pytest.mark.parametrize("exchange", [whole, stream, error_status, bad_reply, refused])
+def test_nothing_of_an_exchange_waits_for_the_collector(exchange: Callable[[World], None]) -> None:
+    world = World()
+    exchange(world)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(5):
+            exchange(world)
+        assert world.gateway.ended and not world.gateway.site.active
+        world.gateway.ended.clear()
+        world.reactor.advance(0)
+        gc.collect()
+        found = Counter(f"{type(o).__module__}.{type(o).__name__}" for o in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not found
