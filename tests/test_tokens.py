@@ -69,6 +69,7 @@ def test_either_line_end_will_do(ends: str) -> None:
     )
 
 
+CHOICE = '{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":null}'
 FINISH = VLLM.replace('"finish_reason":null', '"finish_reason":"stop"')
 UNUSUAL = {
     "cut": segment(VLLM % "a")[:-1],
@@ -93,6 +94,7 @@ UNUSUAL = {
     "a second id": segment((VLLM % "a")[:-1] + ',"id":"x"}'),
     "an id within": segment(VLLM.replace('"content":"%s"', '"tool_calls":[{"id":"x"}]')),
     "another choice": segment((VLLM % "a").replace('"index":0', '"index":1')),
+    "choices that are none": segment((OPENAI % "a").replace(CHOICE, "")),
     "no choices": segment('{"id":"chatcmpl-abc","object":"chat.completion.chunk"}'),
     "not JSON": segment((VLLM % "a")[:-1]),
     "not closed": segment((VLLM % "a").replace("}", "", 1)),
@@ -105,7 +107,8 @@ UNUSUAL = {
 
 @pytest.mark.parametrize("case", UNUSUAL)
 def test_what_is_unusual_is_left_to_care(case: str) -> None:
-    assert not reader(VLLM % "").frames(UNUSUAL[case])
+    for shape in (VLLM, OPENAI):
+        assert not reader(shape % "").frames(UNUSUAL[case])
 
 
 def test_another_choice_goes_the_quick_way_once_it_is_known() -> None:
@@ -125,7 +128,7 @@ extra = st.dictionaries(words, plain | st.lists(plain, max_size=2), max_size=3)
 def chunks(draw: st.DrawFn) -> str:
     choice = {"index": draw(st.integers(0, 1)), "delta": draw(extra), "finish_reason": None}
     members: dict[str, Any] = {
-        "choices": [choice],
+        "choices": [choice] * draw(st.integers(0, 2)),
         **draw(extra),
         **draw(st.fixed_dictionaries({}, optional=named)),
     }

@@ -89,6 +89,8 @@ class Frames:
                 token = _decode(line[6:])
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return None
+            if not token.choices:
+                return None  # with usage, even null, it may be one that the client did not ask for
             for choice in token.choices:
                 if choice.index not in seen:
                     return None
