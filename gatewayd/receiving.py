@@ -7,19 +7,19 @@ relay what to send and how the reply ends; what becomes of that is the relay's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
 from gatewayd.backend.interface import Reply
+from gatewayd.exchange import Exchange
+from gatewayd.watch import Watch
 from gatewayd.wire import sse
 from gatewayd.wire.errors import BackendFailed, BadReply, GatewayError, Truncated, is_envelope
-from gatewayd.wire.others import Reader
-
-if TYPE_CHECKING:
-    from .relay import Relay
+from gatewayd.wire.others import Call, Reader
 
 #: A backend's error is read up to here; what is longer is replaced by an envelope of our own.
 MAX_ERROR_BODY = 256 * 1024
@@ -32,10 +32,52 @@ class BodyTransport(Protocol):
     def loseConnection(self) -> None: ...
 
 
+class Client(Protocol):
+    """The client's side of an exchange: :class:`gatewayd.api.request.Request`."""
+
+    exchange: Exchange
+
+    def respond(
+        self,
+        status: int,
+        body: bytes,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        media_type: bytes = b"application/json",
+    ) -> None: ...
+    def fail(self, error: GatewayError) -> None: ...
+    def begin_stream(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None: ...
+    def begin_bytes(
+        self, headers: Sequence[tuple[bytes, bytes]], media_type: str
+    ) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def cut(self, error: GatewayError, name: bytes) -> None: ...
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+
+
+class Owner(Protocol):
+    """What a receiver belongs to: :class:`gatewayd.relay.Relay`."""
+
+    client: Client
+    exchange: Exchange
+    call: Call
+    watch: Watch
+
+    @property
+    def is_over(self) -> bool: ...
+    def receive_from(self, transport: BodyTransport) -> None: ...
+    def receives(self) -> bool: ...
+    def send(self, data: bytes) -> None: ...
+    def broke_off(self, problem: BaseException | None) -> None: ...
+    def failed(self, problem: GatewayError) -> None: ...
+    def end(self, problem: GatewayError | None, body: bytes = b"") -> None: ...
+
+
 class Receiver:
     """Of any body. Subclasses take what comes and what it means that it ended."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Owner) -> None:
         self._relay = relay
 
     def makeConnection(self, transport: BodyTransport) -> None:
@@ -75,7 +117,7 @@ class Gathered(Receiver):
     :param limit: the most bytes it may take.
     """
 
-    def __init__(self, relay: Relay, limit: int) -> None:
+    def __init__(self, relay: Owner, limit: int) -> None:
         super().__init__(relay)
         self._limit = limit
         self._body = bytearray()
@@ -95,7 +137,7 @@ class Gathered(Receiver):
 class Document(Gathered):
     """A JSON document."""
 
-    def __init__(self, relay: Relay, reader: Reader, limit: int) -> None:
+    def __init__(self, relay: Owner, reader: Reader, limit: int) -> None:
         super().__init__(relay, limit)
         self._reader = reader
 
@@ -119,7 +161,7 @@ class Document(Gathered):
 class ErrorDocument(Gathered):
     """The body of an error status, which is passed on, and its envelope if it is one."""
 
-    def __init__(self, relay: Relay, reply: Reply) -> None:
+    def __init__(self, relay: Owner, reply: Reply) -> None:
         super().__init__(relay, MAX_ERROR_BODY)
         self._reply = reply
 
@@ -155,7 +197,7 @@ class Events(Receiver):
     :param limit: the most bytes that one event may take.
     """
 
-    def __init__(self, relay: Relay, reader: Reader, limit: int) -> None:
+    def __init__(self, relay: Owner, reader: Reader, limit: int) -> None:
         super().__init__(relay)
         self._exchange = relay.exchange
         self._reader = reader

@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer, IReactorTime
@@ -50,9 +49,9 @@ from zope.interface import implementer
 from gatewayd.backend.interface import Reply
 from gatewayd.backend.routing import Choice, Target
 from gatewayd.config import Limits
-from gatewayd.exchange import Exchange
 from gatewayd.receiving import (
     BodyTransport,
+    Client,
     Document,
     ErrorDocument,
     Events,
@@ -75,30 +74,6 @@ _log = Logger()
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
-
-
-class Client(Protocol):
-    """The client's side of an exchange: :class:`gatewayd.api.request.Request`."""
-
-    exchange: Exchange
-
-    def respond(
-        self,
-        status: int,
-        body: bytes,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        media_type: bytes = b"application/json",
-    ) -> None: ...
-    def fail(self, error: GatewayError) -> None: ...
-    def begin_stream(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None: ...
-    def begin_bytes(
-        self, headers: Sequence[tuple[bytes, bytes]], media_type: str
-    ) -> None: ...
-    def write(self, data: bytes) -> None: ...
-    def finish(self) -> None: ...
-    def cut(self, error: GatewayError, name: bytes) -> None: ...
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
-    def unregisterProducer(self) -> None: ...
 
 
 class Phase(enum.Enum):
