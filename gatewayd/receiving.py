@@ -6,6 +6,7 @@ relay what to send and how the reply ends; what becomes of that is the relay's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -74,7 +75,7 @@ class Owner(Protocol):
     def end(self, problem: GatewayError | None, body: bytes = b"") -> None: ...
 
 
-class Receiver:
+class Receiver(ABC):
     """Of any body. Subclasses take what comes and what it means that it ended."""
 
     def __init__(self, relay: Owner) -> None:
@@ -83,16 +84,17 @@ class Receiver:
     def makeConnection(self, transport: BodyTransport) -> None:
         self._relay.receive_from(transport)
 
+    @abstractmethod
     def dataReceived(self, data: bytes) -> None:
-        raise NotImplementedError
+        """Bytes of the body came."""
 
+    @abstractmethod
     def ended(self, exact: bool) -> None:
         """The body ended well.
 
         :param exact: its framing said so, not the connection's end.
         :raises GatewayError: it was not whole for all that.
         """
-        raise NotImplementedError
 
     def connectionLost(self, reason: Failure) -> None:
         relay = self._relay
@@ -130,8 +132,9 @@ class Gathered(Receiver):
         if len(self._body) > self._limit:
             self.too_large()
 
+    @abstractmethod
     def too_large(self) -> None:
-        raise NotImplementedError
+        """It has grown past the limit."""
 
 
 class Document(Gathered):
