@@ -1,8 +1,8 @@
 """Twisted's epoll reactor, with less between the kernel and a handler.
 
 Twisted makes a logging context for each call of a handler: a name, two dictionaries and six
-functions, a third of what it costs to relay an event. Nothing here reads that context, so this one
-calls the handler. What is not plainly readable (writable, hung up) goes Twisted's way.
+functions, up to a third of what it costs to relay an event. Nothing here reads that context, so
+this one calls the handler. What is not plainly readable (writable, hung up) goes Twisted's way.
 """
 
 from __future__ import annotations

@@ -237,11 +237,13 @@ class Relay:
             self._target.answers()  # who tries it need not wait for the end of a long stream
             self._trial = 0
         self.watch.wrote()
-        if self._phase is not Phase.STREAMING:
-            self._commit()
+        self.commit()
         self.client.write(data)
 
-    def _commit(self) -> None:
+    def commit(self) -> None:
+        """Begin the answer, unless it was begun."""
+        if self._phase is Phase.STREAMING:
+            return
         self._phase = Phase.STREAMING
         headers = () if self._reply is None else self._reply.headers
         if self._opaque and self._reply is not None:
@@ -260,7 +262,6 @@ class Relay:
         phase, self._phase = self._phase, Phase.ENDED
         if phase is Phase.ENDED:
             return
-        self.exchange.stop = None  # it holds this, and this holds it
         if problem is None and self._reader is not None:
             self.exchange.usage = self._reader.usage
         self._leave(kept=problem is None)
@@ -290,6 +291,7 @@ class Relay:
 
     def _leave(self, kept: bool) -> None:
         """Stop the clocks and part from the backend."""
+        self.exchange.stop = None  # it holds this, and this holds it
         self.watch.stop()
         asked, self._asked = self._asked, None
         if asked is not None and self._reply is None:
@@ -333,6 +335,5 @@ class Relay:
         self.end(UpstreamTimeout(f"The backend took too long ({clock})."))
 
     def _comment(self) -> None:
-        if self._phase is not Phase.STREAMING:
-            self._commit()
+        self.commit()
         self.client.write(sse.COMMENT)

@@ -1,4 +1,4 @@
-"""Failing over, callers who do not wait, and what may be counted of a reply that was cut."""
+"""Failing over, and callers who do not wait."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 from gatewayd.backend.health import FAILURES
 from gatewayd.exchange import End
 from gatewayd.wire import errors
-from tests.memory import Answer, FakeBackend, Gateway, chunk, completion
+from tests.memory import Answer, FakeBackend, Gateway, completion
 from tests.test_others import SPEECH
 from tests.test_routing import backends, gateway_of
-from tests.test_usage import CHAT, MESSAGES, STREAMS, USAGE, counted, post
+from tests.test_usage import post
 
 
 def test_a_limit_holds_for_those_too_who_were_refused_elsewhere() -> None:
@@ -55,22 +55,3 @@ def test_a_page_in_place_of_speech_is_a_502(kind: str) -> None:
     client = post(Gateway(backend), SPEECH, input="hi")
     backend.calls[0].head(media_type=kind)
     assert (Answer(client).status, Answer(client).code) == (502, "upstream_bad_response")
-
-
-@pytest.mark.parametrize("path", [CHAT, MESSAGES])
-@pytest.mark.parametrize("how", ["cut", "error", "left"])
-def test_a_count_on_the_way_is_not_the_count_of_a_stream_that_was_cut(path: str, how: str) -> None:
-    backend = FakeBackend()
-    gateway = Gateway(backend)
-    client = post(gateway, path, stream=True)
-    (call,) = backend.calls
-    call.head()
-    # Messages begin with a count, and some servers count with every chunk.
-    call.event(chunk("a", usage=USAGE) if path == CHAT else STREAMS[path][0])
-    if how == "cut":
-        call.end(errors.Truncated("x"))
-    elif how == "error":
-        call.event(b'{"error":{"message":"x"}}')
-    else:
-        client.leave()
-    assert counted(gateway) == (None, None)

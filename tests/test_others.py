@@ -531,6 +531,17 @@ def test_speech_is_whole_only_when_its_framing_says_so(
     assert the_end(gateway) is End.BACKEND_TRUNCATED
 
 
+def test_speech_without_a_sound_is_whole_and_had_no_first_byte(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = post(gateway, SPEECH, input="")
+    backend.calls[0].head(media_type="audio/mpeg")
+    backend.calls[0].end()
+    answer = Answer(client)
+    assert (answer.status, answer.body, answer.complete) == (200, b"", True)
+    assert gateway.ended[0].first_event is None
+
+
 def test_speech_that_stalls_is_cut(backend: FakeBackend) -> None:
     gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
     client = post(gateway, SPEECH, input="hi", stream=True)

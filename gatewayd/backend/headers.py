@@ -1,6 +1,6 @@
 """Twisted's headers for those who know what they put there.
 
-Checking and spelling each of a dozen fields anew was a tenth of a request's time.
+Checking and spelling each of a dozen fields anew was a twentieth of a request's time.
 """
 
 from __future__ import annotations
