@@ -52,8 +52,8 @@ from gatewayd.notify import Systemd, inherited_socket
 from gatewayd.signals import Signals
 from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.access import AccessLog
-from gatewayd.telemetry.metrics import Metrics
-from gatewayd.worker import Lifeline, is_worker, worker_socket
+from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot, share
+from gatewayd.worker import Lifeline, is_worker, worker_number, worker_socket
 
 _log = Logger()
 
@@ -77,7 +77,10 @@ class GatewayService(Service):
         self.settings = settings
         self._load = load
         self._reactor = reactor
+        if is_worker():
+            share(worker_number())
         self.metrics = Metrics(reactor)
+        errorlog.on_lost(self.metrics.count_daemon_line_lost)
         self.api = API(settings, make_router(settings, reactor), reactor, self.metrics.text)
         self.site = Site(self.api.resource(), settings, reactor, self.api.admit, self._ended)
         self._prober = Prober(self.api.router, reactor)
@@ -132,7 +135,7 @@ class GatewayService(Service):
         if not self._ports:
             self.privilegedStartService()
         super().startService()
-        self._access_log = AccessLog(self.settings.log.access, self.settings.log.format)
+        self._access_log = self._open_access_log(self.settings)
         self._use(self.settings)
         self._prober.start()
         self.metrics.start()
@@ -157,9 +160,23 @@ class GatewayService(Service):
     def _use(self, settings: Settings) -> None:
         """Tell what is outside of a request's path which settings hold."""
         errorlog.set_level(settings.log.level)
-        self.metrics.models = {n for target in self.api.router.targets for n in target.names}
-        self.metrics.watch(
-            lambda: (len(self.site.active), len(self.site.channels), self.api.router.states())
+        self.metrics.watch(self._snapshot)
+
+    def _open_access_log(self, settings: Settings) -> AccessLog:
+        lost = self.metrics.count_access_line_lost
+        return AccessLog(settings.log.access, settings.log.format, lost)
+
+    def _snapshot(self) -> Snapshot:
+        """What the metrics show as a state."""
+        targets, usable = self.api.router.targets, self.api.router.states()
+        return Snapshot(
+            in_flight=len(self.site.active),
+            connections=len(self.site.channels),
+            backends={
+                t.backend.name: BackendState(usable[t.backend.name], t.in_flight) for t in targets
+            },
+            models=self.api.model_names(),
+            globs=[glob for target in targets for glob in target.globs],
         )
 
     # -- reload --------------------------------------------------------------------------------
@@ -201,7 +218,7 @@ class GatewayService(Service):
             target.backend.close()
         if self._access_log is not None:
             self._access_log.close()
-        self._access_log = AccessLog(settings.log.access, settings.log.format)
+        self._access_log = self._open_access_log(settings)
         self._use(settings)
         for warning in settings.warnings:
             _log.warn("{warning}", warning=warning)
@@ -252,9 +269,13 @@ class GatewayService(Service):
     # -- while it runs -------------------------------------------------------------------------
 
     def _ended(self, exchange: Exchange) -> None:
-        if self._access_log is not None:
-            self._access_log(exchange)
-        self.metrics(exchange)
+        """Tell the log and the metrics. A fault of theirs must not reach the client's answer."""
+        for observer in (self._access_log, self.metrics):
+            try:
+                if observer is not None:
+                    observer(exchange)
+            except Exception:
+                _log.failure("recording the end of {id} failed", id=exchange.id)
 
     def _feed_watchdog(self) -> None:
         """Fed by the loop itself: a loop that hangs is killed and started anew."""

@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from prometheus_client import multiprocess
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone
@@ -38,8 +37,8 @@ from gatewayd.config import Settings
 from gatewayd.listening import bind, listen
 from gatewayd.notify import Systemd, inherited_socket
 from gatewayd.signals import Signals
-from gatewayd.telemetry.metrics import SHARED, Metrics
-from gatewayd.worker import WORKER_SOCKET
+from gatewayd.telemetry.metrics import SHARED, forget_worker, shared_text
+from gatewayd.worker import WORKER_NUMBER, WORKER_SOCKET
 
 _log = Logger()
 
@@ -79,7 +78,7 @@ class Worker(ProcessProtocol):
         later = min(self._backoff * 2 + 0.5, LONGEST_BACKOFF)
         self._backoff = 0.0 if lived > YOUNG_SECONDS else later
         if self.pid is not None:
-            multiprocess.mark_process_dead(self.pid, self.supervisor.folder)
+            forget_worker(self.number, self.supervisor.folder)
         served, self.ready, self.reload_when_ready, self.pid = self.ready, False, False, None
         self.supervisor.ended(self, reason, served, self._backoff)
 
@@ -163,7 +162,7 @@ class Supervisor(Service):
                 WORKER_SOCKET: "3",
                 SHARED: self.folder,
                 "NOTIFY_SOCKET": f"{self.folder}/notify",
-                "GATEWAYD_WORKER_NUMBER": str(worker.number),
+                WORKER_NUMBER: str(worker.number),
             }
         )
         output: dict[int, Any] = {1: 1, 2: 2} if self._foreground else {1: "r", 2: "r"}
@@ -204,8 +203,7 @@ class Supervisor(Service):
             self._stopped.callback(None)
 
     def _metrics(self) -> bytes:
-        os.environ[SHARED] = self.folder
-        return Metrics(self.reactor).text()
+        return shared_text(self.folder)
 
     def _feed_watchdog(self) -> None:
         if self._systemd.watchdog_seconds:

@@ -13,10 +13,17 @@ from zope.interface import implementer
 
 #: The number of the descriptor of the socket; it is set in workers only.
 WORKER_SOCKET = "GATEWAYD_WORKER_SOCKET"
+#: The variable that says which worker a process is.
+WORKER_NUMBER = "GATEWAYD_WORKER_NUMBER"
 
 
 def is_worker() -> bool:
     return WORKER_SOCKET in os.environ
+
+
+def worker_number() -> int:
+    """Which of the workers this process is, from 0 on."""
+    return int(os.environ[WORKER_NUMBER])
 
 
 def worker_socket() -> int | None:

@@ -90,6 +90,10 @@ def test_text_is_pairs_and_what_is_odd_is_quoted() -> None:
     assert r' model="a \"b\"=c\nd" ' in line
 
 
+def opened(path: str) -> AccessLog:
+    return AccessLog(path, "json", lambda: None)
+
+
 def lines(path: Path) -> list[str]:
     return [json.loads(line)["id"] for line in path.read_text().splitlines()]
 
@@ -101,7 +105,7 @@ def said(events: Sequence[dict[str, Any]]) -> list[str]:
 def test_lines_are_appended_and_a_renamed_file_is_left_at_the_reopening(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     path.write_bytes(as_json(ended("before")))
-    log = AccessLog(str(path), "json")
+    log = opened(str(path))
     log(ended("1"))
     path.rename(tmp_path / "old")
     log(ended("2"))
@@ -114,7 +118,7 @@ def test_lines_are_appended_and_a_renamed_file_is_left_at_the_reopening(tmp_path
 
 
 def test_without_a_path_nothing_is_written(capfd: pytest.CaptureFixture[str]) -> None:
-    log = AccessLog("", "json")
+    log = opened("")
     log(ended())
     log.close()
     assert capfd.readouterr() == ("", "")
@@ -123,7 +127,7 @@ def test_without_a_path_nothing_is_written(capfd: pytest.CaptureFixture[str]) ->
 def test_a_folder_that_is_missing_is_said_once_and_used_once_it_is_there(tmp_path: Path) -> None:
     path = tmp_path / "later" / "access.log"
     with capturedLogs() as events:
-        log = AccessLog(str(path), "json")
+        log = opened(str(path))
         for _ in range(3):
             log(ended("lost"))
         assert len(events) == 1
@@ -139,7 +143,7 @@ def test_a_folder_that_is_missing_is_said_once_and_used_once_it_is_there(tmp_pat
 
 def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
     with capturedLogs() as events:
-        log = AccessLog("/dev/full", "json")
+        log = opened("/dev/full")
         for _ in range(3):
             log(ended("lost"))
         log.close()
@@ -162,7 +166,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 def test_a_line_that_was_written_in_part_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-    log = AccessLog(str(path), "json")
+    log = opened(str(path))
     log(ended("whole"))
     with capturedLogs() as events:
         with files_of_at_most(path.stat().st_size + 30):

@@ -15,7 +15,7 @@ from zope.interface import implementer
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.exchange import End
 from gatewayd.telemetry.access import fields
-from gatewayd.telemetry.metrics import Metrics
+from gatewayd.telemetry.metrics import Metrics, Snapshot
 from gatewayd.wire import errors
 from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.others import JSONCall
@@ -292,7 +292,7 @@ def test_counters_add_up_per_backend_model_and_caller(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     metrics = Metrics(gateway.clock)
-    metrics.models = {"m"}
+    metrics.watch(lambda: Snapshot(0, 0, {}, models=["m"]))
     for _ in range(3):
         gateway.chat(model="m")
         backend.calls[-1].whole(completion(usage=USAGE))

@@ -74,6 +74,10 @@ class API:
         """The same with other settings; what is counted is counted on."""
         return API(settings, router, self._reactor, self._metrics, self._admission)
 
+    def model_names(self) -> list[str]:
+        """The models that are known now: the settings' and those of lists that were fetched."""
+        return self._catalog.names()
+
     def resource(self) -> Routes:
         """The resource that answers requests."""
         # Klein's own app.resource() would make its own kind of resource of the bound app.

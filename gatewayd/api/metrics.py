@@ -7,7 +7,7 @@ from collections.abc import Callable
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from gatewayd.wire.errors import UnknownURL
+from gatewayd.wire.errors import GatewayError, UnknownURL
 
 from .request import Request
 
@@ -29,7 +29,10 @@ class MetricsPage(Resource):
     def render(self, request: Request) -> int:
         request.exchange.route = "/metrics"
         if request.path == b"/metrics" and request.method in (b"GET", b"HEAD"):
-            request.respond(200, self._text(), media_type=MEDIA_TYPE)
+            try:
+                request.respond(200, self._text(), media_type=MEDIA_TYPE)
+            except GatewayError as error:
+                request.fail(error)
         else:
             request.fail(UnknownURL("There is only /metrics here."))
         return NOT_DONE_YET

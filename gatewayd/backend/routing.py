@@ -68,7 +68,12 @@ class Target:
     @property
     def names(self) -> list[str]:
         """The models that the settings name, aliases included, globs left out."""
-        return [name for name, _ in self._models if not set("*?[") & set(name)]
+        return [name for name, _ in self._models if not _is_glob(name)]
+
+    @property
+    def globs(self) -> list[str]:
+        """The patterns by which the settings name further models."""
+        return [name for name, _ in self._models if _is_glob(name)]
 
     def lists(self, model: str) -> bool:
         """Whether a model that the backend itself lists is served under that name."""
@@ -107,6 +112,10 @@ class Target:
         """A request that was :meth:`asked` was given up by its client."""
         self.in_flight -= 1
         self.health.learned_nothing(trial)
+
+
+def _is_glob(name: str) -> bool:
+    return bool(set("*?[") & set(name))
 
 
 def _is_an_answer(problem: UpstreamError) -> bool:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from twisted.logger import Logger
 
 from gatewayd.exchange import Exchange
 
-_log = Logger()
+from .lines import Lines
 
 
 def fields(exchange: Exchange) -> dict[str, Any]:
@@ -69,76 +66,19 @@ def as_text(exchange: Exchange) -> bytes:
 
 
 class AccessLog:
-    """Writes lines to a file, or to standard output for ``-``.
+    """Writes a line for each exchange.
 
-    A line that cannot be written is dropped, and that is said once; when lines can be written
-    again, that is said too, with how many are missing. A full disk must not disturb a request.
+    :param path: as in :class:`.lines.Lines`.
+    :param format: ``json`` or ``text``.
+    :param lost: called for each line that could not be written.
     """
 
-    def __init__(self, path: str, format: str) -> None:
+    def __init__(self, path: str, format: str, lost: Callable[[], None]) -> None:
         self._path = path
         self._encode = as_json if format == "json" else as_text
-        self._lost = 0
-        self._failing = False
-        self._torn = False  # the last line was written in part
-        self._fd: int | None = None
-        self.reopen()
-
-    def reopen(self) -> None:
-        """Open the file anew, after it was renamed."""
-        self.close()
-        self._torn = False
-        try:
-            if self._path == "-":
-                # twistd puts a logger in sys.stdout's place; the lines go to the descriptor itself.
-                self._fd = os.dup(sys.__stdout__.fileno()) if sys.__stdout__ else None
-            elif self._path:
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-                self._fd = os.open(self._path, flags, 0o640)
-        except OSError as e:
-            self._failed(e)
-
-    def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._lines = Lines(path, f"access log {path}", lost)
+        self.reopen, self.close = self._lines.reopen, self._lines.close
 
     def __call__(self, exchange: Exchange) -> None:
-        if not self._path:
-            return
-        if self._fd is None:
-            self.reopen()
-        line = self._encode(exchange)
-        try:
-            if self._fd is not None:
-                self._write(self._fd, line)
-            else:
-                self._lost += 1
-        except OSError as e:
-            self._lost += 1
-            self._failed(e)
-
-    def _write(self, fd: int, line: bytes) -> None:
-        if self._torn:
-            line = b"\n" + line
-        written = os.write(fd, line)
-        if written != len(line):
-            self._torn = written > 0 or self._torn
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._torn = False
-        if self._failing:
-            _log.info(
-                "access log {path}: can be written again; {lost} lines were lost",
-                path=self._path,
-                lost=self._lost,
-            )
-            self._failing, self._lost = False, 0
-
-    def _failed(self, e: OSError) -> None:
-        if not self._failing:
-            self._failing = True
-            _log.error(
-                "access log {path}: {why}; lines are lost until it can be written again",
-                path=self._path,
-                why=e.strerror,
-            )
+        if self._path:
+            self._lines.write(self._encode(exchange))

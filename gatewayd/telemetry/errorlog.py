@@ -5,7 +5,9 @@ Where it goes is twistd's business: ``--logfile``, ``--syslog``, standard output
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from collections.abc import Callable
+from typing import IO, Any, cast
 
 from twisted.logger import (
     FilteringLogObserver,
@@ -16,9 +18,12 @@ from twisted.logger import (
     LogLevel,
     LogLevelFilterPredicate,
     PredicateResult,
+    textFileLogObserver,
 )
 from twisted.scripts._twistd_unix import UnixAppLogger
 from zope.interface import implementer
+
+from .lines import STDOUT, Lines
 
 #: The name of :func:`observer` as twistd's ``--logger`` option takes it: it imports that name, so
 #: what the observer must know is kept here.
@@ -48,6 +53,8 @@ class _Sparing:
 
 _twistd_options: dict[str, Any] = {}
 _lowest = LogLevelFilterPredicate()
+_lost_lines = 0
+_count_lost: Callable[[], None] | None = None
 
 
 def configure(twistd_options: Any, level: str) -> None:
@@ -62,10 +69,47 @@ def set_level(level: str) -> None:
     _lowest.setLogLevelForNamespace("", LogLevel.levelWithName(level))
 
 
+def on_lost(count: Callable[[], None]) -> None:
+    """Call ``count`` for each line of this log that is dropped, and for those dropped before."""
+    global _count_lost
+    _count_lost = count
+    for _ in range(_lost_lines):
+        count()
+
+
 def observer() -> ILogObserver:
     """The observer that twistd would have made from its other options, behind a filter."""
-    # twistd offers no other way to have its own observer and filter it.
-    inner = UnixAppLogger(_twistd_options)._getLogObserver()
+    inner: Any
+    if _to_stdout():
+        inner = textFileLogObserver(cast(IO[str], _Stdout()))
+    else:
+        # twistd offers no other way to have its own observer and filter it.
+        inner = UnixAppLogger(_twistd_options)._getLogObserver()
     if not ILogObserver.providedBy(inner):
         inner = LegacyLogObserverWrapper(inner)
     return FilteringLogObserver(inner, [_lowest, _Sparing()])
+
+
+def _to_stdout() -> bool:
+    """Whether twistd would log to standard output; it decides so in ``UnixAppLogger``."""
+    given = _twistd_options
+    foreground = given.get("nodaemon", True)  # twist has no such option and never forks
+    return foreground and not given.get("syslog") and given.get("logfile") in (None, "", STDOUT)
+
+
+def _lost() -> None:
+    global _lost_lines
+    _lost_lines += 1
+    if _count_lost is not None:
+        _count_lost()
+
+
+class _Stdout(io.TextIOBase):
+    """Standard output as a file for Twisted's observer; it drops what cannot be written at once."""
+
+    def __init__(self) -> None:
+        self._lines = Lines(STDOUT, "standard output", _lost)
+
+    def write(self, text: str) -> int:
+        self._lines.write(text.encode("utf-8", "backslashreplace"))
+        return len(text)

@@ -183,6 +183,12 @@ class Draining(Refused):
         super().__init__(message, headers=((b"retry-after", b"1"),))
 
 
+class MetricsUnavailable(Overloaded):
+    """The files that workers share their metrics in were removed."""
+
+    code = "metrics_unavailable"
+
+
 class Drained(Draining):
     """The reply did not end within ``drain`` seconds of the stop."""
 

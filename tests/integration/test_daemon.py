@@ -600,6 +600,7 @@ def test_an_address_that_cannot_be_bound_ends_the_start_with_a_sentence(tmp_path
 
 NAMES = {
     "gatewayd_requests_total",
+    "gatewayd_ends_total",
     "gatewayd_request_duration_seconds_bucket",
     "gatewayd_time_to_first_token_seconds_bucket",
     "gatewayd_inter_token_latency_seconds_bucket",
@@ -609,7 +610,15 @@ NAMES = {
     "gatewayd_requests_in_flight",
     "gatewayd_connections",
     "gatewayd_backend_usable",
+    "gatewayd_backend_requests_in_flight",
     "gatewayd_event_loop_lag_seconds",
+    "gatewayd_log_lines_lost_total",
+    "gatewayd_build_info",
+    "process_resident_memory_bytes",
+    "process_cpu_seconds_total",
+    "process_open_fds",
+    "process_max_fds",
+    "process_start_time_seconds",
 }
 
 
@@ -640,14 +649,17 @@ def test_the_metrics_count_what_happens(gateway: Gateway, sim: FaultBackend) -> 
         return metric(after, name, **labels) - metric(before, name, **labels)
 
     route = "/v1/chat/completions"
-    for status, end in (("2xx", "complete"), ("5xx", "backend_error"), ("4xx", "client_gone")):
+    for status, end in (("200", "complete"), ("500", "backend_error"), ("499", "client_gone")):
         labels = {"route": route, "status": status, "end": end, "backend": "b", "model": "m"}
         assert counted("gatewayd_requests_total", **labels) == 1, labels
+        assert counted("gatewayd_ends_total", end=end, backend="b") == 1
     assert counted("gatewayd_request_duration_seconds_count", route=route) == 3
     assert counted("gatewayd_time_to_first_token_seconds_count", model="m") == 1
     assert counted("gatewayd_tokens_total", kind="completion", backend="b") > 0
     assert counted("gatewayd_events_total", backend="b") > 0
     assert metric(during, "gatewayd_requests_in_flight") == 2  # it, and the one for the metrics
+    assert metric(during, "gatewayd_backend_requests_in_flight", backend="b") == 1
+    assert metric(after, "gatewayd_backend_requests_in_flight", backend="b") == 0
     assert metric(after, "gatewayd_backend_usable", backend="b") == 1
 
 
