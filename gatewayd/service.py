@@ -306,7 +306,7 @@ def make_router(settings: Settings, reactor: Any, kept: Any = None) -> Router:
     :param kept: targets that may serve on, by their settings.
     """
     if not settings.backends:
-        return Router([Target(EchoBackend(reactor, settings.gateway.api_title), reactor)])
+        return Router([Target(EchoBackend(settings.gateway.api_title), reactor)])
     return Router(
         [
             (kept or {}).get(b)

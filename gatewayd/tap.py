@@ -87,10 +87,12 @@ def makeService(options: Options) -> IService:
     # twistd chooses the reactor, and --check and --help need none of this.
     from twisted.internet import reactor
 
+    from gatewayd.reactor import use_monotonic_time
     from gatewayd.service import GatewayService
     from gatewayd.supervisor import Supervisor
     from gatewayd.worker import is_worker
 
+    use_monotonic_time(reactor)
     log = Logger()
     for warning in options.settings.warnings:
         log.warn("{warning}", warning=warning)

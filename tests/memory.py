@@ -193,7 +193,7 @@ class Gateway:
         """One for each backend, with what the settings say of the backend of that name."""
         said = {backend.name: backend for backend in self.settings.backends}
         targets = []
-        for backend in backends or [EchoBackend(self.clock, self.settings.gateway.api_title)]:
+        for backend in backends or [EchoBackend(self.settings.gateway.api_title)]:
             own = said.get(backend.name)
             models, limit = (own.models, own.in_flight) if own else ((), None)
             targets.append(Target(backend, self.clock, models, limit))

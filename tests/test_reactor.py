@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from gatewayd.reactor import Reactor
+from gatewayd.reactor import Reactor, use_monotonic_time
 
 
 class Reader(FileDescriptor):
@@ -121,6 +122,18 @@ def test_a_peer_that_hangs_up_is_told_as_ever(world: World) -> None:
     world.reactor.doIteration(0)
     world.reactor.doIteration(0)
     assert reader.lost == [error.ConnectionDone]
+
+
+def test_time_is_measured_monotonically_by_calls_that_were_made_before_too(world: World) -> None:
+    early = world.reactor.callLater(1, lambda: None)
+    use_monotonic_time(world.reactor)
+    late = world.reactor.callLater(2, lambda: None)
+    assert world.reactor.seconds() == pytest.approx(time.monotonic(), abs=1)
+    assert late.getTime() - early.getTime() == pytest.approx(1, abs=0.5)
+    early.reset(3)
+    assert early.getTime() - time.monotonic() == pytest.approx(3, abs=0.5)
+    early.cancel()
+    late.cancel()
 
 
 @pytest.mark.parametrize(

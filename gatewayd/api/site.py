@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -39,17 +40,17 @@ class Site(server.Site):
         self.channels: set[Channel] = set()
         self._on_end = on_end
         self._when_empty: Callable[[], None] | None = None
-        self._common: tuple[float, tuple[tuple[bytes, bytes], ...]] = (0.0, ())
+        self._common: tuple[int, tuple[tuple[bytes, bytes], ...]] = (0, ())
         self._use(settings)
 
     def _use(self, settings: Settings) -> None:
         self.settings = settings
         self.id_header = settings.gateway.request_id_header.encode("ascii")
-        self._common = (0.0, ())
+        self._common = (0, ())
 
     def common_headers(self) -> tuple[tuple[bytes, bytes], ...]:
         """What every answer carries; made anew each second, for its date."""
-        now = float(int(self.reactor.seconds()))
+        now = int(time.time())  # the reactor's clock does not know the date
         if now != self._common[0] or not self._common[1]:
             self._common = now, (
                 (b"server", self.settings.gateway.api_title.encode("ascii")),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, execute, succeed
-from twisted.internet.interfaces import IProtocol, IReactorTime
+from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
@@ -31,8 +32,7 @@ class EchoBackend:
     name = "echo"
     clocks = Clocks()
 
-    def __init__(self, clock: IReactorTime, title: str) -> None:
-        self._clock = clock
+    def __init__(self, title: str) -> None:
         self._title = title
 
     def send(
@@ -56,7 +56,7 @@ class EchoBackend:
         content = f"Echo: {prompt}"
         body = completion.completion(
             request_id,
-            int(self._clock.seconds()),
+            int(time.time()),
             request.model or MODEL,
             content,
             approximate_tokens(prompt),
