@@ -36,7 +36,7 @@ from gatewayd.api.site import Site
 from gatewayd.config import Settings
 from gatewayd.listening import bind, listen
 from gatewayd.notify import Systemd, inherited_socket
-from gatewayd.signals import Signals
+from gatewayd.signals import Signals, held_for_workers
 from gatewayd.telemetry.metrics import SHARED, forget_worker, shared_text
 from gatewayd.worker import WORKER_NUMBER, WORKER_SOCKET
 
@@ -166,13 +166,15 @@ class Supervisor(Service):
             }
         )
         output: dict[int, Any] = {1: 1, 2: 2} if self._foreground else {1: "r", 2: "r"}
-        self.reactor.spawnProcess(
-            worker,
-            sys.executable,
-            [sys.executable, "-c", _RUN, "--nodaemon", "--pidfile=", "gatewayd", *self._arguments],
-            environment,
-            childFDs={0: "w", **output, 3: self._socket.fileno()},
-        )
+        command = [sys.executable, "-c", _RUN, "--nodaemon", "--pidfile=", "gatewayd"]
+        with held_for_workers():
+            self.reactor.spawnProcess(
+                worker,
+                sys.executable,
+                [*command, *self._arguments],
+                environment,
+                childFDs={0: "w", **output, 3: self._socket.fileno()},
+            )
 
     # -- while it runs -------------------------------------------------------------------------
 

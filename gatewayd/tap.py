@@ -84,6 +84,9 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The daemon's service; nothing is opened before twistd starts it."""
+    from gatewayd.signals import hold
+
+    hold()
     # twistd chooses the reactor, and --check and --help need none of this.
     from twisted.internet import reactor
 
