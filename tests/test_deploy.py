@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from twisted.internet.task import Clock
 
 from gatewayd import __version__
@@ -26,6 +28,7 @@ from gatewayd.exchange import End, Exchange
 from gatewayd.tap import Options
 from gatewayd.telemetry.access import fields
 from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot
+from tests.programs import needs, path_of
 
 ROOT = Path(__file__).parent.parent
 DEPLOY, DOCS, ETC = ROOT / "deploy", ROOT / "docs", ROOT / "etc"
@@ -34,12 +37,10 @@ TWISTD = "/opt/gatewayd/bin/twistd"
 EXPOSURE = 25
 
 
-def run(program: str, *arguments: str, package: str, cwd: Path) -> str:
+def run(program: str, *arguments: str, cwd: Path) -> str:
     """What a program prints; it must end with 0."""
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin")
-    assert found, f"there is no {program}; on Debian: apt-get install {package}"
     done = subprocess.run(
-        [found, *arguments],
+        [path_of(program), *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -49,6 +50,26 @@ def run(program: str, *arguments: str, package: str, cwd: Path) -> str:
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+# -- dependencies --------------------------------------------------------------------------------
+
+
+def test_the_lock_has_a_version_that_fits_of_every_dependency_with_its_checksums() -> None:
+    entries = re.split(r"\n(?=[a-z])", (ROOT / "requirements.lock").read_text())[1:]
+    locked = {}
+    for entry in entries:
+        pinned = Requirement(entry.partition(" ")[0])
+        assert "--hash=sha256:" in entry, entry
+        (version,) = pinned.specifier
+        assert version.operator == "=="
+        locked[canonicalize_name(pinned.name)] = version.version
+    package = configparser.ConfigParser()
+    package.read(ROOT / "setup.cfg")
+    for line in package["options"]["install_requires"].split("\n")[1:]:
+        needed = Requirement(line)
+        version_of = locked[canonicalize_name(needed.name)]
+        assert needed.specifier.contains(version_of), f"{line}: run make lock"
 
 
 # -- systemd -------------------------------------------------------------------------------------
@@ -70,19 +91,21 @@ def service() -> list[tuple[str, str]]:
     return [(key, value) for key, _, value in pairs]
 
 
+@needs("systemd-analyze")
 def test_systemd_has_nothing_to_say_about_the_units(units: Path) -> None:
     said = run(
         "systemd-analyze", "verify", "--man=no", "./gatewayd.service", "./gatewayd.socket",
-        package="systemd", cwd=units,
+        cwd=units,
     )  # fmt: skip
     assert said == ""
 
 
+@needs("systemd-analyze")
 def test_the_service_is_hardened(units: Path) -> None:
     said = run(
         "systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE - 1}",
         "--no-pager", "./gatewayd.service",
-        package="systemd", cwd=units,
+        cwd=units,
     )  # fmt: skip
     found = re.search(r"Overall exposure level for gatewayd.service: ([0-9.]+)", said)
     assert found and float(found[1]) < EXPOSURE / 10, said
@@ -112,10 +135,10 @@ def test_the_socket_is_where_the_settings_say() -> None:
 # -- the man page --------------------------------------------------------------------------------
 
 
+@needs("groff")
 def test_the_man_page_is_clean_and_names_every_option() -> None:
     page = DOCS / "gatewayd.8"
-    said = run("groff", "-man", "-ww", "-b", "-z", "-Tutf8", str(page),
-               package="groff-base", cwd=ROOT)  # fmt: skip
+    said = run("groff", "-man", "-ww", "-b", "-z", "-Tutf8", str(page), cwd=ROOT)
     assert said == ""
     text = page.read_text().replace("\\-", "-")
     for name, *_ in (*Options.optParameters, *Options.optFlags, ("version",), ("help",)):
@@ -185,11 +208,12 @@ def test_alerts_are_about_metrics_that_exist() -> None:
     assert len(names) == len(set(names)) > 5
 
 
+@needs("promtool")
 def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
     cases = Path(__file__).parent / "prometheus-alerts-test.yml"
     for file in (cases, DEPLOY / "prometheus-alerts.yml"):
         shutil.copy(file, tmp_path)
-    run("promtool", "test", "rules", cases.name, package="prometheus", cwd=tmp_path)
+    run("promtool", "test", "rules", cases.name, cwd=tmp_path)
     tried = [
         (test["alertname"], bool(test.get("exp_alerts")))
         for case in yaml.safe_load(cases.read_text())["tests"]
@@ -305,8 +329,9 @@ def test_the_image_is_one_that_runs_without_root_and_with_the_environment_alone(
         assert f"!{needed}" in ignored, f"setup.cfg needs {needed}"
 
 
+@needs("haproxy")
 def test_haproxy_takes_its_configuration(tmp_path: Path) -> None:
-    run("haproxy", "-c", "-f", str(DEPLOY / "haproxy.cfg"), package="haproxy", cwd=tmp_path)
+    run("haproxy", "-c", "-f", str(DEPLOY / "haproxy.cfg"), cwd=tmp_path)
 
 
 def test_haproxys_clocks_are_due_after_the_gateways() -> None:

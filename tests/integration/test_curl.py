@@ -10,6 +10,9 @@ import attrs
 import pytest
 
 from tests.integration.processes import Gateway, clean_environment, free_port
+from tests.programs import needs
+
+pytestmark = needs("curl")
 
 TRY = Path(__file__).parents[2] / "examples" / "try.sh"
 HELLO = '{"messages": [{"role": "user", "content": "Hello"}]}'

@@ -3,7 +3,6 @@
 import http.client
 import json
 import re
-import shutil
 import socket
 import threading
 import time
@@ -16,6 +15,9 @@ import pytest
 
 from tests.faultbackend import FaultBackend
 from tests.integration.processes import Gateway, Server, free_port
+from tests.programs import needs, path_of
+
+pytestmark = needs("haproxy")
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 ERRORS = (OSError, http.client.HTTPException, ValueError, AssertionError)
@@ -25,8 +27,6 @@ class HAProxy(Server):
     """HAProxy with our configuration, in front of these gateways."""
 
     def __init__(self, *gateways: Server, folder: Path) -> None:
-        program = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
-        assert program, "there is no haproxy; on Debian: apt-get install haproxy"
         port, text = free_port(), CONFIG.read_text()
         places = {
             "    bind :8000": f"    bind 127.0.0.1:{port}",
@@ -39,7 +39,7 @@ class HAProxy(Server):
             text = text.replace(written, used)
         self._folder = folder
         (folder / "haproxy.cfg").write_text(text)
-        command = [program, "-db", "-f", "haproxy.cfg"]
+        command = [path_of("haproxy"), "-db", "-f", "haproxy.cfg"]
         super().__init__(command, port=port, health="/readyz", folder=folder)
 
     def say(self, command: str) -> str:
