@@ -36,16 +36,16 @@ class Drain:
         self._done: Deferred[None] = Deferred()
 
     def begin(
-        self, ports: Iterable[IListeningPort], shared: bool, seconds: float
+        self, ports: Iterable[IListeningPort], kept: bool, seconds: float
     ) -> Deferred[None]:
         """The Deferred fires when the last connection is gone: fired earlier, the tail of the last
         answers would be lost with the process.
 
-        :param shared: others accept from these ports too: who waits there is left to them.
+        :param kept: systemd keeps these ports open: who waits there is left to the next start.
         """
         self._site.draining = True
         for port in ports:
-            if not shared:
+            if not kept:
                 self._reactor.callLater(0, accept_pending, port)
             port.stopListening()
         self._timers = [
@@ -53,7 +53,8 @@ class Drain:
             self._reactor.callLater(seconds, self._cut),
             self._reactor.callLater(seconds + FLUSH_SECONDS, self.abort),
         ]
-        self._site.when_empty(self._empty)
+        # Not before those who waited are accepted: until then nobody may be connected.
+        self._reactor.callLater(0, self._site.when_empty, self._empty)
         return self._done
 
     def abort(self) -> None:

@@ -1,11 +1,10 @@
-"""Ports: bound here, or made from a socket that systemd or a supervisor hands over.
+"""Ports: bound here, or made from sockets that systemd or a supervisor hands over.
 
 What cannot be bound ends the start with one sentence: a daemon without a listener helps nobody.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Any
 
@@ -17,15 +16,19 @@ from twisted.internet.interfaces import IListeningPort
 BACKLOG = 1024
 
 
-class CannotListen(SystemExit, Exception):
+class CannotStart(SystemExit, Exception):
     """Ends the start with a sentence.
 
     Python prints a SystemExit without a traceback; and of an Exception, nothing else, the
     background process of twistd tells the one that waits for it at the terminal.
     """
 
-    def __init__(self, host: str, port: int, reason: object) -> None:
-        super().__init__(f"gatewayd: cannot listen on {host} port {port}: {reason}")
+    def __init__(self, why: str) -> None:
+        super().__init__(f"gatewayd: {why}")
+
+
+def _cannot_listen(host: str, port: int, reason: object) -> CannotStart:
+    return CannotStart(f"cannot listen on {host} port {port}: {reason}")
 
 
 def listen(reactor: Any, host: str, port: int, factory: Any) -> IListeningPort:
@@ -33,7 +36,7 @@ def listen(reactor: Any, host: str, port: int, factory: Any) -> IListeningPort:
         bound: IListeningPort = reactor.listenTCP(port, factory, backlog=BACKLOG, interface=host)
     except CannotListenError as e:
         reason = getattr(e.socketError, "strerror", None) or e.socketError
-        raise CannotListen(host, port, reason) from None
+        raise _cannot_listen(host, port, reason) from None
     return bound
 
 
@@ -46,17 +49,31 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
         bound.listen(BACKLOG)
     except OSError as e:
-        raise CannotListen(host, port, e.strerror) from None
+        raise _cannot_listen(host, port, e.strerror) from None
     return bound
+
+
+def take(descriptor: int) -> socket.socket:
+    """The listening socket that was handed over with this descriptor.
+
+    :raises CannotStart: it is something else.
+    """
+    try:
+        given = socket.socket(fileno=descriptor)
+        listens = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        listens = 0
+    if not listens or given.type != socket.SOCK_STREAM:
+        said = "was handed over and is no listening stream socket (ListenStream=)"
+        raise CannotStart(f"descriptor {descriptor} {said}")
+    return given
 
 
 def adopt(reactor: Any, descriptor: int, factory: Any) -> IListeningPort:
     """Listen on a socket that was handed over; several processes may accept from it."""
-    os.set_blocking(descriptor, False)
-    with socket.socket(fileno=os.dup(descriptor)) as listening:
-        family = listening.family
-    port: IListeningPort = reactor.adoptStreamPort(descriptor, family, factory)
-    os.close(descriptor)
+    with take(descriptor) as given:
+        given.setblocking(False)
+        port: IListeningPort = reactor.adoptStreamPort(descriptor, given.family, factory)
     return port
 
 

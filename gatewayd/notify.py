@@ -1,4 +1,4 @@
-"""What the daemon tells systemd, where systemd wants to hear it, and the socket it may be given.
+"""What the daemon tells systemd, where systemd wants to hear it, and the sockets it may be given.
 
 Source: sd_notify(3), sd_listen_fds(3), systemd.service(5) ``Type=notify-reload`` and
 ``WatchdogSec``.
@@ -22,14 +22,15 @@ PATIENCE_SECONDS = 1.0
 _FIRST = 3
 
 
-def inherited_socket(environ: Mapping[str, str] | None = None) -> int | None:
-    """The listening socket that systemd has opened for this process, if there is one.
+def inherited_sockets(environ: Mapping[str, str] | None = None) -> list[int]:
+    """The descriptors of the sockets that systemd has opened for this process.
 
     Twisted's own reader finds none where the sockets have no names.
     """
     given = _first_environment() if environ is None else environ
     pid, count = given.get("LISTEN_PID", ""), given.get("LISTEN_FDS", "")
-    return _FIRST if pid == str(os.getpid()) and count.isdigit() and int(count) else None
+    ours = pid == str(os.getpid()) and count.isdigit()
+    return list(range(_FIRST, _FIRST + int(count))) if ours else []
 
 
 def _first_environment() -> Mapping[str, str]:

@@ -24,12 +24,13 @@ With ``workers`` above 1 this process serves nothing itself; see :mod:`gatewayd.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
-import attrs
 from twisted.application.service import Service
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
@@ -44,24 +45,19 @@ from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.backend.prober import Prober
 from gatewayd.backend.routing import Router, Target
+from gatewayd.bound import evolved, keep_bound
 from gatewayd.config import ConfigError, Settings
 from gatewayd.drain import Drain
 from gatewayd.exchange import Exchange
 from gatewayd.listening import adopt, listen
-from gatewayd.notify import Systemd, inherited_socket
+from gatewayd.notify import Systemd, inherited_sockets
 from gatewayd.signals import Signals
 from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.access import AccessLog
 from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot, share
-from gatewayd.worker import Lifeline, is_worker, worker_number, worker_socket
+from gatewayd.worker import Lifeline, Supervised
 
 _log = Logger()
-
-#: What is bound at the start.
-_BOUND = {
-    "gateway": ("listen", "port", "workers"),
-    "metrics": ("listen",),
-}
 
 
 class GatewayService(Service):
@@ -69,16 +65,24 @@ class GatewayService(Service):
 
     :param load: reads the settings again.
     :param reactor: Twisted's; handed in so that tests can have their own.
+    :param supervised: in a worker, what it knows from its supervisor.
     """
 
     name = "gatewayd"
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings], reactor: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Settings],
+        reactor: Any,
+        supervised: Supervised | None = None,
+    ) -> None:
         self.settings = settings
         self._load = load
         self._reactor = reactor
-        if is_worker():
-            share(worker_number())
+        self._supervised = supervised
+        if supervised is not None:
+            share(supervised.number)
         self.metrics = Metrics(reactor)
         errorlog.on_lost(self.metrics.count_daemon_line_lost)
         self.api = API(settings, make_router(settings, reactor), reactor, self.metrics.text)
@@ -88,9 +92,9 @@ class GatewayService(Service):
         self._certificate: Certificate | None = None
         self._systemd = Systemd()
         self._ports: list[IListeningPort] = []
-        self._inherited = False
+        self._kept = False
         self._watchdog: IDelayedCall | None = None
-        self._signals = Signals(self._abort, self.reload, reactor, worker=is_worker())
+        self._signals = Signals(self._abort, self.reload, reactor, worker=supervised is not None)
         self._drain: Drain | None = None
 
     # -- start ---------------------------------------------------------------------------------
@@ -102,29 +106,42 @@ class GatewayService(Service):
         if gateway.tls_certificate is not None and gateway.tls_key is not None:
             self._certificate = Certificate(gateway.tls_certificate, gateway.tls_key)
             factory = TLSMemoryBIOFactory(self._certificate, False, factory, self._reactor)
-        inherited = worker_socket() or inherited_socket()
-        self._inherited = inherited is not None
-        if inherited is None:
-            self._ports = [listen(self._reactor, gateway.listen, gateway.port, factory)]
-        else:
-            self._ports = [adopt(self._reactor, inherited, factory)]
+        given = self._given_sockets()
+        if given:
+            self._ports = [adopt(self._reactor, descriptor, factory) for descriptor in given]
             self._listens_elsewhere()
-        if self.settings.metrics.listen is not None and not is_worker():
+        else:
+            self._ports = [listen(self._reactor, gateway.listen, gateway.port, factory)]
+        if self.settings.metrics.listen is not None and self._supervised is None:
             page = MetricsPage(self.metrics.text)
             site = Site(page, self.settings, self._reactor, lambda _: None, lambda _: None)
             self._ports.append(listen(self._reactor, *self.settings.metrics.listen, site))
 
-    def _listens_elsewhere(self) -> None:
-        """Go by the address of the socket that was handed over, whatever the settings say.
+    def _given_sockets(self) -> list[int]:
+        """Listening sockets from the supervisor or from systemd, and whether systemd keeps them."""
+        if self._supervised is not None:
+            handover = self._supervised.handover
+            self._kept = handover.kept
+            return handover.descriptors
+        given = inherited_sockets()
+        self._kept = bool(given)
+        return given
 
-        Who may see the metrics without a token depends on it.
+    def _listens_elsewhere(self) -> None:
+        """Go by the address of the sockets that were handed over, whatever the settings say.
+
+        Of several the one that others can reach counts: who may see the metrics without a token
+        depends on it. A socket in the file system has no address.
         """
-        host = getattr(self._ports[0].getHost(), "host", self.settings.gateway.listen)
+        addresses = [port.getHost() for port in self._ports]
+        hosts = [address.host for address in addresses if hasattr(address, "host")]
+        hosts.sort(key=lambda host: ip_address(host).is_loopback)
+        host = next(iter(hosts), self.settings.gateway.listen)
         if host == self.settings.gateway.listen:
             return
         load = self._load
-        self._load = lambda: _with(load(), "gateway", {"listen": host})
-        self.settings = _with(self.settings, "gateway", {"listen": host})
+        self._load = lambda: evolved(load(), "gateway", {"listen": host})
+        self.settings = evolved(self.settings, "gateway", {"listen": host})
         self.api = self.api.replaced(self.settings, self.api.router)
         self.site.replace(self.api.resource(), self.settings, self.api.admit)
         if not self.settings.tokens and not ip_address(host).is_loopback:
@@ -139,8 +156,10 @@ class GatewayService(Service):
         self._use(self.settings)
         self._prober.start()
         self.metrics.start()
-        if is_worker():
-            self._reactor.addReader(Lifeline(self._signals.stop))
+        if self._supervised is not None:
+            self._reactor.addReader(
+                Lifeline(self._supervised, self.reload, self._reopen_log, self._signals.stop)
+            )
         _spare_the_collector()
         self._signals.install()
         said = f"listens on {self.address}, in front of {self._backends()}"
@@ -150,9 +169,8 @@ class GatewayService(Service):
 
     @property
     def address(self) -> str:
-        """Where the first port listens."""
-        host = self._ports[0].getHost()
-        return f"{getattr(host, 'host', host)} port {getattr(host, 'port', '')}"
+        """Where it listens."""
+        return ", ".join(_shown(port.getHost()) for port in self._ports)
 
     def _backends(self) -> str:
         return ", ".join(target.backend.name for target in self.api.router.targets)
@@ -183,8 +201,7 @@ class GatewayService(Service):
 
     def reload(self) -> None:
         """Read the settings again and use them, or say why not."""
-        if self._access_log is not None:
-            self._access_log.reopen()
+        self._reopen_log()
         if self._drain is not None:
             return  # it is too late for other settings
         self._systemd.reloading()
@@ -198,11 +215,18 @@ class GatewayService(Service):
             self._swap(settings)
         self._systemd.ready(f"listens on {self.address}, in front of {self._backends()}")
 
+    def _reopen_log(self) -> None:
+        if self._access_log is not None:
+            self._access_log.reopen()
+
     def _swap(self, settings: Settings) -> None:
         certificate, key = settings.gateway.tls_certificate, settings.gateway.tls_key
         if self._certificate is not None and certificate is not None and key is not None:
             self._certificate.load(certificate, key)
-        before, settings = self.settings, self._with_what_is_bound(settings)
+        before = self.settings
+        settings, differences = keep_bound(before, settings)
+        for said in differences:
+            _log.warn("reload: {said}", said=said)
         self.settings = settings
         kept = dict(zip(before.backends, self.api.router.targets, strict=False))
         if before.limits != settings.limits:
@@ -224,23 +248,6 @@ class GatewayService(Service):
             _log.warn("{warning}", warning=warning)
         _log.info("reloaded: in front of {backends}", backends=self._backends())
 
-    def _with_what_is_bound(self, settings: Settings) -> Settings:
-        """These settings, but with the old ones of what a reload cannot change."""
-        for section, keys in _BOUND.items():
-            old, new = getattr(self.settings, section), getattr(settings, section)
-            for key in keys:
-                value = getattr(old, key)
-                if value != getattr(new, key):
-                    name = f"[{section}] {key}"
-                    _log.warn("reload: {name} stays {old} until a restart", name=name, old=value)
-                    settings = _with(settings, section, {key: value})
-        before, after = self.settings.gateway, settings.gateway
-        if (before.tls_certificate is None) != (after.tls_certificate is None):
-            _log.warn("reload: TLS cannot be switched on or off without a restart")
-            kept = {key: getattr(before, key) for key in ("tls_certificate", "tls_key")}
-            settings = _with(settings, "gateway", kept)
-        return settings
-
     # -- stop ----------------------------------------------------------------------------------
 
     def stopService(self) -> Deferred[None]:
@@ -252,7 +259,7 @@ class GatewayService(Service):
         self._prober.stop()
         self.metrics.stop()
         self._drain = Drain(self.site, self.api, self._reactor)
-        return self._drain.begin(self._ports, self._inherited, seconds).addCallback(self._drained)
+        return self._drain.begin(self._ports, self._kept, seconds).addCallback(self._drained)
 
     def _abort(self) -> None:
         if self._drain is not None:
@@ -295,9 +302,10 @@ def _spare_the_collector() -> None:
     gc.freeze()
 
 
-def _with(settings: Settings, section: str, values: dict[str, Any]) -> Settings:
-    changed: Any = {section: attrs.evolve(getattr(settings, section), **values)}
-    return attrs.evolve(settings, **changed)
+def _shown(address: Any) -> str:
+    if isinstance(address, UNIXAddress):
+        return os.fsdecode(address.name or b"")
+    return f"{address.host} port {address.port}"
 
 
 def make_router(settings: Settings, reactor: Any, kept: Any = None) -> Router:

@@ -102,7 +102,7 @@ class Signals:
     def _is_another(self, number: int) -> bool:
         """Whether this asks for a second stop, or is one more sign of the first."""
         passed = self._reactor.seconds() - self._first_at
-        return number == self._first or passed > TOGETHER_SECONDS
+        return number in (self._first, signal.SIGQUIT) or passed > TOGETHER_SECONDS
 
     def _on_reload(self, number: int, frame: object) -> None:
         self._reactor.callFromThread(self._reload)

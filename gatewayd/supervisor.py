@@ -1,108 +1,70 @@
 """``workers`` above 1: one process that serves nothing and starts those that do.
 
-The supervisor binds the port (or takes it from systemd) and gives the listening socket to every
-worker, so that connections which wait there outlive any of them. A worker is the same command
-line again in the foreground, with :data:`gatewayd.worker.WORKER_SOCKET` in its environment.
+The supervisor binds the port (or takes sockets from systemd) and gives the listening sockets to
+every worker, so that connections which wait there outlive any of them. A worker is ``twistd
+gatewayd`` again in the foreground, with :data:`gatewayd.worker.WORKER_NUMBER` in its environment.
 
-A worker that dies is started again, at once the first time and later and later if it dies young.
-SIGHUP goes to all of them (to one that is starting, as soon as it can hear it), and so does a stop:
-the supervisor ends when the last of them has. Should it die before them, they notice by their
-standard input, which it holds, and stop: else they would keep the port from the next one.
-Workers say that they are ready the way a service tells systemd; the supervisor hears it and tells
-systemd when all of them are.
+The supervisor alone reads settings. A worker is handed what the supervisor has accepted, over its
+standard input: when it starts, and after each reload. It notices by the same pipe that the
+supervisor has died, and stops: else it would keep the port from the next one.
+
+A worker that ends, that hangs (:mod:`gatewayd.workerprocess`) or that could not be started is
+started again, later and later while its lives are short. A stop goes to all of them; the supervisor
+ends when the last of them has. systemd is told READY when all of them serve by the settings that
+were accepted last.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import signal
 import socket
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import DatagramProtocol, ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gatewayd.api.metrics import MetricsPage
 from gatewayd.api.site import Site
-from gatewayd.config import Settings
-from gatewayd.listening import bind, listen
-from gatewayd.notify import Systemd, inherited_socket
+from gatewayd.bound import keep_bound
+from gatewayd.config import ConfigError, Settings
+from gatewayd.listening import bind, listen, take
+from gatewayd.notify import Systemd, inherited_sockets
+from gatewayd.sharedfolder import SharedFolder
 from gatewayd.signals import Signals, held_for_workers
+from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.metrics import SHARED, forget_worker, shared_text
-from gatewayd.worker import WORKER_NUMBER, WORKER_SOCKET
+from gatewayd.worker import FIRST_SOCKET, WORKER_NUMBER, Handover
+from gatewayd.workerprocess import LOOK_SECONDS, Notices, WorkerProcess
 
 _log = Logger()
 
-#: A worker that lived this long died of something new.
-YOUNG_SECONDS = 10.0
-LONGEST_BACKOFF = 30.0
+#: How long a second stop gives workers to end by themselves.
+LAST_SECONDS = 2.0
+
+#: How often a worker says that its loop turns, as systemd's variable has it: in microseconds, and
+#: for twice the time between two of them.
+_BEAT = str(int(2 * LOOK_SECONDS * 1e6))
 
 _RUN = "from twisted.scripts.twistd import run; run()"
-#: What systemd says to this process alone.
-_NOT_INHERITED = ("LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC")
-
-
-class Worker(ProcessProtocol):
-    """One worker, through all of its lives."""
-
-    def __init__(self, supervisor: Supervisor, number: int) -> None:
-        self.supervisor = supervisor
-        self.number = number
-        self.ready = False
-        self.reload_when_ready = False
-        self.pid: int | None = None
-        self._backoff = 0.0
-        self._began = 0.0
-
-    def connectionMade(self) -> None:
-        assert self.transport is not None
-        self.pid = self.transport.pid
-        self._began = self.supervisor.reactor.seconds()
-
-    def outReceived(self, data: bytes) -> None:
-        _log.info("{lines}", lines=data.decode("utf-8", "replace").rstrip("\n"))
-
-    errReceived = outReceived
-
-    def processEnded(self, reason: Failure) -> None:
-        lived = self.supervisor.reactor.seconds() - self._began
-        later = min(self._backoff * 2 + 0.5, LONGEST_BACKOFF)
-        self._backoff = 0.0 if lived > YOUNG_SECONDS else later
-        if self.pid is not None:
-            forget_worker(self.number, self.supervisor.folder)
-        served, self.ready, self.reload_when_ready, self.pid = self.ready, False, False, None
-        self.supervisor.ended(self, reason, served, self._backoff)
-
-    def kill(self, number: int) -> None:
-        if self.pid is not None:
-            os.kill(self.pid, number)
-
-    def reload(self) -> None:
-        """Have it read its settings again. While it starts, SIGHUP would end it."""
-        if self.ready:
-            self.kill(signal.SIGHUP)
-        else:
-            self.reload_when_ready = True
-
-    def is_ready(self) -> None:
-        self.ready = True
-        if self.reload_when_ready:
-            self.reload_when_ready = False
-            self.reload()
+#: Where modules are found, whatever folder twistd works in later.
+_PATH = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
+#: What is meant for this process alone: what systemd says to it, and settings, which may hold keys.
+_NOT_INHERITED = re.compile("(LISTEN_|WATCHDOG_|GATEWAYD_).*|PORT|BACKEND_URL").fullmatch
 
 
 class Supervisor(Service):
     """
-    :param arguments: the command line after ``gatewayd``.
+    :param load: reads the settings again.
+    :param twistd_options: of the workers, besides those for the foreground.
     :param foreground: whether the workers' output goes where this process's own goes; else it
         goes to the log.
     """
@@ -110,149 +72,210 @@ class Supervisor(Service):
     name = "gatewayd"
 
     def __init__(
-        self, settings: Settings, arguments: Sequence[str], foreground: bool, reactor: Any
+        self,
+        settings: Settings,
+        load: Callable[[], Settings],
+        reactor: Any,
+        twistd_options: Sequence[str],
+        foreground: bool,
     ) -> None:
         self.settings = settings
         self.reactor = reactor
-        self.folder = ""
-        self._arguments = list(arguments)
+        self._load = load
+        self._command = [sys.executable, "-P", "-c", _RUN, "--nodaemon", "--pidfile="]
+        self._command += [*twistd_options, "gatewayd"]
         self._foreground = foreground
         self._systemd = Systemd()
-        self._workers = [Worker(self, n) for n in range(settings.gateway.workers)]
-        self._socket: socket.socket | None = None
+        self._workers = [
+            WorkerProcess(n, reactor, self._heard, self._ended)
+            for n in range(settings.gateway.workers)
+        ]
+        self._sockets: list[socket.socket] = []
+        self._kept = False
+        self._folder: SharedFolder | None = None
         self._metrics_port: Any = None
-        self._waiting: dict[Worker, IDelayedCall] = {}
-        self._watchdog: IDelayedCall | None = None
+        self._timers: dict[object, IDelayedCall] = {}
         self._announced = False
-        self._signals = Signals(
-            lambda: self._tell_all(signal.SIGQUIT), self._reload_all, self.reactor
-        )
+        self._reloading = False
+        self._signals = Signals(self._stop_at_once, self._reload, reactor)
         self._stopped: Deferred[None] | None = None
 
     # -- start ---------------------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
-        gateway, inherited = self.settings.gateway, inherited_socket()
-        if inherited is None:
-            self._socket = bind(gateway.listen, gateway.port)
-        else:
-            self._socket = socket.socket(fileno=inherited)
+        gateway = self.settings.gateway
+        self._sockets = [take(descriptor) for descriptor in inherited_sockets()]
+        self._kept = bool(self._sockets)
+        if not self._sockets:
+            self._sockets = [bind(gateway.listen, gateway.port)]
         if self.settings.metrics.listen is not None:
             page = MetricsPage(self._metrics)
             site = Site(page, self.settings, self.reactor, lambda _: None, lambda _: None)
             self._metrics_port = listen(self.reactor, *self.settings.metrics.listen, site)
 
     def startService(self) -> None:
-        if self._socket is None:
+        if not self._sockets:
             self.privilegedStartService()
         super().startService()
-        self.folder = tempfile.mkdtemp(prefix="gatewayd-")
-        self.reactor.listenUNIXDatagram(f"{self.folder}/notify", _Notices(self))
+        self._folder = SharedFolder()
         for worker in self._workers:
+            self.reactor.listenUNIXDatagram(self._notify_address(worker), Notices(worker))
             self._start(worker)
         self._signals.install()
+        self._every(LOOK_SECONDS, self._look)
 
-    def _start(self, worker: Worker) -> None:
-        assert self._socket is not None
-        self._waiting.pop(worker, None)
-        environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
-        environment.update(
-            {
-                WORKER_SOCKET: "3",
-                SHARED: self.folder,
-                "NOTIFY_SOCKET": f"{self.folder}/notify",
-                WORKER_NUMBER: str(worker.number),
-            }
-        )
+    def _notify_address(self, worker: WorkerProcess) -> str:
+        assert self._folder is not None
+        return f"{self._folder.path}/notify-{worker.number}"
+
+    def _start(self, worker: WorkerProcess) -> None:
+        # What is dangerous in the settings has been said already, once.
+        settings = attrs.evolve(self.settings, warnings=())
+        try:
+            worker.start(self._spawn, Handover(settings, len(self._sockets), self._kept))
+        except OSError as e:  # no descriptor or no process is left
+            self._start_again(worker, f"could not be started: {e.strerror}")
+
+    def _spawn(self, worker: WorkerProcess) -> None:
+        assert self._folder is not None
         output: dict[int, Any] = {1: 1, 2: 2} if self._foreground else {1: "r", 2: "r"}
-        command = [sys.executable, "-c", _RUN, "--nodaemon", "--pidfile=", "gatewayd"]
+        given = [*(s.fileno() for s in self._sockets), self._folder.lock]
         with held_for_workers():
             self.reactor.spawnProcess(
                 worker,
                 sys.executable,
-                [*command, *self._arguments],
-                environment,
-                childFDs={0: "w", **output, 3: self._socket.fileno()},
+                self._command,
+                self._environment(worker),
+                childFDs={0: "w", **output, **dict(enumerate(given, FIRST_SOCKET))},
             )
+
+    def _environment(self, worker: WorkerProcess) -> Mapping[str, str]:
+        assert self._folder is not None
+        own = {name: value for name, value in os.environ.items() if not _NOT_INHERITED(name)}
+        return own | {
+            "PYTHONPATH": _PATH,
+            SHARED: self._folder.path,
+            "NOTIFY_SOCKET": self._notify_address(worker),
+            "WATCHDOG_USEC": _BEAT,
+            WORKER_NUMBER: str(worker.number),
+        }
+
+    def _start_again(self, worker: WorkerProcess, why: str) -> None:
+        seconds, number = worker.next_start_in(), worker.number
+        said = f"the next starts in {seconds} s"
+        _log.error("worker {number} {why}; {said}", number=number, why=why, said=said)
+        self._timers[worker] = self.reactor.callLater(seconds, self._start, worker)
 
     # -- while it runs -------------------------------------------------------------------------
 
-    def heard(self, pid: int, lines: Sequence[str]) -> None:
-        """A worker says something, as a service does to systemd."""
-        for worker in self._workers:
-            if worker.pid == pid and "READY=1" in lines:
-                worker.is_ready()
-        if self._announced or self._stopped is not None:
+    def _heard(self) -> None:
+        """A worker serves by the settings that it was told last; see whether all do."""
+        if self._stopped is not None or not all(worker.ready for worker in self._workers):
             return
-        if all(worker.ready for worker in self._workers):
+        said = f"{len(self._workers)} workers serve"
+        if not self._announced:
             self._announced = True
-            said = f"{len(self._workers)} workers serve"
             _log.info("gatewayd: {said}", said=said)
             self._systemd.ready(said)
-            self._feed_watchdog()
+            if self._systemd.watchdog_seconds:
+                self._every(self._systemd.watchdog_seconds, self._systemd.alive)
+        elif self._reloading:
+            self._systemd.ready(said)
+        self._reloading = False
 
-    def ended(self, worker: Worker, reason: Failure, served: bool, backoff: float) -> None:
+    def _ended(self, worker: WorkerProcess, reason: Failure) -> None:
         number, why = worker.number, reason.value
+        if self._folder is not None:
+            forget_worker(number, self._folder.path)
         if self._stopped is None:
-            said = f"the next starts in {backoff} s"
-            _log.error("worker {number} ended: {why}; {said}", number=number, why=why, said=said)
-            self._waiting[worker] = self.reactor.callLater(backoff, self._start, worker)
+            self._start_again(worker, f"ended: {why}")
             return
-        if served and not reason.check(ProcessDone):
+        if not reason.check(ProcessDone):
             _log.error("worker {number} ended while it stopped: {why}", number=number, why=why)
-        if not any(worker.pid for worker in self._workers) and not self._stopped.called:
-            self._stopped.callback(None)
+        self._stop_if_alone()
+
+    def _look(self) -> None:
+        for worker in self._workers:
+            worker.look(self._stopped is not None)
+
+    def _every(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call again and again, each time after so many seconds."""
+
+        def now() -> None:
+            call()
+            self._every(seconds, call)
+
+        self._timers[call] = self.reactor.callLater(seconds, now)
 
     def _metrics(self) -> bytes:
-        return shared_text(self.folder)
-
-    def _feed_watchdog(self) -> None:
-        if self._systemd.watchdog_seconds:
-            self._systemd.alive()
-            seconds = self._systemd.watchdog_seconds
-            self._watchdog = self.reactor.callLater(seconds, self._feed_watchdog)
+        assert self._folder is not None
+        return shared_text(self._folder.path)
 
     # -- reload and stop -----------------------------------------------------------------------
 
-    def _reload_all(self) -> None:
+    def _reload(self) -> None:
+        """Read the settings again, and have the workers use them; or say why not."""
         if self._stopped is not None:
+            self._tell_all(None)
             return
         self._systemd.reloading()
-        for worker in self._workers:
-            worker.reload()
-        self._systemd.ready(f"{len(self._workers)} workers were told to reload")
+        self._reloading = True
+        try:
+            settings = self._load()
+        except ConfigError as e:
+            for problem in e.problems:
+                _log.error("reload: {problem}", problem=problem)
+            _log.error("reload: the settings stay as they were")
+            self._tell_all(None)
+        else:
+            self._accept(settings)
+        self._heard()
 
-    def _tell_all(self, number: int) -> None:
+    def _accept(self, settings: Settings) -> None:
+        self.settings, differences = keep_bound(self.settings, settings)
+        errorlog.set_level(self.settings.log.level)
+        for said in (*(f"reload: {said}" for said in differences), *settings.warnings):
+            _log.warn("{said}", said=said)
+        self._tell_all(attrs.evolve(self.settings, warnings=()))
+
+    def _tell_all(self, settings: Settings | None) -> None:
+        for worker in self._workers:
+            worker.tell(settings)
+
+    def _kill_all(self, number: int) -> None:
         for worker in self._workers:
             worker.kill(number)
+
+    def _stop_at_once(self) -> None:
+        self._kill_all(signal.SIGQUIT)
+        self._timers["last"] = self.reactor.callLater(LAST_SECONDS, self._kill_all, signal.SIGKILL)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
         self._systemd.stopping("waits for the workers")
         self._stopped = Deferred()
-        self._stopped.addBoth(lambda _: shutil.rmtree(self.folder, ignore_errors=True))
-        for call in [*self._waiting.values(), *filter(None, [self._watchdog])]:
-            if call.active():
-                call.cancel()
-        if self._socket is not None:
-            self._socket.close()
+        self._stopped.addBoth(self._finish)
+        for worker in self._workers:
+            if worker in self._timers and self._timers[worker].active():
+                self._timers[worker].cancel()
+        for given in self._sockets:
+            given.close()
         if self._metrics_port is not None:
             self._metrics_port.stopListening()
-        self._tell_all(signal.SIGTERM)
-        if not any(worker.pid for worker in self._workers):
-            self._stopped.callback(None)
+        self._kill_all(signal.SIGTERM)
+        self._stop_if_alone()
         return self._stopped
 
+    def _stop_if_alone(self) -> None:
+        assert self._stopped is not None
+        if not any(worker.runs for worker in self._workers) and not self._stopped.called:
+            self._stopped.callback(None)
 
-class _Notices(DatagramProtocol):
-    """Hears what the workers say. A line ``PID=`` says who speaks."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        lines = datagram.decode("utf-8", "replace").split("\n")
-        pid = next((line[4:] for line in lines if line.startswith("PID=")), "")
-        if pid.isdigit():
-            self._supervisor.heard(int(pid), lines)
+    def _finish(self, result: Any) -> Any:
+        for timer in self._timers.values():
+            if timer.active():
+                timer.cancel()
+        if self._folder is not None:
+            self._folder.remove()
+        return result

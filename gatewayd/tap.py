@@ -9,9 +9,10 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from twisted.application.app import ServerOptions
+from twisted.application.reactors import getReactorTypes
 from twisted.application.service import IService
 from twisted.logger import Logger
 from twisted.python import usage
@@ -19,6 +20,7 @@ from twisted.python import usage
 from gatewayd import __version__
 from gatewayd.config import ConfigError, Settings, load
 from gatewayd.telemetry import errorlog
+from gatewayd.worker import Supervised, is_worker
 
 _OPTIONS = ("listen", "port", "backend-url")
 
@@ -42,7 +44,7 @@ class Options(usage.Options):
 
     settings: Settings
     load: Callable[[], Settings]
-    arguments: list[str]
+    supervised: Supervised | None = None
 
     def opt_version(self) -> NoReturn:
         """Show the version of gatewayd and exit."""
@@ -51,7 +53,6 @@ class Options(usage.Options):
 
     def parseOptions(self, options: list[str] | None = None) -> None:
         """Parse; a wrong command line gets one line as any other mistake, not the whole usage."""
-        self.arguments = list(options or ())
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
@@ -60,14 +61,11 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Read the settings; leave with status 1 if they cannot be used."""
-        given = {name: self[name] for name in _OPTIONS if self[name] is not None}
-        path = self["config"] or os.environ.get("GATEWAYD_CONFIG")
-        # A daemon may work in another folder when it reads the file again.
-        self.load = partial(load, dict(os.environ), given, path and os.path.abspath(path))
-        try:
-            self.settings = self.load()
-        except ConfigError as error:
-            _fail(error.problems)
+        if is_worker():
+            self.supervised = Supervised()
+            self.settings, self.load = self.supervised.handover.settings, self.supervised.load
+        else:
+            self._read()
         if self.parent is not None and not self.parent.get("logger"):
             errorlog.configure(self.parent, self.settings.log.level)
             self.parent["logger"] = errorlog.OBSERVER
@@ -81,6 +79,16 @@ class Options(usage.Options):
 
             install()
 
+    def _read(self) -> None:
+        given = {name: self[name] for name in _OPTIONS if self[name] is not None}
+        path = self["config"] or os.environ.get("GATEWAYD_CONFIG")
+        # A daemon may work in another folder when it reads the file again.
+        self.load = partial(load, dict(os.environ), given, path and os.path.abspath(path))
+        try:
+            self.settings = self.load()
+        except ConfigError as error:
+            _fail(error.problems)
+
 
 def makeService(options: Options) -> IService:
     """The daemon's service; nothing is opened before twistd starts it."""
@@ -93,17 +101,26 @@ def makeService(options: Options) -> IService:
     from gatewayd.reactor import use_monotonic_time
     from gatewayd.service import GatewayService
     from gatewayd.supervisor import Supervisor
-    from gatewayd.worker import is_worker
 
     use_monotonic_time(reactor)
     log = Logger()
     for warning in options.settings.warnings:
         log.warn("{warning}", warning=warning)
-    if options.settings.gateway.workers > 1 and not is_worker():
+    if options.settings.gateway.workers > 1 and options.supervised is None:
         # twist has no such option, and never leaves the foreground.
         foreground = bool(options.parent and options.parent.get("nodaemon", True))
-        return Supervisor(options.settings, options.arguments, foreground, reactor)
-    return GatewayService(options.settings, options.load, reactor)
+        same = _reactor_option(reactor)
+        return Supervisor(options.settings, options.load, reactor, same, foreground)
+    return GatewayService(options.settings, options.load, reactor, options.supervised)
+
+
+def _reactor_option(reactor: object) -> list[str]:
+    """The option with which twistd installs this reactor; none for the one it installs anyway."""
+    known: Any
+    for known in getReactorTypes():
+        if known.moduleName == type(reactor).__module__:
+            return ["--reactor", known.shortName]
+    return []
 
 
 def _summary(settings: Settings) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.logger import LogLevel, capturedLogs
 
-from gatewayd.notify import Systemd, inherited_socket
+from gatewayd.notify import Systemd, inherited_sockets
 
 
 @pytest.fixture(params=["a path", "an abstract name"])
@@ -92,20 +92,20 @@ def test_the_watchdog_is_fed_twice_as_often_as_it_wants(
 
 
 @pytest.mark.parametrize(
-    ("pid", "count", "descriptor"),
+    ("pid", "count", "descriptors"),
     [
-        (str(os.getpid()), "1", 3),
-        (str(os.getpid()), "2", 3),
-        (str(os.getpid()), "0", None),
-        (str(os.getpid()), "many", None),
-        ("1", "1", None),
+        (str(os.getpid()), "1", [3]),
+        (str(os.getpid()), "2", [3, 4]),
+        (str(os.getpid()), "0", []),
+        (str(os.getpid()), "many", []),
+        ("1", "1", []),
     ],
 )
-def test_a_socket_is_taken_if_it_is_meant_for_this_process(
-    pid: str, count: str, descriptor: int | None
+def test_sockets_are_taken_if_they_are_meant_for_this_process(
+    pid: str, count: str, descriptors: list[int]
 ) -> None:
-    assert inherited_socket({"LISTEN_PID": pid, "LISTEN_FDS": count}) == descriptor
+    assert inherited_sockets({"LISTEN_PID": pid, "LISTEN_FDS": count}) == descriptors
 
 
 def test_without_systemd_there_is_no_socket() -> None:
-    assert inherited_socket({}) is inherited_socket() is None
+    assert inherited_sockets({}) == inherited_sockets() == []

@@ -29,6 +29,9 @@ from .lines import STDOUT, Lines
 #: what the observer must know is kept here.
 OBSERVER = f"{__name__}.observer"
 
+#: The namespace of lines that workers have logged: each has passed the level of its worker.
+WORKERS = "gatewayd.workers"
+
 #: Where Twisted speaks of connections that it cannot accept: three lines for each when there are no
 #: file descriptors left, which is when strangers open many.
 _ACCEPTING = "twisted.internet.tcp.Port"
@@ -53,6 +56,7 @@ class _Sparing:
 
 _twistd_options: dict[str, Any] = {}
 _lowest = LogLevelFilterPredicate()
+_lowest.setLogLevelForNamespace(WORKERS, LogLevel.debug)
 _lost_lines = 0
 _count_lost: Callable[[], None] | None = None
 

@@ -10,7 +10,7 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -245,12 +245,16 @@ def notices() -> Iterator[Notices]:
             heard.close()
 
 
-#: Hands a descriptor over as systemd does, to the command behind it.
-ACTIVATE = (
-    "import os, sys; os.dup2(int(sys.argv[1]), 3, inheritable=True); "
-    "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='gatewayd'); "
-    "os.execv(sys.argv[2], sys.argv[2:])"
-)
+#: Hands descriptors over as systemd does, to the command behind them.
+ACTIVATE = """
+import fcntl, os, sys
+given = [fcntl.fcntl(int(n), fcntl.F_DUPFD_CLOEXEC, 100) for n in sys.argv[1].split(",")]
+for number, descriptor in enumerate(given, 3):
+    os.dup2(descriptor, number, inheritable=True)
+names = ":".join(["gatewayd"] * len(given))
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(given)), LISTEN_FDNAMES=names)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def activated(
@@ -258,15 +262,16 @@ def activated(
     folder: Path,
     *options: str,
     environment: Mapping[str, str] | None = None,
+    more: Sequence[socket.socket] = (),
 ) -> Gateway:
-    """A gateway that is given this socket."""
+    """A gateway that is given this socket, and more."""
     folder.mkdir()
-    descriptor = listening.fileno()
+    descriptors = [given.fileno() for given in (listening, *more)]
     return Gateway(
         *options,
         folder=folder,
         port=listening.getsockname()[1],
         environment=environment,
-        before=[sys.executable, "-c", ACTIVATE, str(descriptor)],
-        descriptors=[descriptor],
+        before=[sys.executable, "-c", ACTIVATE, ",".join(map(str, descriptors))],
+        descriptors=descriptors,
     )

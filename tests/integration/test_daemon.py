@@ -839,7 +839,7 @@ def test_systemd_socket_activate_starts_it_with_a_socket_that_has_no_name(tmp_pa
             assert chat(gateway).status == 200
         return
     with socket.create_server(("127.0.0.1", port)) as listening:
-        nameless = ACTIVATE.replace(", LISTEN_FDNAMES='gatewayd'", "")
+        nameless = ACTIVATE.replace(", LISTEN_FDNAMES=names", "")
         before = [sys.executable, "-c", nameless, str(listening.fileno())]
         with Gateway(
             folder=tmp_path, port=port, before=before, descriptors=[listening.fileno()]
