@@ -21,11 +21,17 @@ UNSENT_BYTES = 128 * 1024
 _TCP_NOTSENT_LOWAT = 25  # Linux; Python does not name it before 3.12
 
 
-def limit_unsent(transport: Any) -> None:
-    """Have a socket take no more than :data:`UNSENT_BYTES` ahead of its peer, where it can."""
-    tcp = getattr(transport, "transport", None) or transport  # TLS wraps it
-    with suppress(AttributeError, OSError):
-        tcp.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+def tcp_of(transport: Any) -> Any:
+    """The transport below TLS, or this one where there is no TLS."""
+    return getattr(transport, "transport", None) or transport
+
+
+def tune(transport: Any) -> None:
+    """Have a socket send at once, and take no more than :data:`UNSENT_BYTES` ahead of its peer."""
+    with suppress(AttributeError, OSError):  # tests have transports without a socket
+        tcp = tcp_of(transport).socket
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def send(transport: Any, data: bytes) -> None:

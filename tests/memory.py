@@ -163,9 +163,6 @@ class ClientTransport(StringTransport):
     def loseWriteConnection(self) -> None:
         self.loseConnection()
 
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """As TCP has it."""
-
     def abortConnection(self) -> None:
         self.aborted = True
         self.leave()
@@ -179,8 +176,10 @@ class ClientTransport(StringTransport):
 class Gateway:
     """The gateway without sockets."""
 
-    def __init__(self, *backends: Backend, settings: Settings | None = None) -> None:
-        self.clock = Clock()
+    def __init__(
+        self, *backends: Backend, settings: Settings | None = None, clock: Clock | None = None
+    ) -> None:
+        self.clock = clock or Clock()
         self.ended: list[Exchange] = []
         self.settings = settings or load({})
         self.targets = self._targets(backends)

@@ -184,11 +184,11 @@ def transport() -> Transport:
 
 @pytest.fixture
 def writes(clock: Clock, transport: Transport, late: Calls) -> WriteClock:
-    return WriteClock(clock, 60, transport, late)
+    return WriteClock(clock, transport, late)
 
 
 def test_a_peer_that_takes_nothing_is_late(clock: Clock, writes: WriteClock, late: Calls) -> None:
-    writes.start()
+    writes.start(60)
     run(clock, 59)
     assert late.times == []
     run(clock, 60)
@@ -199,7 +199,7 @@ def test_a_peer_that_takes_nothing_is_late(clock: Clock, writes: WriteClock, lat
 def test_a_peer_that_takes_a_byte_now_and_then_is_never_late(
     clock: Clock, writes: WriteClock, transport: Transport, late: Calls
 ) -> None:
-    writes.start()
+    writes.start(60)
     for _ in range(20):
         run(clock, 50)
         transport.take(1)
@@ -209,7 +209,7 @@ def test_a_peer_that_takes_a_byte_now_and_then_is_never_late(
 def test_a_peer_that_stops_taking_is_late_from_then_on(
     clock: Clock, writes: WriteClock, transport: Transport, late: Calls
 ) -> None:
-    writes.start()
+    writes.start(60)
     run(clock, 30)
     transport.take(999)
     run(clock, 59)
@@ -222,7 +222,7 @@ def test_a_peer_that_stops_taking_is_late_from_then_on(
 def test_more_bytes_to_take_are_no_sign_of_life(
     clock: Clock, writes: WriteClock, transport: Transport, late: Calls
 ) -> None:
-    writes.start()
+    writes.start(60)
     for _ in range(60):
         run(clock, 1)
         transport.write(10)
@@ -233,12 +233,12 @@ def test_a_stopped_clock_leaves_no_timer_and_starts_afresh(
     clock: Clock, writes: WriteClock, late: Calls
 ) -> None:
     writes.stop()
-    writes.start()
+    writes.start(60)
     run(clock, 50)
     writes.stop()
     assert clock.getDelayedCalls() == []
     run(clock, 50)
-    writes.start()
+    writes.start(60)
     run(clock, 59)
     assert late.times == []
     run(clock, 1)
@@ -246,24 +246,19 @@ def test_a_stopped_clock_leaves_no_timer_and_starts_afresh(
 
 
 def test_starting_twice_changes_nothing(clock: Clock, writes: WriteClock, late: Calls) -> None:
-    writes.start()
+    writes.start(60)
     run(clock, 50)
-    writes.start()
+    writes.start(60)
     assert len(clock.getDelayedCalls()) == 1
     run(clock, 50)
     assert late.times == [60.0]
-
-
-def test_zero_seconds_are_never_over(clock: Clock, transport: Transport, late: Calls) -> None:
-    WriteClock(clock, 0, transport, late).start()
-    assert clock.getDelayedCalls() == []
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.1, 7.7])
 def test_a_clock_of_a_fraction_is_on_time(
     clock: Clock, transport: Transport, late: Calls, seconds: float
 ) -> None:
-    WriteClock(clock, seconds, transport, late).start()
+    WriteClock(clock, transport, late).start(seconds)
     clock.pump([0.01] * 1000)
     assert late.times == [pytest.approx(seconds, abs=0.011)]
 

@@ -560,7 +560,7 @@ def test_a_client_that_leaves_stops_the_speech(gateway: Gateway, backend: FakeBa
     client = post(gateway, SPEECH, input="hi")
     backend.calls[0].head(media_type="audio/mpeg")
     backend.calls[0].send(SOUND)
-    client.protocol.pauseProducing()
+    client.protocol.outgoing.pauseProducing()
     assert backend.calls[0].paused
     client.leave()
     assert backend.calls[0].left == "aborted" and the_end(gateway) is End.CLIENT_GONE

@@ -313,10 +313,10 @@ def test_promise_5_a_slow_reader_pauses_its_backend(gateway: Gateway, backend: F
     call = backend.calls[0]
     call.head()
     call.event(STREAM[0])
-    client.protocol.pauseProducing()
+    client.protocol.outgoing.pauseProducing()
     assert call.paused
     gateway.clock.advance(50)  # its silence is our doing now: no clock of the backend's runs
-    client.protocol.resumeProducing()
+    client.protocol.outgoing.resumeProducing()
     assert not call.paused and call.left is None
     gateway.clock.advance(10)
     assert the_end(gateway) is End.BACKEND_TIMEOUT
@@ -342,7 +342,7 @@ def test_a_client_that_takes_nothing_is_cut_off_after_client_write() -> None:
     client = gateway.chat(stream=True)
     backend.calls[0].head()
     backend.calls[0].event(STREAM[0])
-    client.protocol.pauseProducing()
+    client.protocol.outgoing.pauseProducing()
     gateway.clock.pump([0.25] * 11)
     assert not client.aborted
     gateway.clock.pump([0.25] * 2)

@@ -30,6 +30,7 @@ from gatewayd.wire.others import JSON_PATHS, UPLOAD_PATHS, Call, JSONCall, Uploa
 
 from .limits import Admission
 from .metrics import MEDIA_TYPE
+from .outgoing import Outgoing
 from .request import Request
 from .routes import Routes
 from .security import Caller, check_origin, preflight, verify_token
@@ -172,7 +173,12 @@ class API:
     def _relay(
         self, request: Request, path: str, parse: Callable[[int], Call]
     ) -> Deferred[None]:
-        """May it, and then relay it; while it is under way it takes up its caller's share."""
+        """May it, and then relay it; while it is under way it takes up its caller's share.
+
+        That is until the client has taken the reply: one that waits in the transport holds memory.
+        """
+        assert request.channel is not None
+        outgoing = request.channel.outgoing
         request.exchange.route = path
         request.set_headers(self._admission.enter(request.caller))
         try:
@@ -180,7 +186,7 @@ class API:
         except BaseException:
             self._admission.leave(request.caller)
             raise
-        return relayed.addBoth(self._left, request.caller)
+        return relayed.addBoth(self._left, request.caller, outgoing)
 
     def _admitted(self, request: Request, parse: Callable[[int], Call]) -> Deferred[None]:
         """What is it, where does it go, and what comes back."""
@@ -203,8 +209,8 @@ class API:
             self.router.route(call.model, lambda: filter(caller.may_use, names()))
         )
 
-    def _left(self, result: Any, caller: Caller) -> Any:
-        self._admission.leave(caller)
+    def _left(self, result: Any, caller: Caller, outgoing: Outgoing) -> Any:
+        outgoing.when_taken(lambda: self._admission.leave(caller))
         return result
 
     async def _visible_models(self, request: Request) -> dict[str, Any]:

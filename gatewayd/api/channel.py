@@ -11,6 +11,23 @@ a disconnect behind pipelined bytes. :class:`Channel` reads with llhttp instead,
 
 Whatever cannot be read for certain is answered and the connection is closed: bytes behind it are
 never taken for a request.
+
+Besides that, a connection may be
+
+- *full*: its transport holds an answer that the client has yet to take (:mod:`.outgoing`). No head
+  and no body is read then, and no request is handled, so a client that does not read cannot make
+  this process keep more than the answers to one request and 128 KiB;
+- *in line*: :data:`STEPS_AT_ONCE` heads and bodies were read, and others have their turn;
+- *closing*: what comes is read and dropped.
+
+The socket is not read while the connection is full or in line, unless a request is being handled
+or the connection is closing. So a disconnect is noticed at once (promise 4) wherever there is
+something to cancel. Where the socket is not read, no backend is at work; and a client that goes
+leaves bytes of its answer unread, so that its reset is noticed there too.
+
+One deadline runs at a time: for the head (also before any byte of it has come), for the body, for
+the time between two requests, or for the closing. None runs while a request is handled: the relay
+has its own. While the connection is full or closing, the write clock runs besides.
 """
 
 from __future__ import annotations
@@ -18,12 +35,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web import http
 
 from gatewayd.exchange import End, request_id, traceparent
-from gatewayd.sending import limit_unsent, send
+from gatewayd.sending import send
 from gatewayd.wire.errors import (
     GatewayError,
     Overloaded,
@@ -32,8 +48,9 @@ from gatewayd.wire.errors import (
 )
 from gatewayd.wire.head import Fields, Framing
 
-from .clocks import Deadline, WriteClock, pending
+from .clocks import Deadline
 from .incoming import Incoming
+from .outgoing import Outgoing
 from .request import Request
 
 if TYPE_CHECKING:
@@ -42,9 +59,6 @@ if TYPE_CHECKING:
 #: What may wait behind the request that is being handled. Past it the client is cut off: reading
 #: must go on, or its leaving would not be noticed.
 PIPELINED_BYTES = 64 * 1024
-#: After a refusal the rest of what the client sends is read and dropped for this long, so that
-#: the answer is not lost to a reset.
-LINGER_SECONDS = 2.0
 
 #: Heads and bodies that are read of one client before others get their turn.
 STEPS_AT_ONCE = 16
@@ -52,62 +66,55 @@ STEPS_AT_ONCE = 16
 _METHODS = frozenset(b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT".split())
 
 
-class Channel(http.HTTPChannel):
+class Channel(Protocol):
     """
     :param site: what it belongs to.
     """
 
     transport: Any
-    _networkProducer: Any
-    abortTimeout = None  # type: ignore[assignment]  # the clocks here abort what must be
-    timeOut = None
+    outgoing: Outgoing
 
     def __init__(self, site: Site) -> None:
-        super().__init__()
-        self.site: Site = site
-        self.factory = site
+        self.site = site
         self._settings = site.settings
         self._incoming = Incoming()
-        self._request: Request | None = None  # whose body is being read
-        self._closing = False
+        self._arriving: Request | None = None  # its body is being read
+        self._handled: Request | None = None  # it is being handled, or its reply was cut
+        self._persistent = True
         self._pumping = False
-        self._turn: IDelayedCall | None = None
+        self._turn: IDelayedCall | None = None  # while the connection is in line
+        self._gathered = 0  # bytes of a body that is not whole yet
         self._client = ""
         self._deadline = Deadline(site.reactor)
-        self._writes: WriteClock | None = None
 
     # -- the connection ------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        super().connectionMade()
         self._client = getattr(self.transport.getPeer(), "host", "")
-        limit_unsent(self.transport)
+        self.outgoing = Outgoing(
+            self.site, self.transport, self._deadline, self._turned, self._takes_nothing
+        )
         if self.site.connected(self):
             self._deadline.set(self._settings.timeouts.request_head, self._idle_too_long)
         else:
             self._refuse_connection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._closing = True
-        self._deadline.stop()
-        if self._writes is not None:
-            self._writes.stop()
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
+        self._stop_turn()
+        self._drop_what_came()
         self._incoming.close()
-        if self._request is not None:  # its body was still coming
-            self.requests.append(self._request)
-            self._request = None
-        super().connectionLost(reason)
-        self.requests.clear()
+        self.outgoing.lost()
+        for request in (self._arriving, self._handled):
+            if request is not None:
+                request.connectionLost(reason)
+        self._arriving = self._handled = None
         self.site.disconnected(self)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._closing:
+        if self.outgoing.closing:
             return
         self._incoming.buffer += data
-        if not self._handlingRequest:
+        if self._handled is None:
             self._pump()
         elif len(self._incoming.buffer) > PIPELINED_BYTES:
             self.abort(End.CLIENT_GONE, "too many pipelined bytes")
@@ -119,13 +126,15 @@ class Channel(http.HTTPChannel):
         self._pumping = True
         try:
             for _ in range(STEPS_AT_ONCE):
-                if not self._incoming.buffer or self._closing or self._handlingRequest:
+                if not self._incoming.buffer or self._handled is not None:
                     break
-                if not (self._read_head() if self._request is None else self._read_body()):
+                if self.outgoing.full or self.outgoing.closing:
+                    break
+                if not (self._read_head() if self._arriving is None else self._read_body()):
                     break
             else:
-                self._networkProducer.pauseProducing()
                 self._turn = self.site.reactor.callLater(0, self._take_turn)
+                self._read_or_not()
         except GatewayError as error:
             self._refuse(error)
         finally:
@@ -133,9 +142,25 @@ class Channel(http.HTTPChannel):
 
     def _take_turn(self) -> None:
         self._turn = None
-        if not self._waitingForTransport:
-            self._networkProducer.resumeProducing()
+        self._read_or_not()
         self._pump()
+
+    def _stop_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+
+    def _read_or_not(self) -> None:
+        """Have the socket read exactly when it should be, as the module says above."""
+        self.outgoing.read(
+            self._handled is not None or not (self.outgoing.full or self._turn is not None)
+        )
+
+    def _turned(self) -> None:
+        """The transport has become full, or empty."""
+        if not self.outgoing.closing:
+            self._read_or_not()
+            self._pump()
 
     # -- step 1: the head ----------------------------------------------------------------------
 
@@ -151,9 +176,9 @@ class Channel(http.HTTPChannel):
         return True
 
     def _take_head(self, fields: Fields) -> None:
-        self._request = request = self._new_request(fields)
+        self._arriving = request = self._new_request(fields)
         framing = Framing.of(self._incoming.line, fields)
-        self.persistent = framing.persistent
+        self._persistent = framing.persistent
         self.site.admit(request)
         limits = self._settings.limits
         if framing.length is not None and framing.length > limits.request_body:
@@ -173,39 +198,46 @@ class Channel(http.HTTPChannel):
         """Take what is here of the body off the buffer. False: more bytes are needed."""
         body = self._incoming.body()
         if body is None:
+            self._count_gathered(self._incoming.gathered)
+            if self.site.gathers_too_much:
+                raise Overloaded("The gateway is at its limit of request bodies on their way.")
             return False
+        self._count_gathered(0)
         self._handle(body)
         return True
+
+    def _count_gathered(self, size: int) -> None:
+        self.site.gathered += size - self._gathered
+        self._gathered = size
 
     # -- step 3: handling ----------------------------------------------------------------------
 
     def _handle(self, body: bytes) -> None:
-        request, self._request = self._request, None
+        request, self._arriving = self._arriving, None
         assert request is not None
-        self._handlingRequest = True
+        self._handled = request
         self._deadline.clear()
         request.body = body
-        self.requests.append(request)
         request.process()
 
     def write(self, data: bytes) -> None:
-        """Twisted Web's hook: send a part of the answer."""
+        """Send a part of the answer."""
         send(self.transport, data)
 
     @property
     def closes_after_answer(self) -> bool:
-        return not self.persistent or self.site.draining
+        return not self._persistent or self.site.draining
 
-    def requestDone(self, request: Request) -> None:
-        """Twisted Web's hook: the answer has been written."""
-        self.requests.remove(request)
-        self._handlingRequest = False
-        if self._closing:
+    def request_done(self) -> None:
+        """The answer has been written."""
+        self._handled = None
+        if self.outgoing.closing:
             return
         if self.closes_after_answer:
             self.close_lingering()
             return
         self._deadline.set(self.site.settings.timeouts.client_idle, self._idle_too_long)
+        self._read_or_not()
         self._pump()
 
     def _new_request(self, fields: Fields) -> Request:
@@ -221,60 +253,49 @@ class Channel(http.HTTPChannel):
 
     def _refuse(self, error: GatewayError) -> None:
         """Answer what was read so far with an error, and close: the rest cannot be trusted."""
-        request, self._request = self._request, None
+        request, self._arriving = self._arriving, None
         if request is None:
             request = self._new_request(Fields())
-        self.persistent = False
-        self._handlingRequest = True
-        self.requests.append(request)
+        self._persistent = False
+        self._handled = request
         request.fail(error)
 
     def close_if_idle(self) -> None:
         """Close unless a request is being read or answered."""
-        if not self._handlingRequest and self._request is None and not self._closing:
-            self._idle_too_long()
+        if self._handled is None and self._arriving is None:
+            self._drop_what_came()
+            self.outgoing.close(linger=False)
 
     def stop_reading(self, error: GatewayError) -> None:
         """Refuse a request whose body is still coming; close if there is none under way."""
-        if self._request is not None and not self._closing:
+        if self._arriving is not None:
             self._refuse(error)
         else:
             self.close_if_idle()
 
     def close_lingering(self) -> None:
-        """Send what is pending, then FIN; read and drop what the client still sends for a while.
+        """Send what is pending and close; read and drop what still comes for a while."""
+        self._drop_what_came()
+        self.outgoing.close(linger=True)
 
-        Closing at once with unread bytes would reset the connection, and the answer might be
-        lost with it.
-        """
-        if self._closing:
-            return
-        self._closing = True
-        self._incoming.buffer.clear()
-        self._networkProducer.unregisterProducer()
-        if self.isSecure():
-            self.transport.loseConnection()
-        else:
-            self.transport.loseWriteConnection()
-        self._watch_writes()
-        self._deadline.set(LINGER_SECONDS, self._lingered)
+    def close_by_reset(self) -> None:
+        """Send what is pending, then reset: the client must not take its end for a good one."""
+        self._drop_what_came()
+        self.outgoing.close_by_reset()
 
     def abort(self, end: End, detail: str) -> None:
         """Close at once; what is under way ends so."""
-        self._closing = True
-        self._incoming.buffer.clear()
-        for request in self.requests:
-            request.give_up(end, detail)
-        self.transport.abortConnection()
+        self._drop_what_came()
+        for request in (self._arriving, self._handled):
+            if request is not None:
+                request.give_up(end, detail)
+        self.outgoing.abort()
 
-    def _lingered(self) -> None:
-        if pending(self.transport):  # then it is for the write clock to say
-            self._deadline.set(LINGER_SECONDS, self._lingered)
-        else:
-            self.transport.abortConnection()
+    def _drop_what_came(self) -> None:
+        self._count_gathered(0)
+        self._incoming.clear()
 
     def _refuse_connection(self) -> None:
-        self._closing = True
         body = Overloaded("The gateway has too many connections.").body()
         head = (
             "HTTP/1.1 503 Service Unavailable",
@@ -285,14 +306,16 @@ class Channel(http.HTTPChannel):
             f"{self._settings.gateway.request_id_header}: {request_id(())}",
         )
         self.transport.write("\r\n".join((*head, "", "")).encode("ascii") + body)
-        self.transport.loseConnection()
+        self.outgoing.close(linger=self.site.surplus_may_linger)
 
     # -- the client's pace ---------------------------------------------------------------------
 
     def _idle_too_long(self) -> None:
-        self._closing = True
-        self.transport.loseConnection()
-        self._watch_writes()
+        timeouts = self.site.settings.timeouts
+        if self.outgoing.full and timeouts.client_write:  # its answer has not reached it yet
+            self._deadline.set(timeouts.client_idle, self._idle_too_long)
+        else:
+            self.close_if_idle()
 
     def _head_too_slow(self) -> None:
         self._refuse(RequestTimeout("The request's head did not arrive in time."))
@@ -300,21 +323,5 @@ class Channel(http.HTTPChannel):
     def _body_too_slow(self) -> None:
         self._refuse(RequestTimeout("The request's body did not arrive in time."))
 
-    def pauseProducing(self) -> None:
-        super().pauseProducing()
-        self._watch_writes()
-
-    def resumeProducing(self) -> None:
-        super().resumeProducing()
-        if self._writes is not None and not self._closing:
-            self._writes.stop()
-
-    def _watch_writes(self) -> None:
-        if self._writes is None:  # most connections never need one
-            self._writes = WriteClock(
-                self.site.reactor,
-                self._settings.timeouts.client_write,
-                self.transport,
-                lambda: self.abort(End.CLIENT_GONE, "client_write"),
-            )
-        self._writes.start()
+    def _takes_nothing(self) -> None:
+        self.abort(End.CLIENT_GONE, "client_write")

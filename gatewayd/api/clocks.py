@@ -10,6 +10,8 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from gatewayd.sending import tcp_of
+
 
 class Deadline:
     """One deadline at a time; setting it replaces the one before.
@@ -69,22 +71,21 @@ class WriteClock:
     What a slow reader takes shows in the kernel's queue long before the transport may write again:
     going by the transport alone would cut off who reads slowly but steadily.
 
-    :param seconds: how long it may take none.
+    :param late: called when it has taken none for the time that :meth:`start` was told.
     """
 
-    def __init__(
-        self, reactor: IReactorTime, seconds: float, transport: Any, late: Callable[[], None]
-    ) -> None:
+    def __init__(self, reactor: IReactorTime, transport: Any, late: Callable[[], None]) -> None:
         self._reactor = reactor
-        self._seconds = seconds
         self._transport = transport
         self._late = late
         self._timer: IDelayedCall | None = None
         self._pending = 0
-        self._since = 0.0
+        self._seconds = self._since = 0.0
 
-    def start(self) -> None:
-        if self._seconds and self._timer is None:
+    def start(self, seconds: float) -> None:
+        """Begin, unless it is running already. ``seconds`` is how long the peer may take none."""
+        if self._timer is None:
+            self._seconds = seconds
             self._pending, self._since = pending(self._transport), self._reactor.seconds()
             self._again()
 
@@ -111,7 +112,7 @@ class WriteClock:
 
 def pending(transport: Any) -> int:
     """How many bytes given to a transport its peer has not acknowledged yet."""
-    tcp = getattr(transport, "transport", None) or transport  # TLS wraps it
+    tcp = tcp_of(transport)
     count = len(getattr(tcp, "dataBuffer", b"")) - getattr(tcp, "offset", 0)
     count += getattr(tcp, "_tempDataLen", 0)
     try:

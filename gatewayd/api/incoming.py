@@ -34,6 +34,17 @@ class Incoming:
         self._body_left = 0  # bytes to come
         self._chunked: Chunked | None = None  # reads the body, if it is chunked
 
+    @property
+    def gathered(self) -> int:
+        """Bytes of a body that is not whole yet."""
+        return len(self._body if self._chunked is None else self._chunked.body)
+
+    def clear(self) -> None:
+        """Let go of all that came: nothing of it is wanted any more."""
+        self.buffer.clear()
+        self._body = bytearray()
+        self._chunked = None
+
     def close(self) -> None:
         """Nothing more will be read. The parser holds this, and this holds it."""
         self._parser = None

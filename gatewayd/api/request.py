@@ -107,8 +107,10 @@ class Request(http.Request):
         self._headers[b"content-length"] = b"%d" % len(body)
         self._chunks = False
         head = self._head(status)
+        if self.method == b"HEAD":
+            body = b""
         self.sentLength = len(body)
-        self._finish(head if self.method == b"HEAD" else head + body)
+        self._finish(head + body)
 
     def fail(self, error: GatewayError) -> None:
         """Answer with an error envelope and end as the error says."""
@@ -159,10 +161,12 @@ class Request(http.Request):
         if last:
             self.channel.write(last)
         channel, self.channel, self.finished = self.channel, None, 1
-        channel.requestDone(self)
+        channel.request_done()
 
     def cut(self, error: GatewayError, name: bytes) -> None:
         """End a body that was begun: an error event where it is a stream, and no last chunk.
+
+        Without chunks (HTTP/1.0) only a reset says that it is not whole.
 
         :param name: of the event, in streams whose events have names.
         """
@@ -173,7 +177,10 @@ class Request(http.Request):
             self.write(sse.encode(error.body(), name))
         self._error = error
         self._end()
-        self.channel.close_lingering()
+        if self._chunks:
+            self.channel.close_lingering()
+        else:
+            self.channel.close_by_reset()
 
     def _begin(self, media_type: bytes) -> None:
         self._headers[b"content-type"] = media_type
@@ -234,8 +241,8 @@ class Request(http.Request):
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """Have ``producer`` paused while the client is slow."""
         if self.channel is not None:
-            self.channel.registerProducer(producer, streaming)
+            self.channel.outgoing.register(producer)
 
     def unregisterProducer(self) -> None:
         if self.channel is not None:
-            self.channel.unregisterProducer()
+            self.channel.outgoing.unregister()

@@ -16,6 +16,10 @@ from gatewayd.exchange import Exchange
 from .channel import Channel
 from .request import Request
 
+#: How many connections that were too many may wait at one time for their clients to close them.
+#: More are closed at once: each costs a descriptor.
+SURPLUS_AT_ONCE = 64
+
 
 class Site(server.Site):
     """
@@ -38,6 +42,9 @@ class Site(server.Site):
         self.draining = False
         self.active: set[Exchange] = set()
         self.channels: set[Channel] = set()
+        #: Bytes of request bodies that are not whole yet, of all connections.
+        self.gathered = 0
+        self._surplus: set[Channel] = set()  # of the channels, those that were too many
         self._on_end = on_end
         self._when_empty: Callable[[], None] | None = None
         self._common: tuple[int, tuple[tuple[bytes, bytes], ...]] = (0, ())
@@ -97,10 +104,24 @@ class Site(server.Site):
     def connected(self, channel: Channel) -> bool:
         """Count a connection in. False: it is one too many."""
         self.channels.add(channel)
-        return len(self.channels) <= self.settings.limits.connections
+        if len(self.channels) - len(self._surplus) <= self.settings.limits.connections:
+            return True
+        self._surplus.add(channel)
+        return False
+
+    @property
+    def surplus_may_linger(self) -> bool:
+        return len(self._surplus) <= SURPLUS_AT_ONCE
+
+    @property
+    def gathers_too_much(self) -> bool:
+        """Whether more bytes of bodies are on their way than ``in_flight`` requests may have."""
+        limits = self.settings.limits
+        return self.gathered > limits.in_flight * limits.request_body
 
     def disconnected(self, channel: Channel) -> None:
         self.channels.discard(channel)
+        self._surplus.discard(channel)
         if not self.channels and self._when_empty is not None:
             self._when_empty()
 
