@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 
 from tests import faultbackend_faults
 from tests.faultbackend import FaultBackend, Record
+from tests.integration.door import post
 from tests.integration.faults import (
     CLIENT_WRITE,
     MAX_IN_FLIGHT,
@@ -24,6 +28,7 @@ from tests.integration.faults import (
     Client,
     Daemon,
     ask,
+    certificate,
     check_error,
     play,
     spread,
@@ -31,6 +36,8 @@ from tests.integration.faults import (
     watched,
 )
 from tests.integration.neighbour import Neighbour, kept_waiting
+from tests.integration.operating import Caller, ini
+from tests.integration.processes import Gateway
 
 KIB = 1024
 RECEIVE_BUFFER = 16 * KIB
@@ -244,3 +251,37 @@ def test_thousands_of_mixed_requests_leave_nothing_behind(
     assert ends >= {"complete", "backend_error", "backend_truncated", "client_gone", "refused"}
     assert "internal" not in ends
     assert play(gateway, sim, "", True).answer.whole
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("count", [1, 8])
+def test_who_sends_and_does_not_read_is_not_answered_any_further(
+    tls: bool, count: int, tmp_path: Path
+) -> None:
+    """Thousands of pipelined requests, and no byte of an answer is read."""
+    pair = certificate(tmp_path, "gateway")
+    section = {"tls_certificate": pair[0], "tls_key": pair[1]} if tls else {}
+    trust = ssl.create_default_context(cafile=pair[0]) if tls else None
+    with Gateway(folder=tmp_path, config=ini(gateway=section), trust=trust) as echo:
+        body = b'{"messages":[{"role":"user","content":"%b"}]}' % (b"x" * 20 * KIB)
+        data = post(b"Content-Length: %d" % len(body), body=body)
+        with ExitStack() as stack:
+            clients = [stack.enter_context(Caller(echo, tls=trust)) for _ in range(count)]
+            for client in clients:  # what every first time costs
+                client.sock.sendall(data)
+                client.more(Answer("", 0.0))
+                client.sock.settimeout(0.01)
+            before, end = resident(echo.pid), time.monotonic() + 3
+            left = [data] * count
+            while time.monotonic() < end:
+                for number, client in enumerate(clients):
+                    with suppress(OSError):  # it is full
+                        left[number] = left[number][client.sock.send(left[number]) :] or data
+            grown = resident(echo.pid) - before
+            print(f"\n{count} that only send: {grown / count / KIB:.0f} KiB each")
+            assert grown < count * MIB // 2 + 4 * MIB
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has now."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
