@@ -15,6 +15,10 @@ from twisted.internet.interfaces import IListeningPort
 #: How many connections wait in the kernel until they are accepted.
 BACKLOG = 1024
 
+#: How many connections are accepted in one turn of the loop. Twisted begins with 100 and takes more
+#: and more; those that are too many would use up the file descriptors before any can be refused.
+ACCEPTED_AT_ONCE = 16
+
 
 class CannotStart(SystemExit, Exception):
     """Ends the start with a sentence.
@@ -37,6 +41,7 @@ def listen(reactor: Any, host: str, port: int, factory: Any) -> IListeningPort:
     except CannotListenError as e:
         reason = getattr(e.socketError, "strerror", None) or e.socketError
         raise _cannot_listen(host, port, reason) from None
+    _accept_few(bound)
     return bound
 
 
@@ -74,11 +79,24 @@ def adopt(reactor: Any, descriptor: int, factory: Any) -> IListeningPort:
     with take(descriptor) as given:
         given.setblocking(False)
         port: IListeningPort = reactor.adoptStreamPort(descriptor, given.family, factory)
+    _accept_few(port)
     return port
+
+
+def _accept_few(port: Any) -> None:
+    """Have a port accept at most :data:`ACCEPTED_AT_ONCE` connections in one turn."""
+    if not isinstance(port, tcp.Port):
+        return
+
+    def do_read() -> None:
+        port.numberAccepts = ACCEPTED_AT_ONCE
+        tcp.Port.doRead(port)
+
+    port.doRead = do_read  # type: ignore[method-assign]  # Twisted has no setting for it
 
 
 def accept_pending(port: Any) -> None:
     """Accept who is connected already: the port closes in this turn, and that resets the others."""
     if isinstance(port, tcp.Port):
         port.numberAccepts = 4096
-        port.doRead()
+        tcp.Port.doRead(port)

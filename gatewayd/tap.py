@@ -98,14 +98,17 @@ def makeService(options: Options) -> IService:
     # twistd chooses the reactor, and --check and --help need none of this.
     from twisted.internet import reactor
 
+    from gatewayd import descriptors
     from gatewayd.reactor import use_monotonic_time
     from gatewayd.service import GatewayService
     from gatewayd.supervisor import Supervisor
 
     use_monotonic_time(reactor)
+    descriptors.raise_limit()
     log = Logger()
-    for warning in options.settings.warnings:
-        log.warn("{warning}", warning=warning)
+    if options.supervised is None:  # else the supervisor has said it
+        for warning in (*options.settings.warnings, *descriptors.warnings(options.settings)):
+            log.warn("{warning}", warning=warning)
     if options.settings.gateway.workers > 1 and options.supervised is None:
         # twist has no such option, and never leaves the foreground.
         foreground = bool(options.parent and options.parent.get("nodaemon", True))

@@ -11,14 +11,11 @@ from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource
 
 from gatewayd.config import Settings
+from gatewayd.descriptors import SURPLUS_AT_ONCE, for_clients
 from gatewayd.exchange import Exchange
 
 from .channel import Channel
 from .request import Request
-
-#: How many connections that were too many may wait at one time for their clients to close them.
-#: More are closed at once: each costs a descriptor.
-SURPLUS_AT_ONCE = 64
 
 
 class Site(server.Site):
@@ -52,6 +49,7 @@ class Site(server.Site):
 
     def _use(self, settings: Settings) -> None:
         self.settings = settings
+        self._most = for_clients(settings)
         self.id_header = settings.gateway.request_id_header.encode("ascii")
         self._common = (0, ())
 
@@ -104,7 +102,7 @@ class Site(server.Site):
     def connected(self, channel: Channel) -> bool:
         """Count a connection in. False: it is one too many."""
         self.channels.add(channel)
-        if len(self.channels) - len(self._surplus) <= self.settings.limits.connections:
+        if len(self.channels) - len(self._surplus) <= self._most:
             return True
         self._surplus.add(channel)
         return False
