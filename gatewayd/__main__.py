@@ -1,4 +1,7 @@
-"""``gatewayd token NAME``, also ``python -m gatewayd``: what is done beside the daemon."""
+"""``gatewayd token NAME``, ``gatewayd reload PID``: what is done beside the daemon.
+
+Also ``python -m gatewayd``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import secrets
 import sys
 
 from gatewayd import __version__
+from gatewayd.reloading import ReloadError, reload
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -26,7 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
         description="Make a bearer token. It is shown once; the settings keep only its digest.",
     )
     token.add_argument("name", metavar="NAME", help="who will use it: letters, digits and . _ -")
+    again = commands.add_parser(
+        "reload",
+        help="have a running daemon read its settings again",
+        description="Send SIGHUP to a daemon and wait; the exit status is 1 if the settings stay.",
+    )
+    again.add_argument("pid", metavar="PID", type=int, help="the number of its main process")
     options = parser.parse_args(arguments)
+    if options.command == "reload":
+        return _reload(options.pid)
     if not _NAME.fullmatch(options.name):
         token.error("NAME must be letters, digits and . _ -, at most 64")
     return _token(options.name)
@@ -39,6 +51,15 @@ def _token(name: str) -> int:
     print(secret)
     print("# Add this to the ini file, then reload or restart:", file=sys.stderr)
     print(f"[token {name}]\nsha256 = {digest}")
+    return 0
+
+
+def _reload(pid: int) -> int:
+    try:
+        reload(pid)
+    except ReloadError as error:
+        print(f"gatewayd: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

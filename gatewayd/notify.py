@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 from twisted.logger import Logger
 
+from gatewayd import reloading
+
 _log = Logger()
 
 #: How long a message may wait until systemd has read those before it: it takes few at a time.
@@ -66,6 +68,15 @@ class Systemd:
 
     def reloading(self) -> None:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self, status: str, failed: bool) -> None:
+        """Ready again, with the new settings or with the old ones.
+
+        :param failed: the new settings had a mistake.
+        """
+        kept = "the last reload failed, the settings stay as they were; " if failed else ""
+        self.ready(kept + status)
+        reloading.answer(failed)
 
     def stopping(self, status: str) -> None:
         self._send("STOPPING=1", f"STATUS={status}")

@@ -36,7 +36,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
-from gatewayd import __version__
+from gatewayd import __version__, reloading
 from gatewayd.api.app import API
 from gatewayd.api.metrics import MetricsPage
 from gatewayd.api.site import Site
@@ -203,8 +203,10 @@ class GatewayService(Service):
         """Read the settings again and use them, or say why not."""
         self._reopen_log()
         if self._drain is not None:
-            return  # it is too late for other settings
+            reloading.answer(failed=True)  # it is too late for other settings
+            return
         self._systemd.reloading()
+        failed = True
         try:
             settings = self._load()
         except ConfigError as e:
@@ -213,7 +215,9 @@ class GatewayService(Service):
             _log.error("reload: the settings stay as they were")
         else:
             self._swap(settings)
-        self._systemd.ready(f"listens on {self.address}, in front of {self._backends()}")
+            failed = False
+        said = f"listens on {self.address}, in front of {self._backends()}"
+        self._systemd.reloaded(said, failed)
 
     def _reopen_log(self) -> None:
         if self._access_log is not None:

@@ -32,6 +32,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from gatewayd import reloading
 from gatewayd.api.metrics import MetricsPage
 from gatewayd.api.site import Site
 from gatewayd.bound import keep_bound
@@ -97,6 +98,8 @@ class Supervisor(Service):
         self._timers: dict[object, IDelayedCall] = {}
         self._announced = False
         self._reloading = False
+        #: Whether the last reload changed nothing.
+        self._failed = False
         self._signals = Signals(self._stop_at_once, self._reload, reactor)
         self._stopped: Deferred[None] | None = None
 
@@ -180,8 +183,8 @@ class Supervisor(Service):
             self._systemd.ready(said)
             if self._systemd.watchdog_seconds:
                 self._every(self._systemd.watchdog_seconds, self._systemd.alive)
-        elif self._reloading:
-            self._systemd.ready(said)
+        if self._reloading:
+            self._systemd.reloaded(said, self._failed)
         self._reloading = False
 
     def _ended(self, worker: WorkerProcess, reason: Failure) -> None:
@@ -218,9 +221,10 @@ class Supervisor(Service):
         """Read the settings again, and have the workers use them; or say why not."""
         if self._stopped is not None:
             self._tell_all(None)
+            reloading.answer(failed=True)
             return
         self._systemd.reloading()
-        self._reloading = True
+        self._reloading = self._failed = True
         try:
             settings = self._load()
         except ConfigError as e:
@@ -230,6 +234,7 @@ class Supervisor(Service):
             self._tell_all(None)
         else:
             self._accept(settings)
+            self._failed = False
         self._heard()
 
     def _accept(self, settings: Settings) -> None:

@@ -32,7 +32,7 @@ from tests.programs import needs, path_of
 
 ROOT = Path(__file__).parent.parent
 DEPLOY, DOCS, ETC = ROOT / "deploy", ROOT / "docs", ROOT / "etc"
-TWISTD = "/opt/gatewayd/bin/twistd"
+BIN = "/opt/gatewayd/bin"
 #: What `systemd-analyze security` may say at most, in tenths.
 EXPOSURE = 25
 
@@ -77,11 +77,11 @@ def test_the_lock_has_a_version_that_fits_of_every_dependency_with_its_checksums
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units, with a twistd that is there."""
-    twistd = Path(sys.executable).with_name("twistd")
+    """The units, with programs that are there."""
+    programs = Path(sys.executable).parent
     for unit in ("gatewayd.service", "gatewayd.socket"):
         text = (ETC / unit).read_text()
-        (tmp_path / unit).write_text(text.replace(TWISTD, str(twistd)))
+        (tmp_path / unit).write_text(text.replace(BIN, str(programs)))
     return tmp_path
 
 
@@ -114,10 +114,16 @@ def test_the_service_is_hardened(units: Path) -> None:
 def test_the_service_starts_what_the_command_line_takes() -> None:
     values = dict(service())
     program, *words = values["ExecStart"].split()
-    assert program == TWISTD
+    assert program == f"{BIN}/twistd"
     assert words[:3] == ["--nodaemon", "--pidfile=", "gatewayd"]
     known = {f"--{name}" for name, *_ in Options.optParameters}
     assert {word for word in words[3:] if word.startswith("-")} <= known
+
+
+def test_a_reload_is_a_command_that_waits_for_the_daemon() -> None:
+    values = dict(service())
+    assert values["ExecReload"] == f"{BIN}/gatewayd reload $MAINPID"
+    assert values["Type"] == "notify"
 
 
 def test_systemd_waits_longer_than_a_drain_takes() -> None:

@@ -39,6 +39,11 @@ def test_each_message_is_one_datagram_of_lines(listener: tuple[socket.socket, st
     first, second = heard.recv(4096).split(b"\n")
     assert first == b"RELOADING=1"
     assert before <= int(second.removeprefix(b"MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+    systemd.reloaded("serves", failed=True)
+    kept = b"STATUS=the last reload failed, the settings stay as they were; serves"
+    assert heard.recv(4096).endswith(kept)
+    systemd.reloaded("serves", failed=False)
+    assert heard.recv(4096) == b"READY=1\nPID=%d\nSTATUS=serves" % os.getpid()
     systemd.stopping("waits")
     assert heard.recv(4096) == b"STOPPING=1\nSTATUS=waits"
     systemd.alive()

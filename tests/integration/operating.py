@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.faultbackend import FaultBackend, Record
 from tests.integration.faults import Answer, Client, wait_for
@@ -41,6 +41,14 @@ def in_front_of(sim: FaultBackend, log: Path, **gateway: object) -> str:
     return ini(gateway=gateway, log={"access": log}, backend__b={"url": sim.url})
 
 
+class Listens(Protocol):
+    """What there is to know of a gateway for a call."""
+
+    @property
+    def port(self) -> int:
+        """Its port on 127.0.0.1."""
+
+
 class Caller(Client):
     """A connection to a gateway.
 
@@ -48,7 +56,7 @@ class Caller(Client):
     """
 
     def __init__(
-        self, gateway: Gateway, token: str = "", tls: ssl.SSLContext | None = None
+        self, gateway: Listens, token: str = "", tls: ssl.SSLContext | None = None
     ) -> None:
         try:
             super().__init__(gateway.port)
@@ -88,12 +96,12 @@ class Caller(Client):
         return self.answer(more["id"], began)
 
 
-def get(gateway: Gateway, path: str, token: str = "") -> Answer:
+def get(gateway: Listens, path: str, token: str = "") -> Answer:
     with Caller(gateway, token) as caller:
         return caller.get(path)
 
 
-def chat(gateway: Gateway, fault: str = "", stream: bool = False, **more: Any) -> Answer:
+def chat(gateway: Listens, fault: str = "", stream: bool = False, **more: Any) -> Answer:
     """One chat on a connection of its own.
 
     :param more: ``token``, ``tls``, the request's id, and members of its body.
@@ -106,7 +114,7 @@ def chat(gateway: Gateway, fault: str = "", stream: bool = False, **more: Any) -
 class Crowd:
     """Chats that run at the same time, each by a thread."""
 
-    def __init__(self, gateway: Gateway, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, gateway: Listens, pool: ThreadPoolExecutor) -> None:
         self._gateway = gateway
         self._pool = pool
         self.ids: list[str] = []
@@ -126,7 +134,7 @@ class Crowd:
 
 
 @contextmanager
-def crowd(gateway: Gateway, size: int = 64) -> Iterator[Crowd]:
+def crowd(gateway: Listens, size: int = 64) -> Iterator[Crowd]:
     with ThreadPoolExecutor(size) as pool:
         yield Crowd(gateway, pool)
 

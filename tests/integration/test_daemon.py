@@ -796,6 +796,26 @@ def test_systemd_is_told_what_happens_and_that_the_loop_turns(tmp_path: Path, ba
             assert heard.next()["STOPPING"] == "1"
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_reload_command_says_whether_the_daemon_took_the_settings(
+    tmp_path: Path, workers: int
+) -> None:
+    def reload(daemon: Gateway) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "gatewayd"), "reload", str(daemon.pid)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    good = ini(gateway={"workers": workers})
+    with Gateway(folder=tmp_path, config=good) as daemon:
+        for _ in range(2):
+            daemon.ini.write_text("[broken")
+            failed = reload(daemon)
+            assert failed.returncode == 1 and "stay as they were" in failed.stderr
+            assert "gatewayd.ini:1: " in daemon.output
+            daemon.ini.write_text(good)
+            done = reload(daemon)
+            assert (done.returncode, done.stderr) == (0, ""), daemon.output
+
+
 def test_with_a_socket_of_systemds_a_restart_refuses_no_connection(
     tmp_path: Path, sim: FaultBackend, figures: dict[str, str]
 ) -> None:
