@@ -128,7 +128,8 @@ class Gathered(Receiver):
     def dataReceived(self, data: bytes) -> None:
         if self._relay.is_over:
             return
-        self._relay.watch.content()
+        if not data.isspace():  # some servers send white space until they have a reply
+            self._relay.watch.content()
         self._body += data
         if len(self._body) > self._limit:
             self.too_large()
@@ -155,6 +156,8 @@ class Document(Gathered):
         del received
         if relay.call.stream:
             payloads = reader.as_stream(body)
+            if not reader.complete(done=True):
+                raise Truncated("The backend's reply has a choice that was not finished.")
             relay.exchange.events = len(payloads)
             relay.send(b"".join([*map(sse.encode, payloads), sse.DONE]))
             relay.end(None)
@@ -228,9 +231,9 @@ class Events(Receiver):
     def _take(self, events: Sequence[sse.Event], progress: bool) -> None:
         relay, reader, out = self._relay, self._reader, []
         problem: GatewayError | None = None
-        done = False
+        done = content = False
         for name, payload in events:
-            if reader.by_done and payload.startswith(b"[DONE]"):
+            if reader.by_done and payload.lstrip().startswith(b"[DONE]"):
                 done = True
                 break
             try:
@@ -238,14 +241,17 @@ class Events(Receiver):
             except GatewayError as e:
                 problem = e
                 break
+            content = content or reader.content
             if crossing is not None:
                 self._exchange.events += 1
                 out.append(sse.encode(crossing, b"" if reader.by_done else name))
             if not reader.by_done and reader.complete(done=False):
                 done = True
                 break
-        if progress or events:
-            relay.watch.content()
+        if events:
+            relay.watch.event(content)
+        if progress:
+            relay.watch.part()
         whole = problem is None and done and reader.started and reader.complete(done=True)
         if whole and reader.by_done:
             out.append(sse.DONE)
@@ -256,7 +262,7 @@ class Events(Receiver):
         elif problem is not None:
             relay.end(problem)
         elif done and reader.started:
-            self._ended(done=True)
+            self._ended(True)
         elif done:
             relay.end(_empty())
 
@@ -269,12 +275,16 @@ class Events(Receiver):
             return
         if not self._reader.started:
             raise _empty()
-        self._ended(done=False)
+        self._ended(False, exact)
 
-    def _ended(self, done: bool) -> None:
-        """The stream ended, and nothing more will come."""
+    def _ended(self, done: bool, exact: bool = True) -> None:
+        """The stream ended, and nothing more will come.
+
+        :param done: the backend said so.
+        :param exact: its framing said so.
+        """
         reader = self._reader
-        if not reader.complete(done):
+        if not reader.complete(done, exact):
             said = "The backend ended the stream before the reply was finished."
             self._relay.end(Truncated(said))
             return

@@ -1,8 +1,10 @@
 """The clocks of one relay, as timestamps that one delayed call looks at.
 
 Content costs a timestamp and no timer: the delayed call comes no later than any clock could be
-due, and comes again when one still runs. Only content moves the clocks; comments do not, neither
-the backend's nor the gateway's own.
+due, and comes again when one still runs. Only content moves the clocks, which is what a client
+would show or count; comments and pings do not, neither the backend's nor the gateway's own. An
+event that comes slowly counts as content while it comes; once it is complete and was none, the
+clocks stand where they stood before it.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Watch:
         self._shortest = 0.0  # of the clocks that start anew while a reply is read
         self._began = self._asked_at = self._wrote_at = reactor.seconds()
         self._content_at: float | None = None
+        self._part_at: float | None = None  # of an event that has not ended
         self._paused = False
         self._stopped = False
         self._timer: IDelayedCall | None = None
@@ -57,17 +60,32 @@ class Watch:
         self._clocks = clocks
         self._shortest = min((t for t in (clocks.idle, self._ping) if t), default=clocks.total)
         self._asked_at, self._content_at = self._reactor.seconds(), None
+        self._part_at = None
         self._look()
 
     def content(self) -> None:
         """Bytes of content came."""
         now, before = self._reactor.seconds(), self._content_at
-        self._content_at = now
+        self._content_at, self._part_at = now, None
         exchange = self._exchange
         if before is None:
             exchange.first_byte = now
+            self._begin()
         elif now - before > exchange.longest_gap and exchange.first_event is not None:
             exchange.longest_gap = now - before
+
+    def event(self, content: bool) -> None:
+        """Events came, and whether one was content is known now."""
+        if content:
+            self.content()
+        else:
+            self._part_at = None
+
+    def part(self) -> None:
+        """Bytes of an event came whose end has not."""
+        before, self._part_at = self._part_at, self._reactor.seconds()
+        if before is None:
+            self._begin()
 
     def relayed(self, events: int) -> None:
         """Events came and went on, and not the first: all of the above and below at once."""
@@ -78,9 +96,9 @@ class Watch:
         exchange.events += events
 
     def wrote(self) -> None:
-        """The client was sent what the last content made."""
-        self._wrote_at = self._content_at or self._reactor.seconds()
-        if self._exchange.first_event is None:
+        """The client was sent what the backend sent last."""
+        self._wrote_at = self._reactor.seconds()
+        if self._exchange.first_event is None and self._content_at is not None:
             self._exchange.first_event = self._wrote_at
 
     def pause(self) -> None:
@@ -92,6 +110,8 @@ class Watch:
         self._wrote_at = self._reactor.seconds()
         if self._content_at is not None:
             self._content_at = self._wrote_at
+        if self._part_at is not None:
+            self._part_at = self._wrote_at
         self._look()
 
     def stop(self) -> None:
@@ -109,13 +129,14 @@ class Watch:
         deadlines = []
         if clocks.total:
             deadlines.append((self._began + clocks.total, "total"))
-        if self._content_at is None:
+        heard_at = self._content_at if self._part_at is None else self._part_at
+        if heard_at is None:
             if clocks.first_byte:
                 deadlines.append((self._asked_at + clocks.first_byte, "first_byte"))
             if self._patience:
                 deadlines.append((self._began + self._patience, "patience"))
         elif clocks.idle and not self._paused:
-            deadlines.append((self._content_at + clocks.idle, "idle"))
+            deadlines.append((heard_at + clocks.idle, "idle"))
         if self._ping and not self._paused:
             deadlines.append((self._wrote_at + self._ping, "ping"))
         return deadlines
@@ -135,6 +156,18 @@ class Watch:
                 return
             self._wrote_at = now
             self._comment()
+        self._look_later()
+
+    def _begin(self) -> None:
+        """The idle clock runs now; the clocks before it may all have been off."""
+        if self._timer is None or not self._timer.active():
+            self._look_later()
+
+    def _look_later(self) -> None:
+        """Look again when the next clock can be due."""
+        if self._stopped:
+            return
+        now = self._reactor.seconds()
         soonest = min((due for due, _ in self._deadlines()), default=None)
         if soonest is not None:
             soonest = min(soonest, now + (self._shortest or soonest))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatewayd.wire.chat import ChatRequest, with_model, with_usage
-from gatewayd.wire.completion import ChatReader, Usage, completion, completion_to_chunks
+from gatewayd.wire.completion import ChatReader, completion, completion_to_chunks
+from gatewayd.wire.content import Usage
 from gatewayd.wire.errors import BackendFailed, BadReply, InvalidJSON, InvalidValue
 
 DEPTH = 64
@@ -126,10 +127,16 @@ def test_usage_is_wanted_only_by_include_usage_true() -> None:
 
 @pytest.mark.parametrize(
     ("n", "choices"),
-    [(3, 3), (1, 1), (None, 1), (0, 1), (-2, 1), ("2", 1), (True, 1), (10**300, 1)],
+    [(3, 3), (1, 1), (None, 1), (0, 1), (-2, 1), ("2", 1), (True, 1), (2.0, 2), (4096, 4096)],
 )
 def test_choices_are_counted_where_a_backend_may_heed_them(n: Any, choices: int) -> None:
-    assert request(n=n).choices == choices
+    assert request(n=n, stream=True).choices == choices
+
+
+@pytest.mark.parametrize("n", [4097, 1e300, 10**300])
+def test_a_stream_of_more_choices_than_can_be_kept_track_of_is_refused(n: Any) -> None:
+    assert blamed(n=n, stream=True) == "n"
+    assert request(n=n).choices == 1  # no stream: the backend's to judge
 
 
 @pytest.mark.parametrize(
@@ -251,13 +258,47 @@ def test_done_alone_proves_nothing() -> None:
     assert not following.complete(done=True)
 
 
-def test_every_choice_that_was_asked_for_must_be_finished() -> None:
+def test_a_choice_that_was_asked_for_and_never_begun_is_not_open() -> None:
+    """A backend that ignores ``n`` makes one choice."""
+    following = reading(choices=3)
+    following.next(chunk("stop", 0))
+    assert following.complete(done=True) and following.complete(done=False)
+
+
+def test_every_choice_that_was_asked_for_must_be_there_where_only_the_connection_ended() -> None:
     following = reading(choices=3)
     for index in (2, 0):
         following.next(chunk("length", index))
-        assert not following.complete(done=True)
+        assert not following.complete(done=False, framed=False)
     following.next(chunk("stop", 1))
+    assert following.complete(done=False, framed=False)
+
+
+def test_a_stream_without_a_choice_is_never_whole() -> None:
+    following = reading()
+    following.next(b'{"choices":[]}')
+    following.next(b'{"object":"chat.completion.chunk"}')
+    assert following.started and not following.complete(done=True)
+
+
+def test_a_stream_may_begin_so_many_choices_and_no_more() -> None:
+    following = reading()
+    for index in range(4096):
+        following.next(chunk("stop", index))
     assert following.complete(done=False)
+    with pytest.raises(BadReply):
+        following.next(chunk("stop", 4096))
+
+
+@pytest.mark.parametrize("index", ["null", None])
+def test_a_choice_without_an_index_has_its_place_in_the_list(index: str | None) -> None:
+    said = "" if index is None else f'"index":{index},'
+    following = reading()
+    following.next(f'{{"choices":[{{{said}"delta":{{}}}},{{{said}"delta":{{}}}}]}}'.encode())
+    following.next(f'{{"choices":[{{{said}"finish_reason":"stop"}}]}}'.encode())
+    assert not following.complete(done=True)
+    following.next(chunk("stop", 1))
+    assert following.complete(done=True)
 
 
 def test_every_choice_that_was_begun_must_be_finished() -> None:
@@ -304,8 +345,83 @@ def test_usage_on_a_chunk_with_choices_is_kept() -> None:
             assert json.loads(kept)["usage"] == {"total_tokens": 3}
 
 
-def test_a_chunk_without_choices_and_usage_is_kept() -> None:
-    assert reading().next(b'{"choices":[],"prompt_filter_results":[]}') is not None
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"choices":[],"prompt_filter_results":[]}',
+        b'{"choices":[],"prompt_filter_results":[],"usage":null}',
+    ],
+)
+def test_a_chunk_without_choices_and_usage_is_kept(payload: bytes) -> None:
+    assert reading().next(payload) == payload.replace(b"{", b'{"id":"req-1",', 1)
+
+
+def test_what_rides_on_a_usage_chunk_that_was_not_asked_for_is_kept() -> None:
+    payload = b'{"choices":[],"id":"x","usage":{"prompt_tokens":3},"timings":{"prompt_n":3}}'
+    following = reading(model="nick")
+    assert following.next(payload) == (
+        b'{"choices":[],"id":"req-1","usage":null,"timings":{"prompt_n":3}}'
+    )
+    assert following.usage == Usage(3, 0)
+    padded = payload.replace(b'"timings":{"prompt_n":3}', b'"timings":{ },"obfuscation":"xyz"')
+    assert following.next(padded) is None
+
+
+CONTENT = {
+    "begins a choice": b'{"choices":[{"delta":{"role":"assistant","content":""}}]}',
+    "text": b'{"choices":[{"delta":{"content":"a"}}]}',
+    "thought": b'{"choices":[{"delta":{"content":"","reasoning":"a"}}]}',
+    "a call": b'{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}',
+    "text of the older kind": b'{"choices":[{"text":"a"}]}',
+    "probabilities": b'{"choices":[{"delta":{"content":""},"logprobs":{"content":[]}}]}',
+    "token ids": b'{"choices":[{"text":"","token_ids":[1]}]}',
+    "finished": b'{"choices":[{"delta":{},"finish_reason":"stop"}]}',
+    "usage": b'{"choices":[],"usage":{"prompt_tokens":3}}',
+    "progress": b'{"choices":[{"delta":{"content":null}}],"prompt_progress":{"total":9}}',
+    "a delta of its own kind": b'{"choices":[{"delta":"a"}]}',
+}
+NO_CONTENT = {
+    "empty": b'{"choices":[{"delta":{}}]}',
+    "empty text": b'{"choices":[{"delta":{"role":"assistant","content":""}}]}',
+    "null": b'{"choices":[{"delta":{"content":null,"tool_calls":[ ]},"finish_reason":null}]}',
+    "no delta": b'{"choices":[{"delta":null}]}',
+    "empty text of the older kind": b'{"choices":[{"text":"","logprobs":null,"token_ids":[]}]}',
+    "no choice": b'{"choices":[]}',
+    "padding": b'{"choices":[],"usage":null,"obfuscation":"xyz"}',
+    "nothing": b"{}",
+    "null for a chunk": b"null",
+}
+
+
+@pytest.mark.parametrize("kind", CONTENT)
+def test_content_is_what_a_client_would_show_or_count(kind: str) -> None:
+    following = reading()
+    if kind != "begins a choice":
+        following.next(chunk())
+    following.next(CONTENT[kind])
+    assert following.content
+
+
+@pytest.mark.parametrize("kind", NO_CONTENT)
+def test_what_is_empty_is_no_content(kind: str) -> None:
+    following = reading()
+    following.next(chunk("stop"))
+    following.next(NO_CONTENT[kind])
+    assert not following.content
+
+
+@pytest.mark.parametrize("name", [b"ping", b"keepalive"])
+def test_a_ping_is_left_out(name: bytes) -> None:
+    following = reading()
+    assert following.take(name, b'{"type":"ping"}') is None
+    assert not following.started and not following.content
+
+
+@pytest.mark.parametrize("payload", [b"null", b" null ", b" ", b"\n"])
+def test_null_or_nothing_in_place_of_a_chunk_is_left_out(payload: bytes) -> None:
+    """llama.cpp sends it where one of several prompts begins."""
+    following = reading()
+    assert following.next(payload) is None and not following.started
 
 
 @pytest.mark.parametrize(
@@ -441,14 +557,14 @@ def test_an_error_that_says_nothing_is_none(error: bytes) -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        b"",
         b"hello",
         b"<html>",
         b'{"choices":[',
         b'{"choices":[]} {}',
         b"[]",
-        b"null",
         b'"x"',
+        b'{"choices":[{"index":-1}]}',
+        b'{"choices":[{"index":%b}]}' % (b"9" * 5000),
         b'{"choices":{}}',
         b'{"choices":[null]}',
         b'{"choices":[{"index":"0"}]}',

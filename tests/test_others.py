@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.web.http import PotentialDataLoss
 
+from gatewayd.backend.interface import Clocks
 from gatewayd.exchange import End
 from gatewayd.wire import errors
+from gatewayd.wire.completion import MAX_CHOICES
 from gatewayd.wire.errors import InvalidValue
-from gatewayd.wire.others import JSON_PATHS, MAX_CHOICES, UPLOAD_PATHS, UploadCall
+from gatewayd.wire.others import JSON_PATHS, UPLOAD_PATHS, UploadCall
 from tests.memory import EVENTS, Answer, ClientTransport, FakeBackend, Gateway, settings
 
 JSON = {"Content-Type": "application/json", "X-Request-ID": "req-1"}
@@ -147,6 +149,89 @@ def test_an_event_says_what_it_is_by_its_type_where_it_has_no_name(
     backend.calls[0].send(framed([("", payload) for _, payload in STREAMS[path]]))
     assert Answer(client).body == framed([("", payload) for _, payload in STREAMS[path]])
     assert Answer(client).complete
+
+
+HALF = "\\ud83d"
+PAIR = "\\ud83d\\ude00"
+
+
+@pytest.mark.parametrize("model", ["m", "nick"])
+def test_half_of_a_surrogate_pair_crosses_under_an_alias_too(
+    gateway: Gateway, backend: FakeBackend, model: str
+) -> None:
+    """A server that streams an emoji token by token sends one half in each event."""
+    client = post(gateway, RESPONSES, model=model, stream=True)
+    backend.calls[0].head()
+    said = f'{{"model":"real","output":"{HALF} {PAIR}","error":null}}'
+    events = [
+        ("response.created", f'{{"type":"response.created","response":{said}}}'.encode()),
+        ("", f'{{"type":"response.output_text.delta","delta":"{HALF}"}}'.encode()),
+        ("", f'{{"type":"response.completed","x":"{PAIR}{HALF}","response":{said}}}'.encode()),
+    ]
+    backend.calls[0].send(framed(events))
+    wanted = framed(events)
+    assert Answer(client).body == (wanted if model == "m" else wanted.replace(b"real", b"nick"))
+    assert Answer(client).complete
+
+
+# -- what is content -----------------------------------------------------------------------------
+
+SILENT = {
+    "ping": (MESSAGES, typed("ping")),
+    "keepalive": (RESPONSES, typed("keepalive", sequence_number=3)),
+    "ping by its name": (MESSAGES, ("ping", b"{}")),
+    "null": (RESPONSES, ("", b"null")),
+    "in progress": (RESPONSES, typed("response.in_progress", response={"usage": None})),
+    "queued": (RESPONSES, typed("response.queued", response={})),
+    "created": (RESPONSES, typed("response.created", response={})),
+    "no text": (RESPONSES, typed("response.output_text.delta", delta="")),
+    "no text of a message": (
+        MESSAGES,
+        typed("content_block_delta", delta={"type": "text_delta", "text": ""}),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_events_that_show_and_count_nothing_hold_off_no_clock(kind: str) -> None:
+    backend = FakeBackend(clocks=Clocks(first_byte=30, idle=10))
+    gateway = Gateway(backend, settings=settings(timeouts_ping="0"))
+    path, event = SILENT[kind]
+    client = post(gateway, path, stream=True)
+    call = backend.calls[0]
+    call.head()
+    call.send(framed(STREAMS[path][:1]))
+    crossing = 0
+    for _ in range(10):
+        assert call.left is None
+        call.send(framed([event]))
+        crossing += kind != "null"
+        gateway.clock.advance(1)
+    assert call.left == "aborted" and the_end(gateway) is End.BACKEND_TIMEOUT
+    assert Answer(client).body.startswith(framed([STREAMS[path][0], *[event] * crossing]))
+
+
+@pytest.mark.parametrize("kind", ["ping", "keepalive", "ping by its name", "null"])
+def test_a_reply_does_not_begin_with_a_ping(kind: str) -> None:
+    backend = FakeBackend(clocks=Clocks(first_byte=30, idle=10))
+    gateway = Gateway(backend, settings=settings(timeouts_ping="0"))
+    path, event = SILENT[kind]
+    for fails in (True, False):
+        client = post(gateway, path, stream=True)
+        call = backend.calls[-1]
+        call.head()
+        for _ in range(29):
+            call.send(framed([event]))
+            gateway.clock.advance(1)
+        assert not client.value()
+        if fails:
+            gateway.clock.advance(1)
+            assert (Answer(client).status, Answer(client).code) == (504, "upstream_timeout")
+            assert call.left == "aborted"
+        else:
+            call.send(framed(STREAMS[path]))
+            assert Answer(client).body == framed(STREAMS[path])
+            assert gateway.ended[-1].first_event == gateway.ended[-1].started + 29
 
 
 # -- how streams end -----------------------------------------------------------------------------
@@ -455,20 +540,25 @@ def test_a_request_that_two_could_read_differently_is_refused(
         ({"n": "3"}, 1),
     ],
 )
+@pytest.mark.parametrize("how", ["done", "framed", "eof"])
 def test_a_completion_is_whole_when_each_of_its_choices_is(
-    gateway: Gateway, backend: FakeBackend, asked: dict[str, Any], choices: int
+    gateway: Gateway, backend: FakeBackend, asked: dict[str, Any], choices: int, how: str
 ) -> None:
-    for finished in range(choices + 1):
-        client = post(gateway, COMPLETIONS, stream=True, **asked)
-        call = backend.calls[-1]
-        call.head()
-        call.send(framed([text("a")]))
-        call.send(framed([text("", "stop", index) for index in range(finished)]))
-        call.send(b"data: [DONE]\n\n")
-        if call.left is None:
-            call.end()
-        assert Answer(client).complete is (finished == choices)
-        assert (b"[DONE]" in Answer(client).body) is (finished == choices)
+    """Those that were begun; also all that were asked for, where only the connection ended."""
+    for begun in range(1, choices + 1):
+        for finished in range(begun + 1):
+            client = post(gateway, COMPLETIONS, stream=True, **asked)
+            call = backend.calls[-1]
+            call.head()
+            call.send(framed([text("a", None, index) for index in range(begun)]))
+            call.send(framed([text("", "stop", index) for index in range(finished)]))
+            if how == "done":
+                call.send(b"data: [DONE]\n\n")
+            if call.left is None:
+                call.end(PotentialDataLoss() if how == "eof" else None)
+            whole = finished == begun and (how != "eof" or begun == choices)
+            assert Answer(client).complete is whole
+            assert (b"[DONE]" in Answer(client).body) is whole
 
 
 def test_a_whole_completion_becomes_the_one_chunk_of_a_stream(
@@ -478,6 +568,21 @@ def test_a_whole_completion_becomes_the_one_chunk_of_a_stream(
     body = b'{"object":"text_completion","choices":[{"index":0,"text":"a","finish_reason":"stop"}]}'
     backend.calls[0].whole(body)
     assert Answer(client).payloads == [body, b"[DONE]"]
+
+
+def test_a_stream_of_several_prompts_has_null_between_them_at_llama_cpp(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = post(gateway, COMPLETIONS, stream=True, prompt=["a", "b"])
+    call = backend.calls[0]
+    call.head()
+    call.event(b"null")
+    assert client.value() == b""  # nothing has begun
+    first = [text("a"), text("", "length")]
+    second = [text("b", None, 1), text("", "length", 1)]
+    call.send(framed([*first, ("", b"null"), *second, ("", b"[DONE]")]))
+    assert Answer(client).body == framed([*first, *second, ("", b"[DONE]")])
+    assert Answer(client).complete and the_end(gateway) is End.COMPLETE
 
 
 def test_more_choices_than_can_be_kept_track_of_are_refused(
@@ -717,9 +822,7 @@ def test_an_upload_must_be_a_form(
 def test_a_caller_may_upload_for_its_models_only() -> None:
     digest = hashlib.sha256(b"gw-a").hexdigest()
     backend = FakeBackend()
-    gateway = Gateway(
-        backend, settings=settings(token_a_sha256=digest, token_a_models="whisper-1")
-    )
+    gateway = Gateway(backend, settings=settings(token_a_sha256=digest, token_a_models="whisper-1"))
     headers = {"Content-Type": FORM, "Authorization": "Bearer gw-a"}
     for model, status in ((b"whisper-2", 403), (b"whisper-1", 0)):
         client = gateway.request("POST", TRANSCRIPTIONS, form(("model", model)), headers)

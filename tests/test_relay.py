@@ -234,6 +234,81 @@ def test_promise_3_an_error_event_is_the_last_even_with_done_behind_it(
     assert not Answer(client).complete and backend.calls[0].left == "aborted"
 
 
+@pytest.mark.parametrize("finish", ['"finish_reason":null', '"x":0'])
+@pytest.mark.parametrize("before", [b"", b'{"index":0,"finish_reason":"stop"},'])
+def test_promise_3_a_document_with_an_open_choice_is_no_stream(
+    gateway: Gateway, backend: FakeBackend, finish: str, before: bytes
+) -> None:
+    """It is judged as a stream is; an index that comes twice, or not at all, hides no choice."""
+    client = gateway.chat(stream=True)
+    body = b'{"choices":[%b{"message":{"content":"a"},%b}]}' % (before, finish.encode())
+    backend.calls[0].whole(body)
+    assert (Answer(client).status, Answer(client).code) == (502, "upstream_reset")
+    assert b"[DONE]" not in client.value() and the_end(gateway) is End.BACKEND_TRUNCATED
+
+
+def test_a_document_with_an_open_choice_is_what_a_request_for_one_gets(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat()
+    body = b'{"id":"req-1","choices":[{"index":0,"message":{},"finish_reason":null}]}'
+    backend.calls[0].whole(body)
+    assert (Answer(client).status, Answer(client).body) == (200, body)
+
+
+@pytest.mark.parametrize("n", [2, 2000])
+@pytest.mark.parametrize("last", [as_events(b"[DONE]"), b""], ids=["done", "end"])
+def test_a_backend_that_ignores_n_is_whole_with_one_choice_and_well(
+    gateway: Gateway, backend: FakeBackend, last: bytes, n: int
+) -> None:
+    for _ in range(5):
+        client = gateway.chat(stream=True, n=n)
+        call = backend.calls[-1]
+        call.head()
+        call.send(as_events(*STREAM) + last)
+        if not last:
+            call.end()
+        assert Answer(client).payloads == [*map(renamed, STREAM), b"[DONE]"]
+        assert gateway.ended[-1].end is End.COMPLETE and gateway.targets[0].ready
+
+
+@pytest.mark.parametrize(
+    ("events", "begun"),
+    [
+        ((chunk("a"), chunk("b", index=1999), chunk(finish="stop")), True),
+        ((b'{"choices":[]}',), True),
+        ((b"null",), False),
+    ],
+    ids=["one of two", "none", "nothing"],
+)
+def test_promise_3_done_with_a_choice_open_or_none_is_an_error(
+    gateway: Gateway, backend: FakeBackend, events: tuple[bytes, ...], begun: bool
+) -> None:
+    client = gateway.chat(stream=True, n=2000)
+    backend.calls[0].head()
+    backend.calls[0].send(as_events(*events, b"[DONE]"))
+    assert b"[DONE]" not in client.value() and Answer(client).status == (200 if begun else 502)
+    assert the_end(gateway) is (End.BACKEND_TRUNCATED if begun else End.BACKEND_ERROR)
+
+
+def test_a_new_choice_with_every_event_is_no_stream(gateway: Gateway, backend: FakeBackend) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    backend.calls[0].send(as_events(*(chunk("a", index=index) for index in range(5000))))
+    assert len(Answer(client).payloads) == 4097 and not Answer(client).complete
+    assert json.loads(Answer(client).payloads[-1])["error"]["code"] == "upstream_bad_response"
+
+
+@pytest.mark.parametrize("done", [b"data:[DONE]\n\n", b"data:  [DONE] \n\n", b"data: [DONE]\n\n"])
+def test_done_may_have_white_space_around_it(
+    gateway: Gateway, backend: FakeBackend, done: bytes
+) -> None:
+    client = gateway.chat(stream=True)
+    backend.calls[0].head()
+    backend.calls[0].send(as_events(*STREAM) + done)
+    assert Answer(client).payloads == [*map(renamed, STREAM), b"[DONE]"]
+
+
 WHOLE = as_events(*STREAM, b"[DONE]")
 
 
@@ -384,6 +459,97 @@ def test_promise_9_idle_runs_between_bytes_of_content(
     assert call.left == "aborted"
     assert json.loads(Answer(client).payloads[-1])["error"]["code"] == "upstream_timeout"
     assert the_end(gateway) is End.BACKEND_TIMEOUT
+
+
+EMPTY = {
+    "no data": b"data\ndata:\n\n",
+    "white space": b"data:   \n\n",
+    "named": b'event: ping\ndata: {"type":"ping"}\n\n',
+    "in pieces": b'event: keepalive\ndata: {"type":',  # the end of it comes with the next one
+    "null": b"data: null\n\n",
+    "no choice": b'data: {"choices":[]}\n\n',
+    "empty text": as_events(chunk()),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+@pytest.mark.parametrize("clock", ["first_byte", "idle"])
+def test_promise_9_events_without_content_hold_off_no_clock(
+    gateway: Gateway, backend: FakeBackend, kind: str, clock: str
+) -> None:
+    client = gateway.chat(stream=True)
+    call = backend.calls[0]
+    call.head()
+    if clock == "idle" or kind == "empty text":  # the first of these begins a choice
+        call.send(as_events(chunk("a"), chunk("b")))
+        clock = "idle"
+    for _ in range(30 if clock == "first_byte" else 10):
+        assert call.left is None
+        call.send(EMPTY[kind])
+        gateway.clock.advance(0.5)
+        if kind == "in pieces":
+            call.send(b'"keepalive"}\n\n')
+        gateway.clock.advance(0.5)
+    assert call.left == "aborted" and the_end(gateway) is End.BACKEND_TIMEOUT
+    assert f"({clock})".encode() in client.value()
+
+
+def test_promise_9_an_event_that_begins_and_stalls_is_late_by_idle(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    gateway.chat(stream=True)
+    call = backend.calls[0]
+    call.head()
+    call.send(b'data: {"cho')
+    gateway.clock.advance(9.9)
+    assert call.left is None
+    gateway.clock.advance(0.2)
+    assert call.left == "aborted"
+
+
+def test_empty_chunks_are_no_first_token_but_cross(gateway: Gateway, backend: FakeBackend) -> None:
+    client = gateway.chat(stream=True)
+    call = backend.calls[0]
+    call.head()
+    gateway.clock.advance(1)
+    call.event(b'{"id":"req-1","choices":[],"prompt_filter_results":[]}')
+    assert len(Answer(client).payloads) == 1
+    gateway.clock.advance(2)
+    call.send(as_events(*STREAM, b"[DONE]"))
+    (exchange,) = gateway.ended
+    assert (exchange.first_byte, exchange.first_event) == (3, 3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("part", ["document", "event", "half an event"])
+def test_promise_9_idle_runs_also_where_no_other_clock_does(stream: bool, part: str) -> None:
+    if stream != (part != "document"):
+        return
+    backend = FakeBackend(clocks=Clocks(idle=5))
+    gateway = Gateway(backend, settings=settings(timeouts_ping="0"))
+    gateway.chat(stream=stream)
+    (call,) = backend.calls
+    call.head(media_type="text/event-stream" if stream else "application/json")
+    gateway.clock.advance(1000)
+    sent = {"document": b'{"id"', "event": as_events(STREAM[0]), "half an event": b"data: {"}
+    call.send(sent[part])
+    gateway.clock.pump([0.5] * 9)
+    assert call.left is None
+    gateway.clock.pump([0.5] * 2)
+    assert call.left == "aborted" and the_end(gateway) is End.BACKEND_TIMEOUT
+
+
+def test_promise_9_white_space_before_a_document_is_no_content(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.chat()
+    backend.calls[0].head(media_type="application/json")
+    for _ in range(29):
+        backend.calls[0].send(b"\n")
+        gateway.clock.advance(1)
+    assert not client.value()
+    gateway.clock.advance(1)
+    assert Answer(client).status == 504 and "first_byte" in Answer(client).json["error"]["message"]
 
 
 def test_promise_9_total_runs_whatever_comes(gateway: Gateway, backend: FakeBackend) -> None:

@@ -259,10 +259,20 @@ def test_a_line_in_very_many_pieces_takes_the_memory_of_its_bytes() -> None:
         b"d: x",
         b"database: x",
         b"database: x\n",
+        b"data",
+        b"data:",
+        b"data: ",
+        b"data:   ",
+        b"data:\n",
+        b"data\n",
+        b"data: \n\n",
+        b"data: a\n\n",  # complete: whether it is content is not for the parser to say
     ],
 )
 @pytest.mark.parametrize("before", [b"", b"data: a\n\n", b"data: a\n"])
-def test_what_is_not_data_is_no_progress(before: bytes, segment: bytes) -> None:
+def test_only_data_of_an_event_that_is_not_complete_is_progress(
+    before: bytes, segment: bytes
+) -> None:
     parser = Parser(LIMIT)
     parser.feed(before)
     parser.feed(segment)
@@ -297,7 +307,14 @@ def test_each_piece_of_data_is_progress_however_the_line_began(
 
 
 @pytest.mark.parametrize(
-    "segment", [b"data: a\n\n", b"data: a\n\n: ping\n\n", b": ping\n\ndata: a"]
+    "segment",
+    [
+        b"data: a",
+        b"data:a\n: ping\n",
+        b": ping\n\ndata: a",
+        b"data: a\n\ndata: a",
+        b"data:a\ndata:",
+    ],
 )
 def test_data_among_comments_is_progress(segment: bytes) -> None:
     parser = Parser(LIMIT)

@@ -1,10 +1,11 @@
 """The quick way of tokens: it gives what the careful way gives, or nothing."""
 
 import json
+import time
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatewayd.wire import sse
@@ -29,7 +30,13 @@ OLLAMA = (
     '"system_fingerprint": "fp_ollama", "choices": [{"index": 0, "delta": {"role": "assistant", '
     '"content": "%s"}, "finish_reason": null}]}'
 )
-SHAPES = [LLAMA, VLLM, OPENAI, OLLAMA]
+THOUGHT = OLLAMA.replace('"content": "%s"', '"content": "", "reasoning": "%s"')
+CALL = VLLM.replace(
+    '"content":"%s"', '"tool_calls":[{"index":0,"id":"x","function":{"arguments":"%s"}}]'
+)
+COMPLETION = VLLM.replace('"delta":{"content":"%s"}', '"text":"%s"')
+PROBABLE = VLLM.replace('"logprobs":null', '"logprobs":{"content":[]}')
+SHAPES = [LLAMA, VLLM, OPENAI, OLLAMA, THOUGHT, CALL, COMPLETION, PROBABLE]
 
 
 def segment(*payloads: str) -> bytes:
@@ -51,21 +58,25 @@ def carefully(read: ChatReader, *payloads: str) -> list[bytes]:
 @pytest.mark.parametrize("model", [None, "alias"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tokens_as_servers_send_them_go_the_quick_way(shape: str, model: str | None) -> None:
-    first, *tokens = (shape % text for text in ("", "a", " b", "é", "\\n", "\\u00e9", '\\"id\\"'))
+    texts = ("a", "b", " c", "é", "\\n", "\\u00e9", '\\"id\\":\\"x\\"', "}]}", "\\\\", "\\ud83d")
+    first, *tokens = (shape % text for text in texts)
     quick = reader(first, model).frames(segment(*tokens))
     assert quick == carefully(reader(first, model), *tokens)
     assert all(b'"mine"' in frame and b'abc"' not in frame for frame in quick or ())
 
 
 def test_nothing_is_known_before_a_chunk_was_taken_with_care() -> None:
-    assert ChatReader("mine", False, 1, 64).frames(segment(VLLM % "a")) is None
+    nothing_yet = ChatReader("mine", False, 1, 64)
+    assert nothing_yet.frames(segment(VLLM % "a")) is None
+    nothing_yet.take(b"", (VLLM % "").encode())  # no text: what is around one is not known
+    assert nothing_yet.frames(segment(VLLM % "a")) is None
 
 
 @pytest.mark.parametrize("ends", ["\n\n", "\r\n\r\n"])
 def test_either_line_end_will_do(ends: str) -> None:
     tokens = "".join(f"data: {VLLM % text}{ends}" for text in "ab").encode()
-    assert reader(VLLM % "").frames(tokens) == carefully(
-        reader(VLLM % ""), VLLM % "a", VLLM % "b"
+    assert reader(VLLM % "x").frames(tokens) == carefully(
+        reader(VLLM % "x"), VLLM % "a", VLLM % "b"
     )
 
 
@@ -99,7 +110,17 @@ UNUSUAL = {
     "not JSON": segment((VLLM % "a")[:-1]),
     "not closed": segment((VLLM % "a").replace("}", "", 1)),
     "not UTF-8": segment(VLLM % "a").replace(b'"a"', b'"\xff"'),
-    "half an emoji": segment(VLLM % "\\ud83d"),
+    "no text": segment(VLLM % ""),
+    "no text behind": segment(VLLM % "a", VLLM % ""),
+    "text that is null": segment(VLLM.replace('"%s"', "null")),
+    "a quote": segment(VLLM % '"'),
+    "a text that does not end": segment(VLLM % "\\"),
+    "an escape that is none": segment(VLLM % "\\x"),
+    "half an escape": segment(VLLM % "\\u00e"),
+    "a tab": segment(VLLM % "\t"),
+    "an escaped id": segment((VLLM % "a")[:-1] + ',"\\u0069d":"x"}'),
+    "an escaped id in front": segment('{"\\u0069d":"x",' + (VLLM % "a")[1:]),
+    "a deep one": segment(VLLM.replace('"%s"', "[" * 70 + "]" * 70)),
     "nothing": b"",
     "an empty line": b"\n",
 }
@@ -108,13 +129,55 @@ UNUSUAL = {
 @pytest.mark.parametrize("case", UNUSUAL)
 def test_what_is_unusual_is_left_to_care(case: str) -> None:
     for shape in (VLLM, OPENAI):
-        assert not reader(shape % "").frames(UNUSUAL[case])
+        assert not reader(shape % "x").frames(UNUSUAL[case])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        '{"\\u0069d":"chatcmpl-abc","choices":[{"index":0,"delta":{"content":"%s"}}]}',
+        '{"choices":[{"index":0,"delta":{"content":"%s"}}],"model":"m","id":"a","id":"b"}',
+        '{"choices":[{"index":0,"delta":{"content":"%s"}}],"x":{"model":"m","id":"b"}}',
+    ],
+)
+def test_a_spelling_that_is_odd_in_each_chunk_gives_what_the_careful_way_gives(odd: str) -> None:
+    quick = reader(odd % "x", "alias").frames(segment(odd % "a", odd % "b"))
+    assert quick == carefully(reader(odd % "x", "alias"), odd % "a", odd % "b")
+
+
+def test_depth_is_counted_on_the_quick_way() -> None:
+    """A chunk that is as deep as the limit is known; no deeper one is like it."""
+    at_limit = VLLM.replace('"logprobs":null', '"logprobs":' + "[" * 61 + "]" * 61)
+    deeper = at_limit.replace("[]", "[[]]")
+    read = reader(at_limit % "x")
+    assert read.frames(segment(at_limit % "a")) and not read.frames(segment(deeper % "a"))
+    with pytest.raises(GatewayError):
+        read.take(b"", (deeper % "a").encode())
 
 
 def test_another_choice_goes_the_quick_way_once_it_is_known() -> None:
-    read, other = reader(VLLM % ""), (VLLM % "a").replace('"index":0', '"index":1')
-    read.take(b"", other.encode())
-    assert read.frames(segment(other, VLLM % "b")) is not None
+    read, other = reader(VLLM % "x"), VLLM.replace('"index":0', '"index":1')
+    assert read.frames(segment(other % "a")) is None
+    read.take(b"", (other % "a").encode())
+    tokens = other % "b", VLLM % "b"
+    assert read.frames(segment(*tokens)) == carefully(read, *tokens)
+
+
+def test_few_kinds_of_chunks_are_known_at_a_time() -> None:
+    kinds = [VLLM.replace('"index":0', f'"index":{index}') for index in range(20)]
+    read = reader(kinds[0] % "x")
+    for kind in kinds[1:]:
+        read.take(b"", (kind % "x").encode())
+    known = [kind for kind in kinds if read.frames(segment(kind % "a"))]
+    assert known == kinds[-8:]
+
+
+def test_a_long_text_that_does_not_fit_is_found_out_in_linear_time() -> None:
+    read, long = reader(VLLM % "x"), "a\\n" * 200_000
+    began = time.process_time()
+    for end in ("\\x", '"', "\t"):
+        assert read.frames(segment(VLLM % (long + end))) is None
+    assert time.process_time() - began < 1
 
 
 # Chunks of all sorts: members in any order, values that look like members, nested ids.
@@ -125,36 +188,52 @@ extra = st.dictionaries(words, plain | st.lists(plain, max_size=2), max_size=3)
 
 
 @st.composite
-def chunks(draw: st.DrawFn) -> str:
-    choice = {"index": draw(st.integers(0, 1)), "delta": draw(extra), "finish_reason": None}
+def chunks(draw: st.DrawFn) -> dict[str, Any]:
+    delta = draw(extra | st.fixed_dictionaries({"content": words}) | st.just({"content": "a"}))
+    choice = {"index": draw(st.integers(0, 1)), "delta": delta, "finish_reason": None}
     members: dict[str, Any] = {
-        "choices": [choice] * draw(st.integers(0, 2)),
+        "choices": [choice] * draw(st.sampled_from([1, 1, 1, 0, 2])),
         **draw(extra),
         **draw(st.fixed_dictionaries({}, optional=named)),
     }
-    order = draw(st.permutations(list(members)))
-    spaced = draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :")]))
-    document = {key: members[key] for key in order}
-    return json.dumps(document, ensure_ascii=draw(st.booleans()), separators=spaced)
+    return {key: members[key] for key in draw(st.permutations(list(members)))}
+
+
+def like(chunk: dict[str, Any], text: str) -> dict[str, Any]:
+    """The chunk with another text in its choices."""
+    choices = [{**c, "delta": {**c["delta"], "content": text}} for c in chunk["choices"]]
+    return {**chunk, "choices": choices}
 
 
 @settings(max_examples=600)
-@given(st.lists(chunks(), min_size=1, max_size=3), chunks(), st.booleans(), st.booleans())
-@example([VLLM % "a"], VLLM % "", True, True)
+@given(
+    first=chunks(),
+    others=st.lists(chunks(), min_size=1, max_size=3),
+    texts=st.lists(words, min_size=1, max_size=3),
+    alias=st.booleans(),
+    ascii=st.booleans(),
+    spaced=st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :")]),
+)
 def test_the_quick_way_gives_what_the_careful_way_gives(
-    following: list[str], first: str, alias: bool, same_around: bool
+    first: dict[str, Any],
+    others: list[dict[str, Any]],
+    texts: list[str],
+    alias: bool,
+    ascii: bool,
+    spaced: tuple[str, str],
 ) -> None:
-    """Whatever the chunks are; half of the time the following are like the first."""
-    if same_around:
-        contents = [json.loads(chunk)["choices"] for chunk in following]
-        following = [
-            json.dumps({**json.loads(first), "choices": c}, separators=(",", ":")) for c in contents
-        ]
-        first = json.dumps(json.loads(first), separators=(",", ":"))
+    """Whatever the chunks are. Those that differ from the first in their text alone are known."""
+
+    def spelled(chunk: dict[str, Any]) -> str:
+        return json.dumps(chunk, ensure_ascii=ascii, separators=spaced)
+
     model = "alias" if alias else None
-    try:
-        quick = reader(first, model).frames(segment(*following))
-    except GatewayError:
-        return  # the first was none
-    if quick is not None:
-        assert quick == carefully(reader(first, model), *following)
+    for following in (others, [like(first, text) for text in texts]):
+        try:
+            quick = reader(spelled(first), model).frames(segment(*map(spelled, following)))
+        except GatewayError:
+            return  # the first was none
+        if quick is not None:
+            assert quick == carefully(reader(spelled(first), model), *map(spelled, following))
+    if len(first["choices"]) == 1 and first["choices"][0]["delta"].get("content") and all(texts):
+        assert quick is not None

@@ -117,18 +117,46 @@ def test_so_does_a_stream(gateway: Gateway, backend: FakeBackend, path: str) -> 
 
 @pytest.mark.parametrize(
     "usage",
-    [None, {}, [], "7", {"prompt_tokens": "7"}, {"prompt_tokens": 1.5}, {"prompt_tokens": None}],
-    ids=str,
+    [
+        "null",
+        "{}",
+        "[]",
+        '"7"',
+        '{"total_tokens":7}',
+        *(
+            f'{{"prompt_tokens":{count},"completion_tokens":{count}}}'
+            for count in ("null", '"7"', "1.5", "-1", "true", "1e400", "9" * 400, "9" * 5000)
+        ),
+    ],
+    ids=lambda usage: usage[:40],
 )
-def test_a_count_that_cannot_be_read_disturbs_nobody(
-    gateway: Gateway, backend: FakeBackend, usage: object
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_count_that_cannot_be_read_is_none_and_crosses_as_it_came(
+    gateway: Gateway, backend: FakeBackend, path: str, stream: bool, usage: str
 ) -> None:
-    client = gateway.chat(stream=True)
-    backend.calls[0].head()
-    for payload in (chunk("a", usage=usage), chunk(finish="stop", usage=usage), b"[DONE]"):
-        backend.calls[0].event(payload)
-    assert Answer(client).complete and len(Answer(client).payloads) == 3
-    assert counted(gateway) in [(None, None), (0, 0)]
+    client = post(gateway, path, stream=stream)
+    (call,) = backend.calls
+    if not stream:
+        body = b'{"choices":[{"index":0}],"id":"req-1","usage":%b}' % usage.encode()
+        call.whole(body)
+        assert Answer(client).complete and Answer(client).body == body
+    else:
+        call.head()
+        last = {RESPONSES: "response.completed", MESSAGES: "message_stop"}.get(path, "x")
+        choice = b'{"index":0,"finish_reason":"stop"}'
+        payload = b'{"id":"req-1","type":"%b","choices":[%b],"usage":%b}' % (
+            last.encode(),
+            choice,
+            usage.encode(),
+        )
+        call.event(payload)
+        if path in (CHAT, COMPLETIONS):
+            call.event(b"[DONE]")
+        assert Answer(client).complete and Answer(client).payloads[0] == payload
+    assert counted(gateway) == (None, None) and gateway.ended[0].end is End.COMPLETE
+    metrics = Metrics(gateway.clock)
+    metrics(gateway.ended[0])  # what counts can count it
 
 
 # -- what is not ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from . import json
-from .completion import ChatReader
+from .completion import MAX_CHOICES, ChatReader
 from .errors import InvalidJSON, InvalidValue
 
 MAX_MODEL = 256
@@ -47,14 +47,14 @@ class ChatRequest:
         """
         fields = parse_object(body, depth)
         options = fields.get("stream_options")
-        n = fields.get("n")
+        stream = check_flag(fields.get("stream"), "stream")
         return cls(
             body=body,
             messages=_messages(fields),
             model=check_model(fields.get("model")),
-            stream=check_flag(fields.get("stream"), "stream"),
+            stream=stream,
             include_usage=isinstance(options, dict) and options.get("include_usage") is True,
-            choices=int(n) if isinstance(n, (int, float)) and 1 <= n <= 1024 else 1,
+            choices=check_choices(fields.get("n")) if stream else 1,
         )
 
     def reader(self, request_id: str, depth: int, model: str | None) -> ChatReader:
@@ -142,6 +142,19 @@ def check_flag(value: Any, name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise InvalidValue(f"'{name}' must be true or false.", param=name)
     return bool(value)
+
+
+def check_choices(n: Any, prompts: int = 1) -> int:
+    """How many choices a stream was asked for: ``n`` for each prompt. An ``n`` that is no number of
+    choices is the backend's to judge.
+
+    :raises InvalidValue: more than can be kept track of.
+    """
+    choices = (int(n) if isinstance(n, (int, float)) and n >= 1 else 1) * prompts
+    if choices > MAX_CHOICES:
+        said = f"A stream may have {MAX_CHOICES} choices, and this one asks for more."
+        raise InvalidValue(said, param="n" if prompts == 1 else "prompt")
+    return choices
 
 
 def _text_of(content: Any) -> str:

@@ -7,22 +7,39 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from . import json
-from .errors import BackendFailed, BadReply, is_envelope
+from .content import PINGS, Usage, counted, is_blank, is_empty, reported, shows
+from .errors import BadReply
 from .tokens import Frames
 
 COMPLETION = "chat.completion"
 CHUNK = "chat.completion.chunk"
 
+#: How many choices one stream may have: each that was begun is remembered.
+MAX_CHOICES = 4096
+
 
 class _Choice(msgspec.Struct):
-    index: int = 0
+    index: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
     finish_reason: str | None = None
+    delta: Raw | UnsetType = UNSET
+    text: Raw | UnsetType = UNSET
+    logprobs: Raw | UnsetType = UNSET
+    token_ids: Raw | UnsetType = UNSET
+
+    def shows(self) -> bool:
+        """Whether a client would show something of it, or count it."""
+        return (
+            shows(self.delta)
+            or not is_empty(self.text)
+            or not is_empty(self.logprobs)
+            or not is_empty(self.token_ids)
+        )
 
 
 class _Reply(msgspec.Struct):
@@ -32,10 +49,8 @@ class _Reply(msgspec.Struct):
     model: Raw | UnsetType = UNSET
     choices: list[_Choice] | UnsetType | None = UNSET
     usage: Raw | UnsetType = UNSET
+    prompt_progress: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
-
-
-_NOTHING = (b"null", b"false", b"{}", b"[]", b'""', b"0")
 
 
 def _read(payload: bytes, depth: int, what: str) -> _Reply:
@@ -48,28 +63,16 @@ def _read(payload: bytes, depth: int, what: str) -> _Reply:
         reply = json.decode(payload, _Reply, depth)
     except json.NotJSON as e:
         raise BadReply(f"The backend sent {what} that is not valid: {e}.") from None
-    if reply.error is not UNSET and bytes(reply.error) not in _NOTHING:
+    if not is_empty(reply.error):
         raise reported(payload)
     return reply
 
 
-def reported(payload: bytes) -> BackendFailed:
-    """The error that a backend put where a reply belongs; llama.cpp gives a status as its code."""
-    if not is_envelope(payload):
-        return BackendFailed("The backend reported an error without saying which.")
-    code = msgspec.json.decode(payload)["error"].get("code")
-    known = isinstance(code, int) and 400 <= code < 500 and code not in (401, 403)
-    return BackendFailed("The backend reported an error.", payload, code if known else 502)
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens as a backend counted them."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-_USAGE = msgspec.json.Decoder(Usage | None)
+#: What every chunk has, and padding: a usage chunk with nothing else says nothing besides usage.
+_COMMON = frozenset(
+    {"id", "object", "created", "model", "choices", "usage"}
+    | {"service_tier", "system_fingerprint", "obfuscation"}
+)
 
 
 class ChatReader:
@@ -96,16 +99,18 @@ class ChatReader:
         self._model = None if model is None else msgspec.json.encode(model)
         self._include_usage = include_usage
         self._depth = depth
-        self._seen = set(range(choices))
-        self._finished: set[int] = set()
-        self._blank: set[int] = set()
-        changed = (("id", request_id), ("model", model))
-        tokens = Frames([name for name, value in changed if value is not None], self._seen)
+        self._choices = choices
+        self._begun: set[int] = set()
+        self._open: set[int] = set()  # begun, and without a finish_reason that says something
+        self._blank: set[int] = set()  # finish_reason was ""
+        tokens = Frames()
         self._learn = tokens.learn
         #: The quick way: what crosses for a segment of usual tokens, each framed as an event. None
         #: where they are not for certain: :meth:`take` says what they are.
         self.frames = tokens.frames
         self.started = False
+        #: Whether the last event taken was content: something that a client would show or count.
+        self.content = False
         self.usage: Usage | None = None
 
     def whole(self, body: bytes) -> bytes:
@@ -116,7 +121,9 @@ class ChatReader:
         reply = _read(body, self._depth, "a reply")
         if not reply.choices:
             raise BadReply("The backend sent a reply without 'choices'.")
-        self._count(reply)
+        for place, choice in enumerate(reply.choices):
+            self._note(place, choice)
+        self.usage = counted(reply.usage, self.usage)
         return self._named(body, reply)
 
     def as_stream(self, body: bytes) -> list[bytes]:
@@ -128,33 +135,59 @@ class ChatReader:
 
         :raises BackendFailed, BadReply: the stream ends here.
         """
+        self.content = False
+        if is_blank(payload) or name.decode("latin-1") in PINGS:
+            return None
         reply = _read(payload, self._depth, "an event")
         self.started = True
-        for choice in reply.choices or ():
-            if choice.finish_reason is None:
-                if choice.index not in self._seen:
-                    self._seen.add(choice.index)
-                continue
-            self._seen.add(choice.index)
-            if choice.finish_reason:
-                self._finished.add(choice.index)
-            else:
-                self._blank.add(choice.index)
+        begun, text, ended = len(self._begun), False, False
+        for place, choice in enumerate(reply.choices or ()):
+            text = choice.shows() or text
+            ended = choice.finish_reason is not None or ended
+            self._note(place if choice.index is None else choice.index, choice)
+        if len(self._begun) > MAX_CHOICES:
+            raise BadReply("The backend sent more choices than can be kept track of.")
+        counts = not is_empty(reply.usage)
+        begins = len(self._begun) > begun
+        self.content = text or ended or counts or begins or not is_empty(reply.prompt_progress)
         if reply.usage is not UNSET:
-            self._count(reply)
-            if not reply.choices and not self._include_usage:
-                return None  # a usage chunk that this client did not ask for
+            self.usage = counted(reply.usage, self.usage)
+            if not (reply.choices or self._include_usage or bytes(reply.usage) == b"null"):
+                return self._without_usage(payload, reply)
         crossing = self._named(payload, reply)
-        self._learn(payload, crossing)
+        if text and not (ended or counts):
+            self._learn(payload, crossing)
         return crossing
 
-    def complete(self, done: bool) -> bool:
-        """Whether every choice was finished.
+    def complete(self, done: bool, framed: bool = True) -> bool:
+        """Whether every choice that was begun was finished, and at least one was begun.
 
         :param done: the backend said ``[DONE]``. Alone that proves nothing (vLLM says it after an
             error too), but it lets a ``finish_reason`` of ``""`` count, which Ollama has sent.
+        :param framed: the body's framing said that this was its end. If neither did, as many
+            choices must be finished as the client asked for: others may have been cut off.
         """
-        return self._seen <= (self._finished | self._blank if done else self._finished)
+        if not self._begun or not self._open <= (self._blank if done else set()):
+            return False
+        return done or framed or len(self._begun) >= self._choices
+
+    def _note(self, index: int, choice: _Choice) -> None:
+        """Keep track of a choice: begun, open, finished."""
+        if index not in self._begun:
+            self._begun.add(index)
+            self._open.add(index)
+        if choice.finish_reason:
+            self._open.discard(index)
+        elif choice.finish_reason is not None:
+            self._blank.add(index)
+
+    def _without_usage(self, payload: bytes, reply: _Reply) -> bytes | None:
+        """What else a usage chunk holds that was not asked for: llama.cpp's timings, say."""
+        members = json.decode(payload, dict[str, Raw], self._depth)
+        if all(is_empty(value) for name, value in members.items() if name not in _COMMON):
+            return None
+        payload = json.replace_member(payload, "usage", bytes(reply.usage), b"null")  # type: ignore[arg-type]
+        return self._named(payload, reply)
 
     def _named(self, payload: bytes, reply: _Reply) -> bytes:
         if self._id is not None:
@@ -164,12 +197,12 @@ class ChatReader:
             payload = json.replace_member(payload, "model", bytes(reply.model), self._model)
         return payload
 
-    def _count(self, reply: _Reply) -> None:
-        if reply.usage is not UNSET:
-            try:
-                self.usage = _USAGE.decode(reply.usage) or self.usage
-            except msgspec.ValidationError:
-                return  # what cannot be counted is still the client's
+
+class CompletionReader(ChatReader):
+    """Reads completions of the older kind, whose chunks have the shape of the whole."""
+
+    def as_stream(self, body: bytes) -> list[bytes]:
+        return [body]
 
 
 def completion_to_chunks(body: bytes, include_usage: bool) -> list[bytes]:

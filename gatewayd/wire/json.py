@@ -137,6 +137,8 @@ class Halves:
     @classmethod
     def of(cls, document: bytes) -> Halves | None:
         """None where there is no half of a pair, or no room for stand-ins."""
+        if not _SURROGATE.search(document):
+            return None
         try:
             msgspec.json.decode(document)
         except msgspec.DecodeError:

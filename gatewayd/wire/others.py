@@ -1,30 +1,23 @@
-"""The rest of the API: what must be known of each call and its reply so that its end is true.
+"""The rest of the API: what must be known of each call, and what reads its reply.
 
-Bodies and payloads cross as they came; only ``model`` is changed, where an alias says so. How a
-stream ends differs: completions with ``[DONE]`` after every choice was finished, responses with an
-event ``response.completed`` or ``response.incomplete``, messages with ``message_stop``. Audio is
-bytes, whole when the connection says so.
-
-Sources: https://platform.openai.com/docs/api-reference/responses-streaming,
-https://docs.anthropic.com/en/docs/build-with-claude/streaming
+Bodies cross as they came; only ``model`` is changed, where an alias says so. Completions are read
+by :mod:`.completion`, other replies by :mod:`.events`. Audio is bytes that nobody reads.
 """
 
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import attrs
-import msgspec
-from msgspec import UNSET, Raw, UnsetType
 from multipart import MultipartError, MultipartParser, parse_options_header
 
-from . import chat, json
-from .chat import check_flag, check_model, parse_object
-from .completion import ChatReader, Usage, reported
-from .errors import BackendFailed, BadReply, InvalidValue
-
-T = TypeVar("T")
+from . import chat
+from .chat import check_choices, check_flag, check_model, parse_object
+from .completion import CompletionReader
+from .content import Usage
+from .errors import InvalidValue
+from .events import LAST, EventReader
 
 
 class Reader(Protocol):
@@ -32,13 +25,14 @@ class Reader(Protocol):
 
     by_done: bool
     started: bool
+    content: bool
     usage: Usage | None
 
     def whole(self, body: bytes) -> bytes: ...
     def as_stream(self, body: bytes) -> list[bytes]: ...
     def take(self, name: bytes, payload: bytes) -> bytes | None: ...
     def frames(self, segment: bytes) -> list[bytes] | None: ...
-    def complete(self, done: bool) -> bool: ...
+    def complete(self, done: bool, framed: bool = True) -> bool: ...
 
 
 class Call(Protocol):
@@ -72,16 +66,6 @@ JSON_PATHS = (
 #: Endpoints whose request is an upload.
 UPLOAD_PATHS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 
-#: The events that end a stream well, by path.
-_LAST = {
-    "/v1/responses": frozenset({"response.completed", "response.incomplete"}),
-    "/v1/messages": frozenset({"message_stop"}),
-}
-_FAILED = frozenset({"error", "response.failed"})
-
-#: How many completions one stream may have: each is remembered until it is finished.
-MAX_CHOICES = 4096
-
 
 @attrs.frozen
 class JSONCall:
@@ -104,30 +88,23 @@ class JSONCall:
         if path == "/v1/completions":
             options = fields.get("stream_options")
             usage = isinstance(options, dict) and options.get("include_usage") is True
-            return cls(path, body, model, stream, _choices(fields) if stream else 1, usage)
-        return cls(path, body, model, stream and path in _LAST)
+            choices = check_choices(fields.get("n"), _prompts(fields)) if stream else 1
+            return cls(path, body, model, stream, choices, usage)
+        return cls(path, body, model, stream and path in LAST)
 
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
         if self.path == "/v1/completions":
             return CompletionReader(None, self.include_usage, self.choices, depth, model)
         if self.path == "/v1/audio/speech":
             return None
-        return EventReader(_LAST.get(self.path, frozenset()), depth, model)
+        return EventReader(self.path, depth, model)
 
 
-def _choices(fields: dict[str, Any]) -> int:
-    """How many completions were asked for: ``n`` for each prompt.
-
-    :raises InvalidValue: more than can be kept track of.
-    """
-    n, prompt = fields.get("n"), fields.get("prompt")
-    each = int(n) if isinstance(n, (int, float)) and 1 <= n <= 1024 else 1
+def _prompts(fields: dict[str, Any]) -> int:
+    """How many prompts a request has: a list of numbers is one, in tokens."""
+    prompt = fields.get("prompt")
     several = isinstance(prompt, list) and all(isinstance(p, (str, list)) for p in prompt)
-    choices = each * (len(prompt) if several and prompt else 1)
-    if choices > MAX_CHOICES:
-        said = f"A stream may have {MAX_CHOICES} completions; 'n' and 'prompt' ask for more."
-        raise InvalidValue(said, param="prompt")
-    return choices
+    return len(prompt) if several and prompt else 1
 
 
 @attrs.frozen
@@ -193,143 +170,3 @@ def with_model(call: Call, model: str) -> bytes:
     if isinstance(call, UploadCall):
         return call.with_model(model)
     return chat.with_model(call.body, model)
-
-
-class CompletionReader(ChatReader):
-    """Reads completions of the older kind, whose chunks have the shape of the whole."""
-
-    def as_stream(self, body: bytes) -> list[bytes]:
-        return [body]
-
-
-class _Payload(msgspec.Struct):
-    type: str | UnsetType = UNSET
-    object: str | UnsetType = UNSET
-    model: Raw | UnsetType = UNSET
-    response: Raw | UnsetType = UNSET
-    message: Raw | UnsetType = UNSET
-    usage: Raw | UnsetType = UNSET
-    error: Raw | UnsetType = UNSET
-
-
-class _Tokens(msgspec.Struct):
-    """Usage by either name."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-
-
-class _Inner(msgspec.Struct):
-    model: Raw | UnsetType = UNSET
-    usage: Raw | UnsetType = UNSET
-    error: Raw | UnsetType = UNSET
-
-
-_NO_ERROR = (UNSET, Raw(b"null"), Raw(b"false"), Raw(b"{}"), Raw(b'""'))
-
-
-def _failure(payload: bytes, read: _Payload) -> BackendFailed:
-    """What an event that reports a failure says, as an envelope.
-
-    Servers put it into ``error``, responses into ``response.error`` or the event itself.
-    """
-    if read.error not in _NO_ERROR:
-        return reported(payload)
-    told: Any = payload
-    if read.response is not UNSET:
-        try:
-            told = msgspec.json.decode(read.response, type=_Inner).error
-        except msgspec.ValidationError:
-            told = UNSET
-    return reported(payload if told is UNSET else b'{"error":%b}' % bytes(told))
-
-
-class EventReader:
-    """Reads a reply whose stream ends with an event of a certain type.
-
-    :param last: the types that end a stream well; none where there are no streams.
-    """
-
-    by_done = False
-
-    def __init__(self, last: frozenset[str], depth: int, model: str | None) -> None:
-        self._last = last
-        self._depth = depth
-        self._model = None if model is None else msgspec.json.encode(model)
-        self._ended = False
-        self.started = False
-        self.usage: Usage | None = None
-
-    def whole(self, body: bytes) -> bytes:
-        if not self._last and body.lstrip().startswith(b"["):  # rerank, as one of its dialects is
-            self._decode(body, list[Raw], "a reply")
-            return body
-        read = self._read(body, "a reply")
-        if read.error not in _NO_ERROR and read.object != "response":  # these say so with a 200
-            raise reported(body)
-        return self._named(body, read)
-
-    def as_stream(self, body: bytes) -> list[bytes]:
-        raise BadReply("The backend sent a whole reply where a stream was asked for.")
-
-    def take(self, name: bytes, payload: bytes) -> bytes | None:
-        read = self._read(payload, "an event")
-        self.started = True
-        kind = read.type if isinstance(read.type, str) else name.decode("latin-1")
-        if kind in _FAILED or read.error not in _NO_ERROR:
-            raise _failure(payload, read)
-        if kind in self._last:
-            self._ended = True
-        return self._named(payload, read)
-
-    def frames(self, segment: bytes) -> None:
-        """Each event is read with care here: its type decides."""
-
-    def complete(self, done: bool) -> bool:
-        return self._ended
-
-    def _read(self, payload: bytes, what: str) -> _Payload:
-        return self._decode(payload, _Payload, what)
-
-    def _decode(self, payload: bytes, type: type[T], what: str) -> T:
-        try:
-            return json.decode(payload, type, self._depth)
-        except json.NotJSON as e:
-            raise BadReply(f"The backend sent {what} that is not valid: {e}.") from None
-
-    def _named(self, payload: bytes, read: _Payload) -> bytes:
-        """Count usage and put the asked model's name in, at the top or one level below."""
-        self._count(read.usage)
-        if self._model is not None and read.model is not UNSET:
-            payload = json.replace_member(payload, "model", bytes(read.model), self._model)
-        for key, raw in (("response", read.response), ("message", read.message)):
-            if raw is UNSET or not bytes(raw).startswith(b"{"):
-                continue
-            inner = msgspec.json.decode(raw, type=_Inner)
-            self._count(inner.usage)
-            if self._model is not None and inner.model is not UNSET:
-                old = bytes(raw)
-                new = json.replace_member(old, "model", bytes(inner.model), self._model)
-                payload = json.replace_member(payload, key, old, new)
-        return payload
-
-    def _count(self, raw: Any) -> None:
-        if raw is UNSET:
-            return
-        try:
-            tokens = msgspec.json.decode(raw, type=_Tokens | None)
-        except msgspec.ValidationError:
-            return  # what cannot be counted is still the client's
-        if tokens is None:
-            return
-        before = self.usage or Usage()
-        prompt = tokens.prompt_tokens if tokens.input_tokens is None else tokens.input_tokens
-        made = tokens.completion_tokens if tokens.output_tokens is None else tokens.output_tokens
-        if prompt is None and made is None:
-            return
-        self.usage = Usage(
-            before.prompt_tokens if prompt is None else prompt,
-            before.completion_tokens if made is None else made,
-        )

@@ -2,8 +2,8 @@
 
 The parser follows the WHATWG algorithm (CR, LF and CRLF line ends, a byte order mark, comments,
 several ``data`` lines) and adds what a gateway needs: a limit on one event, work linear in the
-bytes whatever their segmentation, and a sign whether the last bytes were content. Payloads stay
-bytes; nothing is decoded.
+bytes whatever their segmentation, and a sign that an event goes on coming. Payloads stay bytes;
+nothing is decoded.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -48,8 +48,8 @@ class Parser:
         self._name = b""
         self._started = False
         self._after_cr = False
-        #: Whether the last :meth:`feed` brought bytes of ``data``: comments, pings and empty lines
-        #: do not count.
+        #: Whether the last :meth:`feed` brought data of an event that is not complete yet.
+        #: Comments, other fields, white space and ``data`` with nothing in it do not count.
         self.progress = False
         #: Whether what comes next begins an event.
         self.at_rest = False
@@ -109,7 +109,8 @@ class Parser:
         self._partial += piece
         size = len(self._partial)
         if self._partial.startswith(b"data:"):
-            self.progress = True
+            if self._partial[max(len(b"data:"), size - len(piece)) :].strip():
+                self.progress = True
             size += self._size
         if size > self._limit:
             raise EventTooLarge
@@ -126,7 +127,8 @@ class Parser:
             raise EventTooLarge
         field, _, value = line.partition(b":")
         if field == b"data":
-            self.progress = True
+            if value.strip():
+                self.progress = True
             self._grow(len(line))
             self._data.append(value.removeprefix(b" "))
         elif field == b"event":
@@ -140,4 +142,5 @@ class Parser:
         self._data.clear()
         self._name = b""
         self._size = 0
+        self.progress = False
         return (name, data) if data else None

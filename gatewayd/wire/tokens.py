@@ -1,102 +1,78 @@
-"""The quick way of a token: an event that is like the one before but for its choices.
+"""The quick way of a token: an event that differs from an earlier one in one string alone.
 
-What stands around the choices of a stream's chunks (id, model, time) is the same in each.
-:class:`Frames` learns it from a chunk that was read with care, and then knows one that differs in
-nothing else by a few scans in C. It takes nothing for granted: whatever is unusual about an event
-is left to the careful way.
+The chunks of a stream are alike but for the text that they carry. :class:`Frames` learns what
+stands before and after the text of a chunk that was read with care. An event with the same bytes
+around another text has the same members at the same depth, belongs to the same choice, and neither
+finishes, counts nor reports anything. A few scans in C find that out. Every other event is left to
+the careful way.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-
-import msgspec
 
 #: The longest payload to learn from. Others are rare, and looking at them takes time.
 _LONGEST = 4096
 
-_VALUE = rb'"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[^"\\{}\[\],\s]+)\s*'
-#: Members with plain values, from the beginning of an object and up to its end.
-_BEFORE = re.compile(rb"\s*\{\s*(?:" + _VALUE + rb",\s*)*")
-_AFTER = re.compile(rb"(?:\s*,\s*" + _VALUE + rb")*\s*\}\s*")
+#: How many kinds of chunks are known at a time: one for each choice, another while a model thinks.
+_MOST = 8
 
+#: The members that carry text, up to the first character; where there is none, nothing is learned.
+_TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments)"\s*:\s*"(?!")')
 
-class _Choice(msgspec.Struct, gc=False):
-    index: int = 0
-    finish_reason: None = None
-
-
-class _Token(msgspec.Struct, gc=False):
-    """A chunk that finishes nothing, counts nothing and reports nothing."""
-
-    choices: list[_Choice]
-    usage: None = None
-    error: None = None
-
-
-_decode = msgspec.json.Decoder(_Token).decode
+#: What may stand in a JSON string, at least one character. Possessive quantifiers: a long text
+#: that does not fit is looked at once.
+_INSIDE = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))++')
 
 
 class Frames:
-    """
-    :param changed: the members that differ between a payload and what crosses for it.
-    :param seen: the choices that there were before; the caller adds to them.
-    """
+    """What is known of the chunks of one stream."""
 
-    def __init__(self, changed: Collection[str], seen: Collection[int]) -> None:
-        self._seen = seen
-        self._names = [b'"%b"' % name.encode("ascii") for name in changed]
-        self._before = b"\n"  # no line begins so: nothing is known yet
-        self._after = self._new_before = self._new_after = b""
+    def __init__(self) -> None:
+        # The bytes before and after the text, in an event's line and in the frame that crosses.
+        self._known: list[tuple[bytes, bytes, bytes, bytes]] = []
 
     def learn(self, payload: bytes, crossing: bytes) -> None:
-        """See what surrounds the choices in a payload, and in what crosses for it."""
-        known = payload.startswith(self._before[6:]) and payload.endswith(self._after)
-        if self._new_before and known:
-            return
-        self._before, self._new_before = b"\n", b""
+        """Remember what surrounds the text in a payload, and in what crosses for it.
+
+        :param payload: a chunk with text that finishes, counts and reports nothing.
+        """
         if len(payload) > _LONGEST:
             return
-        match = _BEFORE.match(payload)
-        before = match[0] if match else b""
-        after = payload[payload.rfind(b"]") + 1 :]
-        if not _AFTER.fullmatch(after):
-            after = b""
-        middle = payload[len(before) : len(payload) - len(after)]
-        if not middle or crossing.count(middle) != 1:
+        came, goes = _around(payload), _around(crossing)
+        if came is None or goes is None:
             return
-        for name in self._names:  # once, and where it is the same in the next one
-            if middle.count(name) or before.count(name) + after.count(name) != 1:
-                return
-        self._before, self._after = b"data: " + before, after
-        new_before, _, new_after = crossing.partition(middle)
-        self._new_before, self._new_after = b"data: " + new_before, new_after + b"\n\n"
+        kind = (b"data: " + came[0], came[1], b"data: " + goes[0], goes[1] + b"\n\n")
+        if kind not in self._known:
+            self._known = [kind, *self._known[: _MOST - 1]]
 
     def frames(self, segment: bytes) -> list[bytes] | None:
         """What crosses for each event of a segment, if all are usual tokens; else None."""
         lines = segment.splitlines()
         if any(lines[1::2]) or len(lines) % 2 or not segment.endswith(b"\n"):
             return None  # not whole events of one line each
-        before, after, seen = self._before, self._after, self._seen
+        if not segment.isascii():
+            try:
+                segment.decode("utf-8")
+            except UnicodeDecodeError:
+                return None
         frames = []
         for line in lines[::2]:
-            if not (line.startswith(before) and line.endswith(after)):
+            for before, after, new_before, new_after in self._known:
+                if line.startswith(before) and line.endswith(after):
+                    text = _INSIDE.fullmatch(line, len(before), len(line) - len(after))
+                    if text is not None:
+                        frames.append(new_before + text[0] + new_after)
+                        break
+            else:
                 return None
-            for name in self._names:
-                if line.count(name) != 1:
-                    return None
-            try:
-                if not line.isascii():
-                    line.decode("utf-8")
-                token = _decode(line[6:])
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                return None
-            if not token.choices:
-                return None  # with usage, even null, it may be one that the client did not ask for
-            for choice in token.choices:
-                if choice.index not in seen:
-                    return None
-            middle = line[len(before) : len(line) - len(after)]
-            frames.append(self._new_before + middle + self._new_after)
         return frames
+
+
+def _around(document: bytes) -> tuple[bytes, bytes] | None:
+    """What stands before and after the text of a chunk; None where it has none, or several."""
+    begin = _TEXT.search(document)
+    if begin is None or _TEXT.search(document, begin.end()):
+        return None
+    text = _INSIDE.match(document, begin.end())
+    return (document[: begin.end()], document[text.end() :]) if text else None
