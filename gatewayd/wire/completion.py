@@ -68,13 +68,6 @@ def _read(payload: bytes, depth: int, what: str) -> _Reply:
     return reply
 
 
-#: What every chunk has, and padding: a usage chunk with nothing else says nothing besides usage.
-_COMMON = frozenset(
-    {"id", "object", "created", "model", "choices", "usage"}
-    | {"service_tier", "system_fingerprint", "obfuscation"}
-)
-
-
 class ChatReader:
     """Reads one reply, whole or streamed, and knows whether it is all of it.
 
@@ -153,7 +146,7 @@ class ChatReader:
         if reply.usage is not UNSET:
             self.usage = counted(reply.usage, self.usage)
             if not (reply.choices or self._include_usage or bytes(reply.usage) == b"null"):
-                return self._without_usage(payload, reply)
+                return None  # a usage chunk that this client did not ask for
         crossing = self._named(payload, reply)
         if text and not (ended or counts):
             self._learn(payload, crossing)
@@ -180,14 +173,6 @@ class ChatReader:
             self._open.discard(index)
         elif choice.finish_reason is not None:
             self._blank.add(index)
-
-    def _without_usage(self, payload: bytes, reply: _Reply) -> bytes | None:
-        """What else a usage chunk holds that was not asked for: llama.cpp's timings, say."""
-        members = json.decode(payload, dict[str, Raw], self._depth)
-        if all(is_empty(value) for name, value in members.items() if name not in _COMMON):
-            return None
-        payload = json.replace_member(payload, "usage", bytes(reply.usage), b"null")  # type: ignore[arg-type]
-        return self._named(payload, reply)
 
     def _named(self, payload: bytes, reply: _Reply) -> bytes:
         if self._id is not None:
