@@ -87,6 +87,8 @@ class Options(usage.Options):
         try:
             self.settings = self.load()
         except ConfigError as error:
+            if not self["check"]:
+                _refuse_waiting()
             _fail(error.problems)
 
 
@@ -137,6 +139,14 @@ def _summary(settings: Settings) -> str:
 def _print_errors(lines: Sequence[str]) -> None:
     for line in lines:
         print(line, file=sys.stderr)
+
+
+def _refuse_waiting() -> None:
+    """The start fails: tell the clients that wait in sockets of systemd's."""
+    from gatewayd.notify import inherited_sockets
+    from gatewayd.refusing import refuse_waiting
+
+    refuse_waiting(inherited_sockets())
 
 
 def _fail(lines: Sequence[str]) -> NoReturn:

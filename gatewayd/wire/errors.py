@@ -189,6 +189,15 @@ class MetricsUnavailable(Overloaded):
     code = "metrics_unavailable"
 
 
+class NotStarted(Overloaded):
+    """The settings have a mistake, so that there is no gateway behind systemd's socket."""
+
+    code = "not_started"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway cannot start: its settings have a mistake.")
+
+
 class Drained(Draining):
     """The reply did not end within ``drain`` seconds of the stop."""
 

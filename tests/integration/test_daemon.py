@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -877,3 +878,33 @@ def test_the_metrics_are_closed_on_a_socket_of_systemds_that_is_open_to_all(tmp_
             assert "stays" not in gateway.reload()
             assert get(gateway, "/metrics").status == 401
             assert get(gateway, "/metrics", "good").status == 200
+
+
+def test_a_start_with_broken_settings_answers_who_waits_in_a_socket_of_systemds(
+    tmp_path: Path,
+) -> None:
+    """Each try of systemd's does, so nobody hangs for as long as the settings have a mistake."""
+    config = tmp_path / "gatewayd.ini"
+    config.write_text("[gateway\n")
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listening, ExitStack() as stack:
+        clients = []
+        for number in range(20):
+            clients.append(socket.create_connection(listening.getsockname(), 20))
+            stack.enter_context(clients[-1])
+            if number:  # one has not sent its request yet
+                clients[-1].sendall(b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 9\r\n\r\n")
+        options = ("--config", str(config))
+        check = activated(listening, tmp_path / "check", *options, "--check")
+        assert check.wait() == 1
+        began = time.monotonic()
+        gateway = activated(listening, tmp_path / "start", *options)
+        for client in clients:
+            answer = b"".join(iter(lambda client=client: client.recv(4096), b""))  # type: ignore[misc]
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in head
+            check_error(body, "not_started", "server_error")
+            client.close()
+        assert gateway.wait() == 1
+        assert time.monotonic() - began < 10
+        assert f"{config}:1: " in gateway.output
+        assert "Traceback" not in gateway.output
