@@ -42,7 +42,7 @@ def refuse_waiting(descriptors: Iterable[int]) -> None:
 
 
 def _answer() -> bytes:
-    error = NotStarted()
+    error = NotStarted("The gateway cannot start: its settings have a mistake.")
     body = error.body()
     head = [
         b"HTTP/1.1 503 Service Unavailable",

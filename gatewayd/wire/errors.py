@@ -194,9 +194,6 @@ class NotStarted(Overloaded):
 
     code = "not_started"
 
-    def __init__(self) -> None:
-        super().__init__("The gateway cannot start: its settings have a mistake.")
-
 
 class Drained(Draining):
     """The reply did not end within ``drain`` seconds of the stop."""
