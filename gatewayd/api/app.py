@@ -33,7 +33,7 @@ from .metrics import MEDIA_TYPE
 from .outgoing import Outgoing
 from .request import Request
 from .routes import Routes
-from .security import Caller, check_origin, preflight, verify_token
+from .security import Caller, came_by_proxy, check_origin, is_local, preflight, verify_token
 
 _JSON = re.compile(rb"application/json[ \t]*(;[!-~ \t]*)?", re.IGNORECASE)
 _UPLOAD = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
@@ -66,10 +66,10 @@ class API:
         self._catalog = Catalog(router, reactor)
         self._admission = admission or Admission(reactor)
         self._admission.limit = settings.limits.in_flight
-        names = ["healthz", "readyz"]
-        if ip_address(settings.gateway.listen).is_loopback:
-            names.append("metrics")
-        self._open = {f"{settings.gateway.root_path}/{name}".encode("ascii") for name in names}
+        root = settings.gateway.root_path.encode("ascii")
+        self._open = {root + b"/healthz", root + b"/readyz"}
+        self._metrics_path = root + b"/metrics"
+        self._on_loopback = ip_address(settings.gateway.listen).is_loopback
 
     def replaced(self, settings: Settings, router: Router) -> API:
         """The same with other settings; what is counted is counted on."""
@@ -92,11 +92,17 @@ class API:
         if asked is not None:
             request.set_headers(asked)
             request.preflight = True
-        elif request.path not in self._open:
+        elif not self._is_open(request):
             request.caller = verify_token(fields, self.settings.tokens)
             request.exchange.caller = request.caller.name
             if self.draining:
                 raise Draining
+
+    def _is_open(self, request: Request) -> bool:
+        """Whether this is for everybody, without a token."""
+        if request.path == self._metrics_path:
+            return self._on_loopback and is_local(request.fields)
+        return request.path in self._open
 
     # -- routes --------------------------------------------------------------------------------
 
@@ -165,10 +171,19 @@ class API:
     def show_metrics(self, request: Request) -> None:
         if self.settings.metrics.listen is not None:
             raise UnknownURL("The metrics have a port of their own.")
+        if not (self.settings.tokens or self._shows_metrics_to_all(request)):
+            said = "The metrics are not for requests that came through a proxy."
+            raise Forbidden(said, "metrics_not_local")
         request.exchange.route = "/metrics"
         request.respond(200, self._metrics(), media_type=MEDIA_TYPE)
 
     # ------------------------------------------------------------------------------------------
+
+    def _shows_metrics_to_all(self, request: Request) -> bool:
+        """Where there are no tokens: a proxy must not make public what only this machine sees."""
+        if self._on_loopback:
+            return is_local(request.fields)
+        return not came_by_proxy(request.fields)
 
     def _relay(
         self, request: Request, path: str, parse: Callable[[int], Call]

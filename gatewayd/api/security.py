@@ -23,6 +23,16 @@ _BEARER = re.compile(rb"bearer ([!-~]+)", re.IGNORECASE)
 _HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]{1,4096}")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
+#: Headers that proxies add; besides these, all that begin with ``x-forwarded-``.
+_PROXIES = (
+    b"forwarded",
+    b"via",
+    b"x-real-ip",
+    b"x-envoy-external-address",
+    b"cf-connecting-ip",
+    b"true-client-ip",
+)
+
 #: What a page may read of an answer besides its body.
 _EXPOSED = b"X-Request-ID, Retry-After, X-Should-Retry, X-RateLimit-Limit-Requests, " + (
     b"X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests"
@@ -113,6 +123,24 @@ def preflight(method: bytes, fields: Fields) -> list[tuple[bytes, bytes]] | None
     if _HEADER_NAMES.fullmatch(wanted):
         answer.append((b"access-control-allow-headers", wanted))
     return answer
+
+
+def came_by_proxy(fields: Fields) -> bool:
+    """Whether a request says that a proxy has passed it on. Not every proxy adds such a header."""
+    return any(name in _PROXIES or name.startswith(b"x-forwarded-") for name in fields)
+
+
+def is_local(fields: Fields) -> bool:
+    """Whether a request on a loopback address came from a client on this machine.
+
+    A proxy on this machine connects from a loopback address too. Most of them keep the client's
+    ``Host`` or add a header; then the request is not local. A web page of another site whose name
+    was made to resolve to this machine is caught by its ``Host`` as well.
+    """
+    hosts = fields.all(b"host")
+    if len(hosts) != 1 or came_by_proxy(fields):
+        return False
+    return _is_loopback("http://" + hosts[0].decode("latin-1").lower())
 
 
 def _is_loopback(origin: str) -> bool:

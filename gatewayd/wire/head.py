@@ -9,7 +9,7 @@ Source: RFC 9112.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -50,6 +50,10 @@ class Fields:
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._values
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Each name once, in lower case."""
+        return iter(self._values)
 
 
 @attrs.frozen

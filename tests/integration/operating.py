@@ -66,9 +66,10 @@ class Caller(Client):
         if tls is not None:
             self.sock = tls.wrap_socket(self.sock, server_hostname="127.0.0.1")
         self.token = token
+        self._port = gateway.port
 
     def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
-        head = [f"{method} {path} HTTP/1.1", "Host: gateway"]
+        head = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self._port}"]
         if self.token:
             head.append(f"Authorization: Bearer {self.token}")
         if body:

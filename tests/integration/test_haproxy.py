@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import pwd
 import re
 import socket
 import threading
@@ -34,6 +36,9 @@ class HAProxy(Server):
         }
         for number, gateway in enumerate(gateways, 1):
             places[f"127.0.0.1:800{number}"] = gateway.url.removeprefix("http://")
+        if os.geteuid() != 0:  # only root can become another user
+            places |= dict.fromkeys(("    user haproxy\n", "    group haproxy\n"), "")
+            places["    chroot /var/lib/haproxy\n"] = ""
         for written, used in places.items():
             assert text.count(written) == 1, written
             text = text.replace(written, used)
@@ -124,6 +129,39 @@ def backend() -> Iterator[FaultBackend]:
     server = FaultBackend().start()
     yield server
     server.stop()
+
+
+def fetch(port: int, path: str, **headers: str) -> tuple[int, bytes]:
+    """The status and the body of what a GET on a connection of its own is answered with."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_the_metrics_of_a_gateway_are_not_public_through_haproxy(tmp_path: Path) -> None:
+    """One gateway whose metrics have a port of their own, and one where that was forgotten."""
+    own, folders = free_port(), [tmp_path / name for name in ("own", "forgotten", "proxy")]
+    for folder in folders:
+        folder.mkdir()
+    with (
+        Gateway(folder=folders[0], config=f"[metrics]\nlisten = 127.0.0.1:{own}\n") as first,
+        Gateway(folder=folders[1]) as second,
+        HAProxy(first, second, folder=folders[2]) as proxy,
+    ):
+        for path in ("/metrics", "//metrics", "/metrics?a=b", "/metrics/", "/%6detrics"):
+            for _ in range(2):  # one for each gateway
+                status, body = fetch(proxy.port, path)
+                assert status in (403, 404) and json.loads(body)["error"]["code"], path
+        assert b"gatewayd_requests_total" in fetch(own, "/metrics")[1]
+        # The gateway that shows them to this machine refuses what HAProxy would have passed on.
+        assert fetch(second.port, "/metrics")[0] == 200
+        assert fetch(second.port, "/metrics", **{"X-Forwarded-For": "192.0.2.7"})[0] == 403
+        if os.geteuid() == 0:
+            assert os.stat(f"/proc/{proxy.pid}").st_uid == pwd.getpwnam("haproxy").pw_uid
 
 
 def served(gateway: Gateway) -> int:

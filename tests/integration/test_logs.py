@@ -26,7 +26,7 @@ def connect(port: int) -> socket.socket:
 
 def get(connection: socket.socket, path: str, times: int = 1) -> bytes:
     """Send the same request several times at once; return all of the answers."""
-    head = f"GET {path} HTTP/1.1\r\nHost: g\r\nX-Request-ID: {'i' * 128}\r\n\r\n"
+    head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {'i' * 128}\r\n\r\n"
     connection.sendall(head.encode() * times)
     answers = b""
     while answers.count(b"HTTP/1.1 200 OK") < times or not answers.endswith((b"}", b"\n")):

@@ -632,7 +632,7 @@ def test_no_secret_is_written_anywhere(start: Start, temporary: Path) -> None:
 
 def everything_told(daemon: Daemon) -> list[bytes]:
     """What others on this machine can see of it."""
-    metrics = tell(daemon.port, get(b"/metrics", CLOSE)).answer
+    metrics = tell(daemon.port, get(b"/metrics", CLOSE, host=b"Host: localhost")).answer
     assert metrics.status == 200
     process = Path(f"/proc/{daemon.pid}")
     seen = [(process / name).read_bytes() for name in ("cmdline", "environ", "comm")]
