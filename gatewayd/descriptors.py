@@ -19,8 +19,9 @@ from gatewayd.listening import ACCEPTED_AT_ONCE, CannotStart
 #: More are closed at once: each costs a descriptor.
 SURPLUS_AT_ONCE = 64
 
-#: For the process itself: logs, ports, the event loop, look-ups of names, files that it reads.
-_OWN = 32
+#: For the process itself: logs, ports, the event loop, the files that workers share, look-ups of
+#: names, files that it reads.
+_OWN = 48
 #: For connections that are too many: those that linger, those that were accepted in this turn of
 #: the loop, and those of the turn before, which close in this one.
 _REFUSED = SURPLUS_AT_ONCE + 2 * ACCEPTED_AT_ONCE

@@ -64,7 +64,7 @@ class Systemd:
         return self._watchdog / 2
 
     def ready(self, status: str) -> None:
-        self._send("READY=1", f"PID={os.getpid()}", f"STATUS={status}")
+        self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
