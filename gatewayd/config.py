@@ -5,36 +5,35 @@ in the file, its parser and a sentence of documentation. The three sources, the 
 `describe()` and the tests of the documentation follow from that line.
 
 How the sources are read and mistakes are named is in :mod:`gatewayd.sources`, the parsers are in
-:mod:`gatewayd.values`. The only input and output is reading the files that are named.
+:mod:`gatewayd.values`, :mod:`gatewayd.files` and :mod:`gatewayd.pem`. The only input and output is
+reading the files that are named, and the date, which certificates are compared with.
 """
 
-import hashlib
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import attrs
 
+from gatewayd import combining
+from gatewayd.files import File, read_file
+from gatewayd.pem import certificates, own_certificate
 from gatewayd.sources import About, Gathering, Schema
 from gatewayd.values import (
     Secret,
     address,
     base_url,
-    certificates,
     choice,
     endpoint,
     header_name,
-    key_pair,
     matching,
     models,
     names,
     optional,
     origins,
-    readable,
     root_path,
     seconds,
     secret,
-    secret_file,
     sha256,
     size,
     some_seconds,
@@ -54,12 +53,15 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-def _about(default: str | None, parse: Callable[[str], Any], doc: str) -> dict[str, About]:
-    return {"about": About(default, parse, doc)}
+def _about(
+    default: str | None, parse: Callable[[str], Any], doc: str, is_file: bool = False
+) -> dict[str, About]:
+    return {"about": About(default, parse, doc, is_file)}
 
 
-def setting(default: str, parse: Callable[[str], T], doc: str) -> T:
-    return attrs.field(default=parse(default), metadata=_about(default, parse, doc))
+def setting(default: str, parse: Callable[[str], T], doc: str, is_file: bool = False) -> T:
+    """:param is_file: whether the value is the name of a file."""
+    return attrs.field(default=parse(default), metadata=_about(default, parse, doc, is_file))
 
 
 @attrs.frozen
@@ -81,10 +83,15 @@ class Gateway:
     workers: int = setting(
         "1", whole(1, 256), "How many processes serve the port; 1 is one plain process."
     )
-    tls_certificate: str | None = setting(
-        "", optional(certificates), "A PEM file with the certificate and its chain; empty = no TLS."
+    tls_certificate: File | None = setting(
+        "",
+        optional(own_certificate),
+        "A PEM file with the certificate and its chain; empty = no TLS.",
+        is_file=True,
     )
-    tls_key: str | None = setting("", optional(readable), "A PEM file with the certificate's key.")
+    tls_key: File | None = setting(
+        "", optional(read_file), "A PEM file with the certificate's key.", is_file=True
+    )
     drain: float = setting(
         "30", seconds, "How long a stop waits for running requests; 0 ends them at once."
     )
@@ -153,10 +160,13 @@ class BackendSettings:
         metadata=_about("", secret, "The key it is sent as a bearer token; left out = none."),
     )
     api_key_file: str | None = setting(
-        "", optional(str), "A file with that key, in the place of api_key."
+        "", optional(str), "A file with that key, in the place of api_key.", is_file=True
     )
-    tls_ca: str | None = setting(
-        "", optional(certificates), "A PEM file of certificates to trust; empty = the system's."
+    tls_ca: File | None = setting(
+        "",
+        optional(certificates),
+        "A PEM file of certificates to trust; empty = the system's.",
+        is_file=True,
     )
     models: tuple[tuple[str, str | None], ...] = setting(
         "", models, "The models it serves: names, globs, alias = name; empty = all."
@@ -185,7 +195,7 @@ class TokenSettings:
         repr=False, metadata=_about("", optional(sha256), "The SHA-256 of the token.")
     )
     token_file: str | None = setting(
-        "", optional(str), "A file with the token itself, in the place of sha256."
+        "", optional(str), "A file with the token itself, in the place of sha256.", is_file=True
     )
     models: tuple[str, ...] = setting(
         "", names, "The models it may use, by name or glob; empty = all."
@@ -208,6 +218,7 @@ class Log:
         "-",
         matching(r"[^\x00-\x1f\x7f]*", "a file, - or nothing"),
         "The file for one line per request; - = standard output, empty = none.",
+        is_file=True,
     )
 
 
@@ -228,6 +239,7 @@ class Settings:
     log: Log = attrs.field(factory=Log)
     metrics: Metrics = attrs.field(factory=Metrics)
     warnings: tuple[str, ...] = attrs.field(default=(), eq=False)
+    """What was seen when the files were read; :func:`warnings_of` has all of them."""
 
 
 _SECTIONS: dict[str, type[attrs.AttrsInstance]] = {
@@ -257,14 +269,19 @@ def describe() -> Iterator[tuple[str, str, About]]:
 
 
 def load(
-    environ: Mapping[str, str], options: Mapping[str, str] | None = None, path: str | None = None
+    environ: Mapping[str, str],
+    options: Mapping[str, str] | None = None,
+    path: str | None = None,
+    folder: str = "",
 ) -> Settings:
     """Read every source; raise `ConfigError` with all the mistakes in them.
 
     :param options: from the command line, by name: ``listen``, ``port``, ``backend-url``.
     :param path: the ini file; without one ``GATEWAYD_CONFIG`` in `environ` may name it.
+    :param folder: where files are that settings name without a slash at the beginning; empty for
+        the working folder.
     """
-    given = Gathering(_SCHEMA)
+    given = Gathering(_SCHEMA, folder)
     if path := path or environ.get("GATEWAYD_CONFIG"):
         given.read_ini(path)
     given.read_environment(environ)
@@ -275,29 +292,30 @@ def load(
     return attrs.evolve(settings, warnings=given.warning_lines())
 
 
+def warnings_of(settings: Settings) -> tuple[str, ...]:
+    """What works but is dangerous: in the files, and for the address that is listened on."""
+    listen = settings.gateway.listen
+    if settings.tokens or ipaddress.ip_address(listen).is_loopback:
+        return settings.warnings
+    return (
+        *settings.warnings,
+        f"[gateway] listen: {listen} is not a loopback address, "
+        "and without a token whoever can reach it may use the backends",
+    )
+
+
 def _build(given: Gathering) -> Settings:
     """Put the values together; what is wrong with their combination goes to the problems."""
-    gateway = Gateway(**given.sections.get("gateway", {}))
     timeouts = Timeouts(**given.sections.get("timeouts", {}))
-    if (gateway.tls_certificate is None) != (gateway.tls_key is None):
-        given.alone("gateway", "tls_certificate", "tls_key")
-    elif gateway.tls_certificate and gateway.tls_key:
-        try:
-            key_pair(gateway.tls_certificate, gateway.tls_key)
-        except ValueError as error:
-            given.problems.append((given.places["gateway", "tls_key"], str(error)))
+    combining.check_own_tls(given)
     tokens = [_token(given, section) for section in given.sections if section[:6] == "token "]
-    if not tokens and not ipaddress.ip_address(gateway.listen).is_loopback:
-        given.warnings.append(
-            f"[gateway] listen: {gateway.listen} is not a loopback address, "
-            "and without a token whoever can reach it may use the backends"
-        )
+    combining.warn_of_same_tokens(given)
     sections = [section for section in given.sections if section.startswith("backend ")]
     # The one that BACKEND_URL makes is the first.
     sections.sort(key=lambda section: section != "backend default" or given.in_file(section))
     backends = [_backend(given, section, timeouts) for section in sections]
     return Settings(
-        gateway=gateway,
+        gateway=Gateway(**given.sections.get("gateway", {})),
         timeouts=timeouts,
         limits=Limits(**given.sections.get("limits", {})),
         backends=tuple(backend for backend in backends if backend),
@@ -307,43 +325,23 @@ def _build(given: Gathering) -> Settings:
     )
 
 
-def _from_file(given: Gathering, section: str, key: str, instead_of: str) -> Secret | None:
-    """The secret in the file that ``key`` names, which may not stand beside ``instead_of``."""
-    path = given.sections[section].get(key)
-    if path is None:
-        return None
-    place = given.places[section, key]
-    try:
-        if given.sections[section].get(instead_of) is not None:
-            raise ValueError(f"is given beside {instead_of}, expected one of the two")
-        found, exposed = secret_file(path)
-    except ValueError as error:
-        given.problems.append((place, str(error)))
-        return None
-    if exposed:
-        given.warn_exposed(place)
-    return found
-
-
 def _token(given: Gathering, section: str) -> TokenSettings | None:
-    own = given.sections[section]
-    values = {key: value for key, value in own.items() if value is not None}
-    unreadable = (section, "sha256") in given.places and "sha256" not in own  # said already
-    if found := _from_file(given, section, "token_file", "sha256"):
-        values["sha256"] = hashlib.sha256(found.reveal().encode("ascii")).digest()
-    elif not unreadable and not {"sha256", "token_file"} & values.keys():
-        given.missing(section, "sha256", "what gatewayd token NAME prints")
-    name = section.removeprefix("token ")
-    return TokenSettings(**values, name=name) if "sha256" in values else None
+    combining.read_token(given, section)
+    values = _given(given, section)
+    return TokenSettings(**values) if "sha256" in values else None
 
 
 def _backend(given: Gathering, section: str, timeouts: Timeouts) -> BackendSettings | None:
-    own = {key: value for key, value in given.sections[section].items() if value is not None}
-    common = _SCHEMA.keys["timeouts"].keys() & _SCHEMA.keys["backend"].keys()
-    values = {key: getattr(timeouts, key) for key in common}
-    values.update(own, name=section.removeprefix("backend "))
-    if found := _from_file(given, section, "api_key_file", "api_key"):
-        values["api_key"] = found
+    combining.read_api_key(given, section)
+    combining.check_trust(given, section)
     if (section, "url") not in given.places:
         given.missing(section, "url", "a base URL such as http://127.0.0.1:8080/v1")
+    common = _SCHEMA.keys["timeouts"].keys() & _SCHEMA.keys["backend"].keys()
+    values = {key: getattr(timeouts, key) for key in common} | _given(given, section)
     return BackendSettings(**values) if "url" in values else None
+
+
+def _given(given: Gathering, section: str) -> dict[str, Any]:
+    """The values of ``[backend NAME]`` and the like that are not empty, and the name."""
+    values = {key: value for key, value in given.sections[section].items() if value is not None}
+    return {**values, "name": section.partition(" ")[2]}

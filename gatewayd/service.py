@@ -8,9 +8,10 @@ this order, it starts logging, forks, calls ``privilegedStartService`` (the port
 while root rights last), drops its rights and calls ``startService``. ``twist`` does the last of
 these only.
 
-SIGHUP reads all settings again. A mistake in them changes nothing and is logged. Else routes,
-backends, tokens, limits and clocks are exchanged in one step: a request that has begun keeps what
-it began with. Backends whose settings did not change keep their connections and their health.
+SIGHUP reads all settings again, and all that serves by them is built beside what serves now
+(:mod:`gatewayd.world`). A mistake in them changes nothing and is logged. Else routes, backends,
+tokens, limits, clocks and the certificate are exchanged in one step that cannot fail. A request
+that has begun keeps what it began with.
 
 What is bound at the start (addresses, TLS or none, workers) stays until a restart; a reload that
 would change it says so.
@@ -37,16 +38,12 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from gatewayd import __version__, reloading
-from gatewayd.api.app import API
 from gatewayd.api.metrics import MetricsPage
 from gatewayd.api.site import Site
 from gatewayd.api.tls import Certificate
-from gatewayd.backend.echo import EchoBackend
-from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.backend.prober import Prober
-from gatewayd.backend.routing import Router, Target
 from gatewayd.bound import evolved, keep_bound
-from gatewayd.config import ConfigError, Settings
+from gatewayd.config import ConfigError, Settings, warnings_of
 from gatewayd.drain import Drain
 from gatewayd.exchange import Exchange
 from gatewayd.listening import adopt, listen
@@ -56,12 +53,15 @@ from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.access import AccessLog
 from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot, share
 from gatewayd.worker import Lifeline, Supervised
+from gatewayd.world import World, build
 
 _log = Logger()
 
 
 class GatewayService(Service):
     """The whole gateway as one service.
+
+    Making one raises :class:`ConfigError` where the settings cannot be used.
 
     :param load: reads the settings again.
     :param reactor: Twisted's; handed in so that tests can have their own.
@@ -85,8 +85,10 @@ class GatewayService(Service):
             share(supervised.number)
         self.metrics = Metrics(reactor)
         errorlog.on_lost(self.metrics.count_daemon_line_lost)
-        self.api = API(settings, make_router(settings, reactor), reactor, self.metrics.text)
-        self.site = Site(self.api.resource(), settings, reactor, self.api.admit, self._ended)
+        self._world = world = build(settings, reactor, self.metrics.text)
+        self.api = world.api
+        self.site = Site(world.resource, settings, reactor, world.api.admit, self._ended)
+        self._metrics_site: Site | None = None
         self._prober = Prober(self.api.router, reactor)
         self._access_log: AccessLog | None = None
         self._certificate: Certificate | None = None
@@ -103,8 +105,8 @@ class GatewayService(Service):
         super().privilegedStartService()
         gateway = self.settings.gateway
         factory: Any = self.site
-        if gateway.tls_certificate is not None and gateway.tls_key is not None:
-            self._certificate = Certificate(gateway.tls_certificate, gateway.tls_key)
+        if self._world.certificate is not None:
+            self._certificate = Certificate(self._world.certificate)
             factory = TLSMemoryBIOFactory(self._certificate, False, factory, self._reactor)
         given = self._given_sockets()
         if given:
@@ -116,6 +118,7 @@ class GatewayService(Service):
             page = MetricsPage(self.metrics.text)
             site = Site(page, self.settings, self._reactor, lambda _: None, lambda _: None)
             self._ports.append(listen(self._reactor, *self.settings.metrics.listen, site))
+            self._metrics_site = site
 
     def _given_sockets(self) -> list[int]:
         """Listening sockets from the supervisor or from systemd, and whether systemd keeps them."""
@@ -141,19 +144,17 @@ class GatewayService(Service):
             return
         load = self._load
         self._load = lambda: evolved(load(), "gateway", {"listen": host})
-        self.settings = evolved(self.settings, "gateway", {"listen": host})
-        self.api = self.api.replaced(self.settings, self.api.router)
-        self.site.replace(self.api.resource(), self.settings, self.api.admit)
-        if not self.settings.tokens and not ip_address(host).is_loopback:
-            said = "without a token whoever can reach it may use the backends"
-            _log.warn("{host} is not a loopback address, and {said}", host=host, said=said)
+        self._enter(self._build(evolved(self.settings, "gateway", {"listen": host})))
 
     def startService(self) -> None:
         if not self._ports:
             self.privilegedStartService()
         super().startService()
         self._access_log = self._open_access_log(self.settings)
-        self._use(self.settings)
+        errorlog.set_level(self.settings.log.level)
+        self.metrics.watch(self._snapshot)
+        if self._supervised is None or self.settings is not self._supervised.handover.settings:
+            self._warn()  # else the supervisor has said it
         self._prober.start()
         self.metrics.start()
         if self._supervised is not None:
@@ -175,10 +176,10 @@ class GatewayService(Service):
     def _backends(self) -> str:
         return ", ".join(target.backend.name for target in self.api.router.targets)
 
-    def _use(self, settings: Settings) -> None:
-        """Tell what is outside of a request's path which settings hold."""
-        errorlog.set_level(settings.log.level)
-        self.metrics.watch(self._snapshot)
+    def _warn(self) -> None:
+        """Say what is dangerous in the settings that hold now."""
+        for warning in warnings_of(self.settings):
+            _log.warn("{warning}", warning=warning)
 
     def _open_access_log(self, settings: Settings) -> AccessLog:
         lost = self.metrics.count_access_line_lost
@@ -208,13 +209,18 @@ class GatewayService(Service):
         self._systemd.reloading()
         failed = True
         try:
-            settings = self._load()
+            settings, differences = keep_bound(self.settings, self._load())
+            world = self._build(settings)
         except ConfigError as e:
             for problem in e.problems:
                 _log.error("reload: {problem}", problem=problem)
             _log.error("reload: the settings stay as they were")
+        except Exception:
+            _log.failure("reload: the settings stay as they were")
         else:
-            self._swap(settings)
+            for said in differences:
+                _log.warn("reload: {said}", said=said)
+            self._change_to(world)
             failed = False
         said = f"listens on {self.address}, in front of {self._backends()}"
         self._systemd.reloaded(said, failed)
@@ -223,34 +229,49 @@ class GatewayService(Service):
         if self._access_log is not None:
             self._access_log.reopen()
 
-    def _swap(self, settings: Settings) -> None:
-        certificate, key = settings.gateway.tls_certificate, settings.gateway.tls_key
-        if self._certificate is not None and certificate is not None and key is not None:
-            self._certificate.load(certificate, key)
-        before = self.settings
-        settings, differences = keep_bound(before, settings)
-        for said in differences:
-            _log.warn("reload: {said}", said=said)
-        self.settings = settings
-        kept = dict(zip(before.backends, self.api.router.targets, strict=False))
-        if before.limits != settings.limits:
-            kept = {}  # agents and relays of these go by the limits that they began with
-        router = make_router(settings, self._reactor, kept)
-        replaced = set(self.api.router.targets) - set(router.targets)
-        self.api = self.api.replaced(settings, router)
-        self.site.replace(self.api.resource(), settings, self.api.admit)
-        self._prober.stop()
-        self._prober = Prober(router, self._reactor)
-        self._prober.start()
-        for target in replaced:
-            target.backend.close()
-        if self._access_log is not None:
-            self._access_log.close()
-        self._access_log = self._open_access_log(settings)
-        self._use(settings)
-        for warning in settings.warnings:
-            _log.warn("{warning}", warning=warning)
+    def _build(self, settings: Settings) -> World:
+        return build(settings, self._reactor, self.metrics.text, self._world)
+
+    def _enter(self, world: World) -> None:
+        """Serve by these settings from now on. Nothing here can fail."""
+        world.take_over()
+        self._world, self.settings, self.api = world, world.settings, world.api
+        self.site.replace(world.resource, world.settings, world.api.admit)
+        if self._certificate is not None and world.certificate is not None:
+            self._certificate.context = world.certificate
+        site = self._metrics_site
+        if site is not None:
+            site.replace(site.resource, world.settings, site.admit)
+
+    def _change_to(self, world: World) -> None:
+        """Serve by these settings, and bring the rest in line with them.
+
+        A fault in the latter is logged; it does not undo the reload, which has happened by then.
+        """
+        before, targets = self.settings, self._world.targets
+        self._enter(world)
+        replaced = [target for target in targets if target not in world.targets]
+        _do_all(
+            lambda: errorlog.set_level(self.settings.log.level),
+            lambda: self._change_access_log(before),
+            self._change_prober,
+            *(target.backend.close for target in replaced),
+            lambda: self.metrics.watch(self._snapshot),
+        )
+        self._warn()
         _log.info("reloaded: in front of {backends}", backends=self._backends())
+
+    def _change_access_log(self, before: Settings) -> None:
+        if before.log == self.settings.log:
+            return  # it was opened anew already
+        old, self._access_log = self._access_log, self._open_access_log(self.settings)
+        if old is not None:
+            old.close()
+
+    def _change_prober(self) -> None:
+        self._prober.stop()
+        self._prober = Prober(self.api.router, self._reactor)
+        self._prober.start()
 
     # -- stop ----------------------------------------------------------------------------------
 
@@ -312,17 +333,10 @@ def _shown(address: Any) -> str:
     return f"{address.host} port {address.port}"
 
 
-def make_router(settings: Settings, reactor: Any, kept: Any = None) -> Router:
-    """The configured backends in their order, or the echo when there is none.
-
-    :param kept: targets that may serve on, by their settings.
-    """
-    if not settings.backends:
-        return Router([Target(EchoBackend(settings.gateway.api_title), reactor)])
-    return Router(
-        [
-            (kept or {}).get(b)
-            or Target(OpenAIBackend(b, settings.limits, reactor), reactor, b.models, b.in_flight)
-            for b in settings.backends
-        ]
-    )
+def _do_all(*calls: Callable[[], object]) -> None:
+    """Do each of these, whatever becomes of the others."""
+    for call in calls:
+        try:
+            call()
+        except Exception:
+            _log.failure("after a reload: {what} failed", what=call)

@@ -6,14 +6,17 @@ mistake does not hide behind a variable that happens to be set.
 """
 
 import difflib
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import attrs
 
 from gatewayd import ini
-from gatewayd.values import read_file, secret
+from gatewayd.files import read_file
+from gatewayd.values import secret
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PROPER = "expected one of letters, digits and . _ -, at most 64"
@@ -31,6 +34,8 @@ class About:
     default: str | None
     parse: Callable[[str], Any]
     doc: str
+    is_file: bool = False
+    """Whether the value is the name of a file."""
 
 
 @attrs.frozen
@@ -59,10 +64,14 @@ class Place(NamedTuple):
 
 
 class Gathering:
-    """What the sources have given so far: values by section and key, and what is wrong."""
+    """What the sources have given so far: values by section and key, and what is wrong.
 
-    def __init__(self, schema: Schema) -> None:
+    :param folder: where a relative name of a file is looked up; empty for the working folder.
+    """
+
+    def __init__(self, schema: Schema, folder: str = "") -> None:
         self.schema = schema
+        self._folder = folder
         # Sections as they are written in the file, "backend gpu1"; in the order of their making.
         self.sections: dict[str, dict[str, Any]] = {}
         self.places: dict[tuple[str, str], Place] = {}
@@ -72,9 +81,13 @@ class Gathering:
     def put(self, section: str, key: str, text: str, place: Place) -> None:
         values = self.sections.setdefault(section, {})
         self.places[section, key] = place
+        about, text = self.schema.keys[section.partition(" ")[0]][key], text.strip()
+        if about.is_file and text not in ("", "-"):
+            text = os.path.join(self._folder, text)
         try:
-            values[key] = self.schema.keys[section.partition(" ")[0]][key].parse(text.strip())
+            values[key] = about.parse(text)
         except ValueError as error:
+            values.pop(key, None)
             self.problems.append((place, str(error)))
 
     # The file
@@ -87,9 +100,10 @@ class Gathering:
             self.problems.append((place(line, what), reason))
 
         try:
-            content, exposed = read_file(path)
+            file = read_file(path)
         except ValueError as error:
             return blame(0, str(error))
+        content, exposed = file.content, file.readable_by(stat.S_IRGRP | stat.S_IROTH)
         if b"\0" in content:
             line = content.count(b"\n", 0, content.index(b"\0")) + 1
             return blame(line, "has a NUL byte, expected a text file")
@@ -195,17 +209,22 @@ class Gathering:
         place = Place(source, line, start + (key.upper() if source else key))
         self.problems.append((place, f"is missing, expected {expected}"))
 
-    def alone(self, section: str, *keys: str) -> None:
-        """Of several keys that only make sense together, some are missing."""
-        found = [key for key in keys if (section, key) in self.places]
-        missing = [key for key in keys if key not in found]
-        place = self.places[section, found[0]]
-        self.problems.append((place, f"is given alone, expected {' and '.join(missing)} beside it"))
+    def was_given(self, section: str, key: str) -> bool:
+        """Whether there is a value that is not empty, be it one that could not be read."""
+        if key in self.sections.get(section, {}):
+            return self.sections[section][key] is not None
+        return (section, key) in self.places
 
-    def warn_exposed(self, place: Place) -> None:
-        self.warnings.append(
-            f"{place.text}: others may read the file of this key, expected one with mode 0600"
-        )
+    def alone(self, section: str, key: str, missing: str) -> None:
+        """One of two keys that only make sense together is missing."""
+        place = self.places[section, key]
+        self.problems.append((place, f"is given alone, expected {missing} beside it"))
+
+    def warn(self, place: Place, said: str) -> None:
+        self.warnings.append(f"{place.text}: {said}")
+
+    def warn_exposed(self, place: Place, mode: str = "0600") -> None:
+        self.warn(place, f"others may read the file of this key, expected one with mode {mode}")
 
     def problem_lines(self) -> tuple[str, ...]:
         return tuple(_one_line(f"{place.text}: {why}") for place, why in sorted(self.problems))

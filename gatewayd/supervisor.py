@@ -36,7 +36,7 @@ from gatewayd import reloading
 from gatewayd.api.metrics import MetricsPage
 from gatewayd.api.site import Site
 from gatewayd.bound import keep_bound
-from gatewayd.config import ConfigError, Settings
+from gatewayd.config import ConfigError, Settings, warnings_of
 from gatewayd.listening import bind, listen, take
 from gatewayd.notify import Systemd, inherited_sockets
 from gatewayd.sharedfolder import SharedFolder
@@ -45,6 +45,7 @@ from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.metrics import SHARED, forget_worker, shared_text
 from gatewayd.worker import FIRST_SOCKET, WORKER_NUMBER, Handover
 from gatewayd.workerprocess import LOOK_SECONDS, Notices, WorkerProcess
+from gatewayd.world import build
 
 _log = Logger()
 
@@ -64,6 +65,8 @@ _NOT_INHERITED = re.compile("(LISTEN_|WATCHDOG_|GATEWAYD_).*|PORT|BACKEND_URL").
 
 class Supervisor(Service):
     """
+    Making one raises :class:`ConfigError` where the workers could not use the settings.
+
     :param load: reads the settings again.
     :param twistd_options: of the workers, besides those for the foreground.
     :param foreground: whether the workers' output goes where this process's own goes; else it
@@ -80,6 +83,7 @@ class Supervisor(Service):
         twistd_options: Sequence[str],
         foreground: bool,
     ) -> None:
+        build(settings, reactor, bytes)  # the workers would fail, again and again
         self.settings = settings
         self.reactor = reactor
         self._load = load
@@ -226,23 +230,27 @@ class Supervisor(Service):
         self._systemd.reloading()
         self._reloading = self._failed = True
         try:
-            settings = self._load()
+            settings, differences = keep_bound(self.settings, self._load())
+            build(settings, self.reactor, bytes)
         except ConfigError as e:
             for problem in e.problems:
                 _log.error("reload: {problem}", problem=problem)
             _log.error("reload: the settings stay as they were")
             self._tell_all(None)
+        except Exception:
+            _log.failure("reload: the settings stay as they were")
+            self._tell_all(None)
         else:
-            self._accept(settings)
+            self._accept(settings, differences)
             self._failed = False
         self._heard()
 
-    def _accept(self, settings: Settings) -> None:
-        self.settings, differences = keep_bound(self.settings, settings)
-        errorlog.set_level(self.settings.log.level)
-        for said in (*(f"reload: {said}" for said in differences), *settings.warnings):
+    def _accept(self, settings: Settings, differences: Sequence[str]) -> None:
+        self.settings = settings
+        errorlog.set_level(settings.log.level)
+        for said in (*(f"reload: {said}" for said in differences), *warnings_of(settings)):
             _log.warn("{said}", said=said)
-        self._tell_all(attrs.evolve(self.settings, warnings=()))
+        self._tell_all(attrs.evolve(settings, warnings=()))
 
     def _tell_all(self, settings: Settings | None) -> None:
         for worker in self._workers:

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from gatewayd import __version__
-from gatewayd.config import ConfigError, Settings, load
+from gatewayd.config import ConfigError, Settings, load, warnings_of
 from gatewayd.telemetry import errorlog
 from gatewayd.worker import Supervised, is_worker
 
@@ -70,7 +70,7 @@ class Options(usage.Options):
             errorlog.configure(self.parent, self.settings.log.level)
             self.parent["logger"] = errorlog.OBSERVER
         if self["check"]:
-            _print_errors(self.settings.warnings)
+            self._check()
             print(f"CONFIG ok: {_summary(self.settings)}.")
             raise SystemExit(0)
         if isinstance(self.parent, ServerOptions) and hasattr(select, "epoll"):
@@ -82,8 +82,9 @@ class Options(usage.Options):
     def _read(self) -> None:
         given = {name: self[name] for name in _OPTIONS if self[name] is not None}
         path = self["config"] or os.environ.get("GATEWAYD_CONFIG")
-        # A daemon may work in another folder when it reads the file again.
-        self.load = partial(load, dict(os.environ), given, path and os.path.abspath(path))
+        # A daemon may work in another folder when it reads the files again.
+        path = path and os.path.abspath(path)
+        self.load = partial(load, dict(os.environ), given, path, os.getcwd())
         try:
             self.settings = self.load()
         except ConfigError as error:
@@ -91,13 +92,25 @@ class Options(usage.Options):
                 _refuse_waiting()
             _fail(error.problems)
 
+    def _check(self) -> None:
+        """Build what a start would build; leave with status 1 if that fails."""
+        from twisted.internet import reactor
+
+        from gatewayd.world import build
+
+        try:
+            build(self.settings, reactor, bytes)
+        except ConfigError as error:
+            _fail(error.problems)
+        _print_errors(warnings_of(self.settings))
+
 
 def makeService(options: Options) -> IService:
     """The daemon's service; nothing is opened before twistd starts it."""
     from gatewayd.signals import hold
 
     hold()
-    # twistd chooses the reactor, and --check and --help need none of this.
+    # twistd chooses the reactor, and --help needs none of this.
     from twisted.internet import reactor
 
     from gatewayd import descriptors
@@ -107,16 +120,20 @@ def makeService(options: Options) -> IService:
 
     use_monotonic_time(reactor)
     descriptors.raise_limit()
-    log = Logger()
     if options.supervised is None:  # else the supervisor has said it
-        for warning in (*options.settings.warnings, *descriptors.warnings(options.settings)):
+        log = Logger()
+        for warning in descriptors.warnings(options.settings):
             log.warn("{warning}", warning=warning)
-    if options.settings.gateway.workers > 1 and options.supervised is None:
-        # twist has no such option, and never leaves the foreground.
-        foreground = bool(options.parent and options.parent.get("nodaemon", True))
-        same = _reactor_option(reactor)
-        return Supervisor(options.settings, options.load, reactor, same, foreground)
-    return GatewayService(options.settings, options.load, reactor, options.supervised)
+    try:
+        if options.settings.gateway.workers > 1 and options.supervised is None:
+            # twist has no such option, and never leaves the foreground.
+            foreground = bool(options.parent and options.parent.get("nodaemon", True))
+            same = _reactor_option(reactor)
+            return Supervisor(options.settings, options.load, reactor, same, foreground)
+        return GatewayService(options.settings, options.load, reactor, options.supervised)
+    except ConfigError as error:
+        _refuse_waiting()
+        _fail(error.problems)
 
 
 def _reactor_option(reactor: object) -> list[str]:

@@ -5,10 +5,7 @@ them quotes what could be a secret. Which setting has which parser is in :mod:`g
 """
 
 import ipaddress
-import os
 import re
-import ssl
-import stat
 from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -25,7 +22,6 @@ _SIZE = re.compile(r"([0-9]{1,13}) ?(KiB|MiB|GiB|)", re.IGNORECASE)
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 _UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _LARGEST_SIZE = 2**40
-_LARGEST_FILE = 2**20  # of an ini or key file: /dev/zero must not fill the memory
 # Headers that already mean something; a request id in their place would break the message.
 _TAKEN_HEADERS = {"authorization", "connection", "content-length", "content-type", "date", "host",
                   "server", "transfer-encoding"}  # fmt: skip
@@ -234,68 +230,3 @@ def secret(text: str) -> Secret:
         return Secret(text)
     reason = "has spaces or characters other than visible ASCII" if text else "is empty"
     raise ValueError(f"{reason}, expected a key as it goes into an Authorization header")
-
-
-def certificates(text: str) -> str:
-    """A file of PEM certificates; OpenSSL must find one in it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(cafile=text)
-        found = context.cert_store_stats()["x509"] > 0
-    except ssl.SSLError:
-        found = False
-    except (OSError, ValueError) as error:
-        raise ValueError(_unreadable(error)) from None
-    if not found:
-        raise ValueError(f"{_shown(text)} has no certificate, expected a file of PEM certificates")
-    return text
-
-
-def readable(text: str) -> str:
-    """A file that is there and can be read; what is in it is looked at later."""
-    read_file(text)
-    return text
-
-
-def key_pair(certificate: str, key: str) -> ssl.SSLContext:
-    """A certificate and its key must belong together."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key, password=lambda: b"")
-    except (ssl.SSLError, OSError, ValueError):
-        raise ValueError(
-            "is not the key of tls_certificate, expected its PEM file without a passphrase"
-        ) from None
-    return context
-
-
-def _unreadable(error: Exception) -> str:
-    why = error.strerror if isinstance(error, OSError) else "not a file name"
-    return f"cannot be read ({why}), expected a readable file"
-
-
-def read_file(path: str) -> tuple[bytes, bool]:
-    """The content, and whether others than the owner may read the file too."""
-    try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(_LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:
-        raise ValueError(_unreadable(error)) from None
-    if len(content) > _LARGEST_FILE:
-        raise ValueError("is too large, expected a file of at most 1 MiB")
-    exposed = stat.S_ISREG(mode) and bool(mode & (stat.S_IRGRP | stat.S_IROTH))
-    return content, exposed and not _is_credential(path)
-
-
-def _is_credential(path: str) -> bool:
-    """Whether systemd made it for this service alone; its access list looks like a group's."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    return bool(folder) and os.path.dirname(os.path.abspath(path)) == folder
-
-
-def secret_file(path: str) -> tuple[Secret, bool]:
-    """The key in a file, without its line end, and whether others may read it."""
-    content, exposed = read_file(path)
-    # Latin-1 never fails; what is not ASCII is refused by secret().
-    return secret(content.decode("latin-1").rstrip("\r\n")), exposed

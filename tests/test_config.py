@@ -23,6 +23,7 @@ from gatewayd.config import (
     TokenSettings,
     describe,
     load,
+    warnings_of,
 )
 from gatewayd.values import Secret
 
@@ -277,7 +278,9 @@ class TestBackends:
         good.write_text(f"# Árvíztűrő\n{CERTIFICATE}")
         bad.write_text("nothing")
         text = "[backend a]\nurl = https://a\ntls_ca = "
-        assert load({}, path=write(text + str(good))).backends[0].tls_ca == str(good)
+        trusted = load({}, path=write(text + str(good))).backends[0].tls_ca
+        assert trusted is not None
+        assert (trusted.path, trusted.content) == (str(good), good.read_bytes())
         for path in (bad, tmp_path, tmp_path / "gone", "/dev/null"):
             [line] = ini_problems(write, text + str(path))
             assert line.startswith("FILE:3: [backend a] tls_ca: ")
@@ -356,7 +359,7 @@ class TestMistakes:
             raise PermissionError(13, "Permission denied")
 
         path = write("")
-        monkeypatch.setattr("builtins.open", refuse)
+        monkeypatch.setattr("os.open", refuse)
         assert problems(path=path) == [
             "FILE: cannot be read (Permission denied), expected a readable file"
         ]
@@ -451,12 +454,12 @@ class TestSecrets:
 class TestListen:
     @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1"])
     def test_an_address_that_is_not_a_loopback_one_is_a_warning(self, address: str) -> None:
-        [warning] = load({}, {"listen": address}).warnings
+        [warning] = warnings_of(load({}, {"listen": address}))
         assert warning.startswith(f"[gateway] listen: {address} is not a loopback address")
 
     @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
     def test_a_loopback_address_is_none(self, address: str) -> None:
-        assert load({}, {"listen": address}).warnings == ()
+        assert warnings_of(load({}, {"listen": address})) == ()
 
 
 @pytest.mark.parametrize(

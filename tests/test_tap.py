@@ -124,7 +124,7 @@ def test_check_of_a_broken_file_fails(tmp_path: Path, capsys: pytest.CaptureFixt
     assert leave("--check", "--config", str(tmp_path)) == 1
     assert capsys.readouterr() == (
         "",
-        f"{tmp_path}: cannot be read (Is a directory), expected a readable file\n",
+        f"{tmp_path}: is a directory, expected a regular file\n",
     )
 
 

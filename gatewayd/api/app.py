@@ -56,24 +56,26 @@ class API:
         router: Router,
         reactor: IReactorTime,
         metrics: Callable[[], bytes],
-        admission: Admission | None = None,
+        before: API | None = None,
     ) -> None:
         self.settings = settings
         self.router = router
         self.draining = False
         self._reactor = reactor
         self._metrics = metrics
-        self._catalog = Catalog(router, reactor)
-        self._admission = admission or Admission(reactor)
-        self._admission.limit = settings.limits.in_flight
+        if before is None:
+            self._catalog, self._admission = Catalog(router, reactor), Admission(reactor)
+        else:
+            self._catalog = Catalog(router, reactor, before._catalog)
+            self._admission = before._admission
         root = settings.gateway.root_path.encode("ascii")
         self._open = {root + b"/healthz", root + b"/readyz"}
         self._metrics_path = root + b"/metrics"
         self._on_loopback = ip_address(settings.gateway.listen).is_loopback
 
     def replaced(self, settings: Settings, router: Router) -> API:
-        """The same with other settings; what is counted is counted on."""
-        return API(settings, router, self._reactor, self._metrics, self._admission)
+        """The same with other settings. What is counted is counted on; this one stays as it is."""
+        return API(settings, router, self._reactor, self._metrics, self)
 
     def model_names(self) -> list[str]:
         """The models that are known now: the settings' and those of lists that were fetched."""
@@ -195,7 +197,7 @@ class API:
         assert request.channel is not None
         outgoing = request.channel.outgoing
         request.exchange.route = path
-        request.set_headers(self._admission.enter(request.caller))
+        request.set_headers(self._admission.enter(request.caller, self.settings.limits.in_flight))
         try:
             relayed = self._admitted(request, parse)
         except BaseException:

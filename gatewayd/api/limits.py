@@ -55,21 +55,19 @@ class _Use:
 
 
 class Admission:
-    """``limit`` is the most requests in flight of all callers."""
-
     def __init__(self, clock: IReactorTime) -> None:
-        self.limit = 0
         self._clock = clock
         self._in_flight = 0
         self._uses: dict[str | None, _Use] = {}
 
-    def enter(self, caller: Caller) -> list[tuple[bytes, bytes]]:
+    def enter(self, caller: Caller, limit: int) -> list[tuple[bytes, bytes]]:
         """Be under way, until :meth:`leave`; returns headers for the answer.
 
+        :param limit: the most requests in flight of all callers.
         :raises Overloaded: too much is under way.
         :raises RateLimited: this caller has had its share.
         """
-        if self._in_flight >= self.limit:
+        if self._in_flight >= limit:
             raise Overloaded("The gateway is at its limit of requests in flight.")
         use = self._uses.setdefault(caller.name, _Use())
         headers = self._within_rate(caller, use)

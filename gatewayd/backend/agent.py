@@ -102,6 +102,11 @@ class Agent:
             return failure
         return self._connect().addCallback(_send, raw)
 
+    def limit(self, connect_timeout: float, max_head: int) -> None:
+        """Go by these limits from the next request on."""
+        self._connect_timeout = connect_timeout
+        self._max_head = max_head
+
     def close(self) -> None:
         """Close the idle connections."""
         for connection in list(self._idle):

@@ -32,12 +32,16 @@ class _Known:
 
 
 class Catalog:
-    """Merges the backends' lists; the first that serves a name describes it."""
+    """Merges the backends' lists; the first that serves a name describes it.
 
-    def __init__(self, router: Router, clock: IReactorTime) -> None:
+    :param before: one that knows the lists of targets that are still there.
+    """
+
+    def __init__(self, router: Router, clock: IReactorTime, before: Catalog | None = None) -> None:
         self._router = router
         self._clock = clock
-        self._known: dict[Target, _Known] = {}
+        known = before._known if before is not None else {}
+        self._known: dict[Target, _Known] = {t: known[t] for t in router.targets if t in known}
 
     def names(self) -> list[str]:
         """The names that are known without asking."""

@@ -16,6 +16,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IAgent, IResponse
 
 from gatewayd.config import BackendSettings, Limits
+from gatewayd.pem import x509_of
 from gatewayd.wire import models
 from gatewayd.wire.chat import with_usage
 from gatewayd.wire.errors import BadReply
@@ -49,6 +50,7 @@ class OpenAIBackend:
         agent: IAgent | None = None,
     ) -> None:
         base = urlsplit(settings.url)
+        self.settings = settings
         self.name = settings.name
         self.clocks = Clocks(settings.first_byte, settings.idle, settings.total)
         self._reactor = reactor
@@ -66,6 +68,18 @@ class OpenAIBackend:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+    def renewed(self, settings: BackendSettings, limits: Limits) -> OpenAIBackend:
+        """The same server with other settings, over the connections that there are.
+
+        Its connections follow these settings from :meth:`take_over` on.
+        """
+        return OpenAIBackend(settings, limits, self._reactor, self._agent)
+
+    def take_over(self) -> None:
+        """Be the one that the connections go by."""
+        if isinstance(self._agent, Agent):
+            self._agent.limit(self.settings.connect, self._limits.request_head)
 
     def send(
         self, call: Call, body: bytes, request_id: str, traceparent: str | None
@@ -124,12 +138,8 @@ def _tls(settings: BackendSettings) -> IOpenSSLClientConnectionCreator | None:
         return None
     trust = None
     if settings.tls_ca is not None:
-        with open(settings.tls_ca, "rb") as file:
-            pem = file.read()
-        begin = b"-----BEGIN CERTIFICATE-----"
-        trust = ssl.trustRootFromCertificates(
-            [ssl.Certificate.loadPEM(begin + rest) for rest in pem.split(begin)[1:]]
-        )
+        trusted = [ssl.Certificate(certificate) for certificate in x509_of(settings.tls_ca)]
+        trust = ssl.trustRootFromCertificates(trusted)
     return ssl.optionsForClientTLS(base.hostname or "", trustRoot=trust)
 
 

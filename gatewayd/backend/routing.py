@@ -38,11 +38,27 @@ class Target:
         limit: int | None = None,
     ) -> None:
         self.backend = backend
+        self._clock = clock
         self.health = Health(clock)
         self.in_flight = 0
         self.turn = 0
         self._models = models
         self._limit = limit
+
+    def renew(
+        self,
+        backend: Backend,
+        models: Sequence[tuple[str, str | None]],
+        limit: int | None,
+        unknown: bool,
+    ) -> None:
+        """Go on with other settings for the same server; its requests stay counted.
+
+        :param unknown: whether to forget what is known of its health.
+        """
+        self.backend, self._models, self._limit = backend, models, limit
+        if unknown:
+            self.health = Health(self._clock)
 
     def serves(self, model: str) -> bool:
         return not self._models or self._entry(model) is not None

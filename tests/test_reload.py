@@ -1,0 +1,311 @@
+"""A reload: what is built, what is kept, and that a failure changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from gatewayd import world
+from gatewayd.backend.openai import OpenAIBackend
+from gatewayd.backend.routing import Target
+from gatewayd.config import BackendSettings, ConfigError, Settings, load
+from gatewayd.service import GatewayService
+from tests.integration.faults import certificate
+
+ASKED = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
+CHAT = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n" % len(ASKED) + ASKED
+)
+
+
+def backend(name: str, port: int, **more: object) -> str:
+    lines = [f"[backend {name}]", f"url = http://127.0.0.1:{port}"]
+    return "\n".join([*lines, *(f"{key} = {value}" for key, value in more.items()), ""])
+
+
+class Told:
+    """systemd, and what it was told."""
+
+    watchdog_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def reloading(self) -> None:
+        self.said.append("RELOADING")
+
+    def ready(self, status: str) -> None:
+        self.said.append(f"READY {status}")
+
+
+class Reloads(SynchronousTestCase):
+    """A daemon without sockets; its settings are a file."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.reactor: Any = MemoryReactorClock()
+        self.systemd = Told()
+
+    def serve(self, text: str) -> None:
+        self.write(text)
+        self.service = GatewayService(self.read(), self.read, self.reactor)
+        self.service._systemd = self.systemd  # type: ignore[assignment]
+        self.service.privilegedStartService()
+
+    def write(self, text: str) -> None:
+        self.path.write_text(text)
+        self.path.chmod(0o600)
+
+    def read(self) -> Settings:
+        return load({}, path=str(self.path))
+
+    def reload(self, text: str) -> None:
+        self.write(text)
+        self.service.reload()
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return self.service.api.router.targets
+
+    def send(self, request: bytes) -> StringTransport:
+        """Send a request as a new client; return the client's end."""
+        client = StringTransport()
+        channel = self.service.site.buildProtocol(None)
+        channel.makeConnection(client)
+        channel.dataReceived(request)
+        return client
+
+    def ask(self) -> bytes:
+        """Send a chat; return what the backend is sent, behind the port that it was sent to."""
+        self.send(CHAT)
+        (_, port, factory, _, _) = self.reactor.tcpClients[-1]
+        self.connection: Any = factory.buildProtocol(None)
+        transport = Socket()
+        self.connection.makeConnection(transport)
+        sent: bytes = transport.value()
+        return b"%d " % port + sent
+
+    def answer(self) -> None:
+        """Answer what :meth:`ask` sent, so that its connection is idle."""
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        body = b'{"object": "chat.completion", "choices": [{"index": 0, "message": '
+        body += b'{"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}'
+        self.connection.dataReceived(head % len(body) + body)
+
+
+class Socket(StringTransport):
+    """With what only sockets have."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """As TCP has it."""
+
+    def abortConnection(self) -> None:
+        self.abort_called = True
+
+
+class FailedReloads(Reloads):
+    def fail_for(self, name: str) -> Any:
+        """Have a backend of this name fail when it is made."""
+        make = OpenAIBackend.__init__
+
+        def made(self: OpenAIBackend, own: BackendSettings, *rest: Any) -> None:
+            if own.name == name:
+                raise RuntimeError("no such cipher")
+            make(self, own, *rest)
+
+        return mock.patch.object(OpenAIBackend, "__init__", made)
+
+    def test_one_that_fails_half_way_changes_nothing_and_the_next_pairs_nothing_wrong(self) -> None:
+        self.serve(backend("a", 1, api_key="key-of-a"))
+        before = self.service.settings, self.service.api, self.targets
+        with self.fail_for("bad"):
+            self.reload(backend("b", 2, api_key="key-of-b") + backend("bad", 3))
+        assert (self.service.settings, self.service.api, self.targets) == before
+        assert self.ask().startswith(b"1 ")
+        self.reload(backend("b", 2, api_key="key-of-b"))
+        sent = self.ask()
+        assert sent.startswith(b"2 ") and b"Bearer key-of-b" in sent
+
+    def test_systemd_is_told_ready_and_that_it_failed(self) -> None:
+        self.serve(backend("a", 1))
+        with self.fail_for("bad"):
+            self.reload(backend("bad", 3))
+        reloading, ready = self.systemd.said
+        assert reloading == "RELOADING"
+        assert ready.startswith("READY the last reload failed, the settings stay as they were; ")
+        self.reload(backend("b", 2))
+        assert self.systemd.said[-1].startswith("READY listens on ")
+
+    def test_a_fault_of_our_own_while_it_reads_is_logged_and_changes_nothing(self) -> None:
+        def broken() -> Settings:
+            raise ZeroDivisionError
+
+        self.serve(backend("a", 1))
+        self.service._load = broken
+        self.service.reload()
+        assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
+        assert self.systemd.said[-1].startswith("READY the last reload failed")
+
+    def test_a_fault_after_the_exchange_does_not_undo_it_nor_keep_systemd_waiting(self) -> None:
+        self.serve(backend("a", 1))
+
+        def fails() -> None:
+            raise OSError("no file descriptor is left")
+
+        self.targets[0].backend.close = fails  # type: ignore[method-assign]
+        self.reload(backend("b", 2))
+        assert len(self.flushLoggedErrors(OSError)) == 1
+        assert self.systemd.said[-1].startswith("READY listens on ")
+        assert self.ask().startswith(b"2 ")
+
+    def test_limits_of_a_failed_one_do_not_hold(self) -> None:
+        self.serve(backend("a", 1))
+        with self.fail_for("bad"):
+            self.reload("[limits]\nin_flight = 1\n" + backend("bad", 3))
+        self.ask()
+        assert self.ask().startswith(b"1 ")
+
+
+class KeptTargets(Reloads):
+    def test_a_change_of_the_limits_keeps_every_target_with_its_requests(self) -> None:
+        self.serve(backend("a", 1) + backend("b", 2))
+        kept = self.targets
+        self.ask()
+        self.reload("[limits]\nreply = 1 KiB\njson_depth = 5\n" + backend("a", 1) + backend("b", 2))
+        assert self.targets == kept
+        assert sum(target.in_flight for target in self.targets) == 1
+
+    def test_models_limits_and_clocks_change_in_place_and_the_connection_stays(self) -> None:
+        self.serve(backend("a", 1))
+        self.ask()
+        self.answer()
+        (target,) = self.targets
+        text = backend("a", 1, models="m, n = real", in_flight=2, first_byte=3, count_usage="yes")
+        self.reload(text)
+        assert self.targets == (target,)
+        assert target.names == ["m", "n"]
+        assert target.real_name("n") == "real"
+        assert target.backend.clocks.first_byte == 3
+        before = len(self.reactor.tcpClients)
+        target.asked()
+        target.asked()
+        assert target.full
+        target.left(0)
+        self.connection.transport.clear()
+        self.send(CHAT)
+        assert self.connection.transport.value().startswith(b"POST ")
+        assert len(self.reactor.tcpClients) == before
+
+    def test_the_connect_timeout_and_the_limit_of_a_head_reach_the_connections(self) -> None:
+        self.serve(backend("a", 1))
+        self.reload("[limits]\nrequest_head = 1 KiB\n" + backend("a", 1, connect=3))
+        self.ask()
+        self.connection.dataReceived(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000)
+        assert self.connection.transport.abort_called
+        client = self.send(CHAT)
+        self.reactor.pump([2.9, 0.2, 0.1])
+        assert client.value().startswith(b"HTTP/1.1 504 ")
+
+    def test_another_order_moves_no_backend(self) -> None:
+        self.serve(backend("a", 1, api_key="ka") + backend("b", 2, api_key="kb"))
+        a, b = self.targets
+        self.reload(backend("b", 2, api_key="kb") + backend("c", 3) + backend("a", 1, api_key="ka"))
+        assert self.targets[0] is b and self.targets[2] is a
+
+    def test_another_url_or_key_is_another_server(self) -> None:
+        self.serve(backend("a", 1, api_key="ka"))
+        for text in (backend("a", 2, api_key="ka"), backend("a", 2, api_key="kb")):
+            before = self.targets
+            self.reload(text)
+            assert self.targets[0] is not before[0]
+
+    def test_a_backend_that_is_ejected_stays_so(self) -> None:
+        self.serve(backend("a", 1) + backend("b", 2))
+        target = self.targets[0]
+        for _ in range(9):
+            target.health.failed(0)
+        assert not target.health.usable
+        self.reload(backend("a", 1, models="m") + backend("b", 2))
+        assert self.targets[0] is target and not target.health.usable
+
+    def test_what_an_old_health_path_said_does_not_hold_when_it_is_taken_out(self) -> None:
+        self.serve(backend("a", 1, health="/health") + backend("b", 2))
+        target = self.targets[0]
+        target.health.not_yet()
+        assert not target.health.usable
+        self.reload(backend("a", 1) + backend("b", 2))
+        assert self.targets[0] is target and target.health.usable
+
+    def test_the_echo_stays_too_and_takes_the_new_title(self) -> None:
+        self.serve("")
+        (target,) = self.targets
+        self.reload("[gateway]\napi_title = other\n")
+        assert self.targets == (target,)
+        entries = self.successResultOf(target.backend.models("id"))
+        assert entries["echo"]["owned_by"] == "other"
+
+    def test_the_models_that_backends_have_listed_stay_known(self) -> None:
+        self.serve("")
+        self.send(b"GET /v1/models HTTP/1.1\r\nHost: g\r\n\r\n")
+        assert self.service.api.model_names() == ["echo"]
+        self.reload("[timeouts]\nping = 1\n")
+        assert self.service.api.model_names() == ["echo"]
+
+    def test_the_port_of_the_metrics_goes_by_the_new_settings_too(self) -> None:
+        metrics = "[metrics]\nlisten = 127.0.0.1:9\n"
+        self.serve(metrics)
+        site = self.reactor.tcpServers[-1][1]
+        self.reload(metrics + "[limits]\nconnections = 7\n[gateway]\napi_title = other\n")
+        assert site.settings.limits.connections == 7
+        assert (b"server", b"other") in site.common_headers()
+
+
+class RenewedFiles(Reloads):
+    """A file that was replaced under its old name is a change."""
+
+    def test_another_tls_ca_under_the_same_path_makes_a_new_target(self) -> None:
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        one, _ = certificate(folder, "one")
+        two, _ = certificate(folder, "two")
+        trusted = folder / "ca.pem"
+        trusted.write_bytes(Path(one).read_bytes())
+        text = f"[backend a]\nurl = https://127.0.0.1:1\ntls_ca = {trusted}\n"
+        self.serve(text)
+        (target,) = self.targets
+        self.reload(text)
+        assert self.targets == (target,)
+        trusted.write_bytes(Path(two).read_bytes())
+        self.reload(text)
+        assert self.targets != (target,)
+
+    def test_another_key_in_the_same_file_is_sent_from_then_on(self) -> None:
+        key = Path(self.mktemp())
+        key.write_text("first\n")
+        key.chmod(0o600)
+        text = backend("a", 1, api_key_file=key.absolute())
+        self.serve(text)
+        assert b"Bearer first\r\n" in self.ask()
+        key.write_text("second\n")
+        self.reload(text)
+        assert b"Bearer second\r\n" in self.ask()
+
+
+def test_what_cannot_be_built_is_named_with_its_section() -> None:
+    settings = load({"BACKEND_URL": "http://127.0.0.1:1"})
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("why")
+
+    with (
+        mock.patch.object(OpenAIBackend, "__init__", fails),
+        pytest.raises(ConfigError) as caught,
+    ):
+        world.build(settings, MemoryReactorClock(), bytes)
+    assert caught.value.problems == ("[backend default]: cannot be used (why)",)
