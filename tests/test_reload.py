@@ -40,8 +40,8 @@ class Told:
     def reloading(self) -> None:
         self.said.append("RELOADING")
 
-    def ready(self, status: str) -> None:
-        self.said.append(f"READY {status}")
+    def reloaded(self, status: str, failed: bool) -> None:
+        self.said.append(f"{'FAILED' if failed else 'READY'} {status}")
 
 
 class Reloads(SynchronousTestCase):
@@ -138,7 +138,7 @@ class FailedReloads(Reloads):
             self.reload(backend("bad", 3))
         reloading, ready = self.systemd.said
         assert reloading == "RELOADING"
-        assert ready.startswith("READY the last reload failed, the settings stay as they were; ")
+        assert ready.startswith("FAILED listens on ")
         self.reload(backend("b", 2))
         assert self.systemd.said[-1].startswith("READY listens on ")
 
@@ -150,7 +150,7 @@ class FailedReloads(Reloads):
         self.service._load = broken
         self.service.reload()
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
-        assert self.systemd.said[-1].startswith("READY the last reload failed")
+        assert self.systemd.said[-1].startswith("FAILED listens on ")
 
     def test_a_fault_after_the_exchange_does_not_undo_it_nor_keep_systemd_waiting(self) -> None:
         self.serve(backend("a", 1))

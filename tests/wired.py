@@ -25,6 +25,8 @@ from twisted.python.failure import Failure
 from gatewayd.api.tls import Certificate
 from gatewayd.backend.interface import Backend
 from gatewayd.config import Settings
+from gatewayd.files import read_file
+from gatewayd.pem import server_context
 from tests.integration.faults import certificate
 from tests.memory import Gateway
 
@@ -90,11 +92,11 @@ class Wired:
         self.gateway = Gateway(*backends, settings=settings, clock=self.loop)
         self.clients: list[Client] = []
         self._pair = certificate(folder, "gateway") if folder else None
-        self._tls = (
-            TLSMemoryBIOFactory(Certificate(*self._pair), False, self.gateway.site, self.loop)
-            if self._pair
-            else None
-        )
+        self._tls = self._opens_tls(*self._pair) if self._pair else None
+
+    def _opens_tls(self, certificate: str, key: str) -> TLSMemoryBIOFactory:
+        context = server_context(read_file(certificate), read_file(key))
+        return TLSMemoryBIOFactory(Certificate(context), False, self.gateway.site, self.loop)
 
     def __enter__(self) -> Wired:
         return self
