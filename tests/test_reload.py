@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -48,7 +49,10 @@ class Reloads(SynchronousTestCase):
     """A daemon without sockets; its settings are a file."""
 
     def setUp(self) -> None:
-        self.path = Path(self.mktemp())
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.path = self.folder / "gatewayd.ini"
         self.reactor: Any = MemoryReactorClock()
         self.systemd = Told()
 
@@ -270,11 +274,9 @@ class RenewedFiles(Reloads):
     """A file that was replaced under its old name is a change."""
 
     def test_another_tls_ca_under_the_same_path_makes_a_new_target(self) -> None:
-        folder = Path(self.mktemp())
-        folder.mkdir()
-        one, _ = certificate(folder, "one")
-        two, _ = certificate(folder, "two")
-        trusted = folder / "ca.pem"
+        one, _ = certificate(self.folder, "one")
+        two, _ = certificate(self.folder, "two")
+        trusted = self.folder / "ca.pem"
         trusted.write_bytes(Path(one).read_bytes())
         text = f"[backend a]\nurl = https://127.0.0.1:1\ntls_ca = {trusted}\n"
         self.serve(text)
@@ -286,10 +288,10 @@ class RenewedFiles(Reloads):
         assert self.targets != (target,)
 
     def test_another_key_in_the_same_file_is_sent_from_then_on(self) -> None:
-        key = Path(self.mktemp())
+        key = self.folder / "key"
         key.write_text("first\n")
         key.chmod(0o600)
-        text = backend("a", 1, api_key_file=key.absolute())
+        text = backend("a", 1, api_key_file=key)
         self.serve(text)
         assert b"Bearer first\r\n" in self.ask()
         key.write_text("second\n")
