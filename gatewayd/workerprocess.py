@@ -27,14 +27,27 @@ _lines = Logger(namespace=WORKERS)
 
 #: How often the supervisor looks whether workers were heard.
 LOOK_SECONDS = 1.0
-#: How many looks in a row may find that a worker that serves was not heard, and one that starts.
-#: Looks are counted, not seconds: after a pause of the supervisor itself there is only one.
-SILENT_LOOKS = 10
-STARTING_LOOKS = 60
+#: How many looks in a row may find that a worker was not heard and has used no processor time: it
+#: is stopped, or waits for what never comes. Looks are counted, not seconds: after a pause of the
+#: supervisor itself there is only one.
+IDLE_LOOKS = 10
+#: The same for one that starts, and for one that is busy: a client may send bodies whose JSON takes
+#: seconds to read, and must not be able to end the streams of others with them.
+SILENT_LOOKS = 60
 
 #: A worker that lived this long died of something new.
 YOUNG_SECONDS = 10.0
 LONGEST_BACKOFF = 30.0
+
+
+def processor_time(pid: int) -> int | None:
+    """What a process has used, in ticks of the kernel's clock; None where nobody knows."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            user, system = file.read().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return None
+    return int(user) + int(system)
 
 
 class WorkerProcess(ProcessProtocol):
@@ -60,6 +73,9 @@ class WorkerProcess(ProcessProtocol):
         self._ended = ended
         self._awaited = 0  # how often it has still to say that it is ready
         self._silent_looks = 0
+        self._idle_looks = 0
+        self._used: int | None = None
+        self._hangs = False
         self._backoff = 0.0
         self._began = 0.0
         self._partial: dict[int, bytes] = {}
@@ -84,16 +100,17 @@ class WorkerProcess(ProcessProtocol):
         """End it if it was not heard for too long."""
         if not self.runs:
             return
+        used = processor_time(self.transport.pid)
         self._silent_looks += 1
-        most = SILENT_LOOKS if self.served or stopping else STARTING_LOOKS
-        if self._silent_looks == most:
-            seconds = most * LOOK_SECONDS
-            _log.error(
-                "worker {number} hangs: it has said nothing for {seconds:g} s and is killed",
-                number=self.number,
-                seconds=seconds,
-            )
-        if self._silent_looks >= most:
+        self._idle_looks = self._idle_looks + 1 if used == self._used else 0
+        self._used = used
+        waits = (self.served or stopping) and self._idle_looks >= IDLE_LOOKS
+        if waits or self._silent_looks >= SILENT_LOOKS:
+            if not self._hangs:
+                seconds = self._silent_looks * LOOK_SECONDS
+                said = f"worker {self.number} hangs: it has said nothing for {seconds:g} s"
+                _log.error("{said} and is killed", said=said)
+            self._hangs = True
             self.kill(signal.SIGKILL)
 
     def next_start_in(self) -> float:
@@ -111,7 +128,8 @@ class WorkerProcess(ProcessProtocol):
         :raises OSError: none could be started.
         """
         self._began = self._reactor.seconds()
-        self._silent_looks = 0
+        self._silent_looks = self._idle_looks = 0
+        self._hangs = False
         spawn(self)
         self.runs, self.served, self._awaited = True, False, 1
         self._write(message(handover))
@@ -124,7 +142,7 @@ class WorkerProcess(ProcessProtocol):
 
     def notified(self, lines: list[str]) -> None:
         """It has sent what a service would send to systemd."""
-        self._silent_looks = 0
+        self._silent_looks = self._idle_looks = 0
         if "READY=1" in lines and self._awaited:
             self._awaited -= 1
             self.served = True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import os
 import pickle
 import signal
+import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
+from gatewayd import workerprocess
 from gatewayd.config import ConfigError, Settings
 from gatewayd.supervisor import LAST_SECONDS, Supervisor
 from gatewayd.worker import FIRST_SOCKET, WORKER_NUMBER, Handover
 from gatewayd.workerprocess import (
+    IDLE_LOOKS,
     LOOK_SECONDS,
     SILENT_LOOKS,
-    STARTING_LOOKS,
     Notices,
     WorkerProcess,
 )
@@ -36,6 +39,7 @@ class Process:
         self, protocol: WorkerProcess, command: list[str], environment: dict[str, str], fds: Any
     ) -> None:
         self.protocol = protocol
+        self.pid = -1
         self.command = command
         self.environment = environment
         self.descriptors = fds
@@ -185,25 +189,49 @@ def test_one_that_ends_young_again_and_again_is_started_later_and_later(world: W
         while len(world.processes) == before:
             world.reactor.advance(0.25)
         starts.append(world.reactor.seconds())
-    waits = [after - before for before, after in pairwise(starts)]
+    waits = [after - before for before, after in itertools.pairwise(starts)]
     assert waits[:4] == [0.5, 1.5, 3.5, 7.5] and max(waits) == 30
 
 
 def test_a_worker_that_says_nothing_is_killed_and_another_starts(world: World) -> None:
     world.both_serve()
-    world.reactor.pass_seconds(SILENT_LOOKS - 1, 1)
+    world.reactor.pass_seconds(IDLE_LOOKS - 1, 1)
     assert [process.signals for process in world.processes] == [[], []]
     with capturedLogs() as events:
         world.reactor.pass_seconds(1, 1)
     assert [process.signals for process in world.processes] == [[signal.SIGKILL], []]
-    assert [event["number"] for event in events] == [0]
+    assert [str(event["said"])[:14] for event in events] == ["worker 0 hangs"]
     world.processes[0].end(9)
     world.reactor.pass_seconds(1, 1)
     assert len(world.processes) == 3
 
 
+def test_a_worker_that_is_busy_has_more_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may keep it busy for seconds, and may not have it killed by that."""
+    used = itertools.count()
+    monkeypatch.setattr(workerprocess, "processor_time", lambda pid: next(used))
+    world.both_serve()
+    world.reactor.pass_seconds(SILENT_LOOKS - 1, 1)
+    assert [process.signals for process in world.processes] == [[], []]
+    world.reactor.pass_seconds(1, 1)
+    assert [process.signals for process in world.processes] == [[signal.SIGKILL], []]
+
+
+def test_the_processor_time_of_a_process_is_known(world: World) -> None:
+    before = workerprocess.processor_time(os.getpid())
+    assert before is not None
+    began = time.process_time()
+    while time.process_time() < began + 0.05:
+        pass
+    after = workerprocess.processor_time(os.getpid())
+    assert after is not None and after > before
+    assert workerprocess.processor_time(-1) is None
+
+
 def test_one_that_starts_has_more_time_to_be_heard(world: World) -> None:
-    world.reactor.pass_seconds(STARTING_LOOKS - 1)
+    world.reactor.pass_seconds(SILENT_LOOKS - 1)
     assert world.processes[0].signals == []
     world.reactor.pass_seconds(1)
     assert world.processes[0].signals == [signal.SIGKILL]
@@ -297,7 +325,7 @@ def test_a_second_stop_kills_what_does_not_end(world: World) -> None:
 def test_a_worker_that_hangs_while_it_stops_is_killed(world: World) -> None:
     world.both_serve()
     stopped = world.supervisor.stopService()
-    world.reactor.pass_seconds(SILENT_LOOKS + 5, 1)
+    world.reactor.pass_seconds(IDLE_LOOKS + 5, 1)
     assert world.processes[0].signals[:2] == [signal.SIGTERM, signal.SIGKILL]
     assert world.processes[1].signals == [signal.SIGTERM]
     for process in world.processes:
