@@ -1,23 +1,25 @@
-"""Programs of the system that some tests run, which no Python package brings along.
+"""Programs and libraries of the system that some tests use, which no Python package brings along.
 
-A test names what it runs: ``@needs("haproxy")``. On a machine without that program the test is
-skipped, and the reason names the Debian package; with ``CI=true`` it fails instead.
-``python -m tests.programs`` prints the packages that this machine lacks.
+A test names what it uses: ``@needs("haproxy")``. On a machine without that program the test is
+skipped, and the reason names the Debian package; with ``CI=true`` it fails instead. A fixture that
+uses one calls :func:`require`. ``python -m tests.programs`` prints the packages that are missing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 
 import pytest
 
-#: Each program, and the Debian package that has it.
+#: Each program or library, and the Debian package that has it.
 PACKAGES = {
     "curl": "curl",
     "debootstrap": "debootstrap",
     "groff": "groff-base",
     "haproxy": "haproxy",
+    "libgomp.so.1": "libgomp1",
     "promtool": "prometheus",
     "systemd-analyze": "systemd",
     "systemd-nspawn": "systemd-container",
@@ -31,7 +33,16 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 
 
 def find(program: str) -> str | None:
-    """The path of a program; ``/usr/sbin`` is searched too, which users often lack."""
+    """The path of a program, or the name of a library; None if it is missing.
+
+    ``/usr/sbin`` is searched too, which users often lack.
+    """
+    if ".so." in program:
+        try:
+            ctypes.CDLL(program)
+        except OSError:
+            return None
+        return program
     return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
 
 
@@ -42,10 +53,9 @@ def path_of(program: str) -> str:
     return found
 
 
-def check(item: pytest.Item) -> None:
-    """Skip a test whose programs are missing; with ``CI=true``, fail it."""
-    programs = [name for mark in item.iter_markers("needs") for name in mark.args]
-    missing = [name for name in dict.fromkeys(programs) if find(name) is None]
+def require(*programs: str) -> None:
+    """Skip the test that runs now if one of these is missing; with ``CI=true``, fail it."""
+    missing = [name for name in programs if find(name) is None]
     if not missing:
         return
     packages = " ".join(PACKAGES[name] for name in missing)
@@ -53,6 +63,11 @@ def check(item: pytest.Item) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+def check(item: pytest.Item) -> None:
+    """Require what a test is marked with."""
+    require(*dict.fromkeys(n for mark in item.iter_markers("needs") for n in mark.args))
 
 
 if __name__ == "__main__":

@@ -329,10 +329,13 @@ def test_the_image_is_one_that_runs_without_root_and_with_the_environment_alone(
     settings = load({**image_environment(), "BACKEND_URL": "http://gpu1:8080"}, {}, None)
     assert (settings.gateway.listen, settings.gateway.port) == ("0.0.0.0", 8000)
     assert settings.backends[0].url == "http://gpu1:8080"
+    assert settings.metrics.listen == ("0.0.0.0", 9100)
     ignored = (ROOT / ".containerignore").read_text().splitlines()
     assert "*" in ignored
     for needed in ("gatewayd", "twisted", "etc", "docs", "deploy", "setup.cfg", "README.rst"):
         assert f"!{needed}" in ignored, f"setup.cfg needs {needed}"
+    assert "pip install --no-cache-dir --require-hashes -r requirements.lock" in text
+    assert "!requirements.lock" in ignored
 
 
 @needs("haproxy")

@@ -12,7 +12,6 @@ import shutil
 import ssl
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,8 +23,8 @@ from packaging.utils import canonicalize_name
 from tests.faultbackend import FaultBackend
 from tests.integration.debian import ROOT, CannotBoot, Machine, page_commands
 from tests.integration.faults import Answer, certificate, wait_for
-from tests.integration.operating import chat, crowd, get, ini, is_whole, log_lines, reached, refuses
-from tests.integration.processes import START, free_port
+from tests.integration.operating import chat, crowd, ini, is_whole, log_lines, reached, refuses
+from tests.integration.processes import START, answers, free_port
 from tests.programs import needs
 
 pytestmark = needs("debootstrap", "systemd-nspawn")
@@ -41,7 +40,6 @@ class Installed:
         self.machine = machine
         self.run = machine.run
         self.port = free_port()
-        self.restarts = 0
         self._use_port(self.port)
         self.run(page_commands("install"))
         self.run(page_commands("units"))
@@ -237,14 +235,13 @@ def test_without_the_socket_it_listens_where_the_settings_say(debian: Installed)
     other = free_port()
     debian.machine.path(INI).write_text(ini(gateway={"port": other}))
     debian.run(page_commands("no-socket"))
-    assert refuses(debian.port) and get_status(other) == 200
+    assert refuses(debian.port) and serves(other)
     debian.run("systemctl restart gatewayd")  # the socket does not come back with it
-    assert refuses(debian.port) and get_status(other) == 200
+    assert refuses(debian.port) and serves(other)
 
 
-def get_status(port: int) -> int:
-    listens = type("Listens", (), {"port": port})()
-    return get(listens, "/healthz").status
+def serves(port: int) -> bool:
+    return answers(f"http://127.0.0.1:{port}/healthz")
 
 
 # -- logs ----------------------------------------------------------------------------------------
@@ -285,12 +282,11 @@ def test_its_log_is_rotated_while_it_runs_and_while_it_is_stopped(debian: Instal
 def test_it_is_started_again_and_nobody_is_refused_meanwhile(
     debian: Installed, signal: str, result: str
 ) -> None:
-    debian.serve(drop_in="WatchdogSec=2")
+    debian.serve(drop_in="WatchdogSec=4")
     assert chat(debian, id="before").status == 200
     first = debian.show("MainPID")
     debian.run(f"kill -{signal} {first}")
     answer = chat(debian, id="meanwhile")
-    # One that was accepted by the process that died may be lost; that takes more than a connect.
     assert answer.status == 200
     wait_for(lambda: debian.started_again(), START, "the restart")
     assert debian.show("MainPID") != first
@@ -301,11 +297,11 @@ def test_a_restart_under_load_costs_no_request(debian: Installed) -> None:
     over = threading.Event()
 
     def ask(number: int) -> list[Answer]:
-        answers: list[Answer] = []
+        heard: list[Answer] = []
         while not over.is_set():
-            id = f"load-{number}-{len(answers)}"
-            answers.append(chat(debian, "tokens:5:0.02", number % 2 > 0, id=id))
-        return answers
+            id = f"load-{number}-{len(heard)}"
+            heard.append(chat(debian, "tokens:5:0.02", number % 2 > 0, id=id))
+        return heard
 
     with FaultBackend() as sim, ThreadPoolExecutor(4) as pool:
         debian.serve(ini(gateway={}, backend__b={"url": sim.url}))
@@ -313,9 +309,9 @@ def test_a_restart_under_load_costs_no_request(debian: Installed) -> None:
         try:
             sim.wait_for(lambda: reached(sim, ["load-0-3"]))
             debian.run("systemctl restart gatewayd")
-            time.sleep(0.5)
+            asked = len(sim.records)
+            sim.wait_for(lambda: len(sim.records) > asked + 8)
         finally:
             over.set()
-        answers = [answer for one in asking for answer in one.result()]
-        lost = [answer for answer in answers if not is_whole(answer, sim)]
-        assert len(answers) > 20 and lost == []
+        lost = [a for heard in asking for a in heard.result() if not is_whole(a, sim)]
+        assert lost == []
