@@ -395,15 +395,18 @@ def test_wherever_a_stream_is_cut_the_client_gets_all_or_an_error(
     if call.left is None:
         call.end(how)
     answer = Answer(client)
+    came = stream[:cut].count(b"\n\n")
     if the_end(gateway) is End.COMPLETE:
         assert answer.body == stream and answer.complete
     elif answer.status == 200:
         error = b"data: " + answer.payloads[-1] + b"\n\n"
         assert error.startswith(b'data: {"error"') and not answer.complete and answer.closed
         relayed = answer.body.removesuffix(error).removesuffix(b"event: error\n")
-        assert stream.startswith(relayed)
+        assert stream.startswith(relayed) and came < len(STREAMS[path])
+        assert came <= relayed.count(b"\n\n") <= came + 1
     else:
         assert answer.status == 502 and answer.json["error"]["message"]
+        assert not came
 
 
 def test_a_whole_reply_where_a_stream_was_asked_for_is_a_502(

@@ -333,14 +333,18 @@ def test_promise_3_wherever_a_stream_is_cut_the_client_gets_all_or_an_error(
         call.end(how)
     answer = Answer(client)
     end = the_end(gateway)
+    came = WHOLE[:cut].count(b"\n\n")
     if end is End.COMPLETE:
         assert answer.payloads == [*map(renamed, STREAM), b"[DONE]"] and answer.complete
+        assert came >= len(STREAM) or (how is None or isinstance(how, PotentialDataLoss))
     elif answer.status == 200:
         assert b'"error"' in answer.payloads[-1] and not answer.complete and answer.closed
         expected = [renamed(p) for p in STREAM]
         assert answer.payloads[:-1] == expected[: len(answer.payloads) - 1]
+        assert came <= len(answer.payloads) - 1 <= came + 1 and came <= len(STREAM)
     else:
         assert answer.status == 502 and answer.json["error"]["message"]
+        assert not came
 
 
 # -- promise 4 -----------------------------------------------------------------------------------

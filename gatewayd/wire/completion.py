@@ -35,7 +35,7 @@ class _Choice(msgspec.Struct):
     def shows(self) -> bool:
         """Whether a client would show something of it, or count it."""
         return (
-            shows(self.delta)
+            (self.delta is not UNSET and shows(self.delta))
             or not is_empty(self.text)
             or not is_empty(self.logprobs)
             or not is_empty(self.token_ids)
@@ -140,7 +140,7 @@ class ChatReader:
             self._note(place if choice.index is None else choice.index, choice)
         if len(self._begun) > MAX_CHOICES:
             raise BadReply("The backend sent more choices than can be kept track of.")
-        counts = not is_empty(reply.usage)
+        counts = reply.usage is not UNSET and not is_empty(reply.usage)
         begins = len(self._begun) > begun
         self.content = text or ended or counts or begins or not is_empty(reply.prompt_progress)
         if reply.usage is not UNSET:

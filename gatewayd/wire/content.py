@@ -6,7 +6,6 @@ ends.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import msgspec
@@ -17,7 +16,8 @@ from .errors import BackendFailed, is_envelope
 #: Events by which a server says that it is still there. They have no content.
 PINGS = frozenset({"ping", "keepalive"})
 
-_EMPTY = re.compile(rb'null|false|0|""|\[\s*\]|\{\s*\}')
+_EMPTY = frozenset({b"null", b"false", b"0", b'""', b"[]", b"{}"})
+_members = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def is_blank(payload: bytes) -> bool:
@@ -27,18 +27,24 @@ def is_blank(payload: bytes) -> bool:
 
 def is_empty(value: Raw | UnsetType) -> bool:
     """Whether a member says nothing: it is not there, null, false, 0, or holds nothing."""
-    return value is UNSET or _EMPTY.fullmatch(bytes(value)) is not None
+    if value is UNSET:
+        return True
+    text = bytes(value)
+    return text in _EMPTY or (text[:1] in (b"[", b"{") and text[1:-1].isspace())
 
 
-def shows(delta: Raw | UnsetType) -> bool:
+def shows(delta: Raw) -> bool:
     """Whether a ``delta`` has something for the client: a text, or a member that is not empty."""
-    if delta is UNSET or is_empty(delta):
+    if is_empty(delta):
         return False
     try:
-        members = msgspec.json.decode(delta, type=dict[str, Raw])
+        members = _members(delta)
     except msgspec.ValidationError:
         return True  # a text
-    return any(not is_empty(v) for k, v in members.items() if k not in ("role", "type"))
+    for name, value in members.items():
+        if name not in ("role", "type") and not is_empty(value):
+            return True
+    return False
 
 
 class Usage(msgspec.Struct, frozen=True):

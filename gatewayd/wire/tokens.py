@@ -37,13 +37,14 @@ class Frames:
 
         :param payload: a chunk with text that finishes, counts and reports nothing.
         """
-        if len(payload) > _LONGEST:
+        if len(payload) > _LONGEST or (came := _around(payload)) is None:
             return
-        came, goes = _around(payload), _around(crossing)
-        if came is None or goes is None:
-            return
-        kind = (b"data: " + came[0], came[1], b"data: " + goes[0], goes[1] + b"\n\n")
-        if kind not in self._known:
+        before, after = b"data: " + came[0], came[1]
+        for kind in self._known:
+            if kind[0] == before and kind[1] == after:
+                return
+        if (goes := _around(crossing)) is not None:
+            kind = (before, after, b"data: " + goes[0], goes[1] + b"\n\n")
             self._known = [kind, *self._known[: _MOST - 1]]
 
     def frames(self, segment: bytes) -> list[bytes] | None:
