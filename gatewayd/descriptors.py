@@ -26,7 +26,10 @@ _OWN = 48
 #: the loop, and those of the turn before, which close in this one.
 _REFUSED = SURPLUS_AT_ONCE + 2 * ACCEPTED_AT_ONCE
 
-RESERVE = _OWN + _REFUSED
+#: For the port that ``[metrics] listen`` names.
+FOR_METRICS = 16
+
+RESERVE = _OWN + _REFUSED + FOR_METRICS
 
 #: With fewer a gateway is none.
 FEWEST = RESERVE + 16

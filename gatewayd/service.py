@@ -38,7 +38,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from gatewayd import __version__, reloading
-from gatewayd.api.metrics import MetricsPage
+from gatewayd.api.metrics import metrics_site
 from gatewayd.api.site import Site
 from gatewayd.api.tls import Certificate
 from gatewayd.backend.prober import Prober
@@ -115,8 +115,7 @@ class GatewayService(Service):
         else:
             self._ports = [listen(self._reactor, gateway.listen, gateway.port, factory)]
         if self.settings.metrics.listen is not None and self._supervised is None:
-            page = MetricsPage(self.metrics.text)
-            site = Site(page, self.settings, self._reactor, lambda _: None, lambda _: None)
+            site = metrics_site(self.metrics.text, self.settings, self._reactor)
             self._ports.append(listen(self._reactor, *self.settings.metrics.listen, site))
             self._metrics_site = site
 

@@ -33,8 +33,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gatewayd import reloading
-from gatewayd.api.metrics import MetricsPage
-from gatewayd.api.site import Site
+from gatewayd.api.metrics import metrics_site
 from gatewayd.bound import keep_bound
 from gatewayd.config import ConfigError, Settings, warnings_of
 from gatewayd.listening import bind, listen, take
@@ -117,8 +116,7 @@ class Supervisor(Service):
         if not self._sockets:
             self._sockets = [bind(gateway.listen, gateway.port)]
         if self.settings.metrics.listen is not None:
-            page = MetricsPage(self._metrics)
-            site = Site(page, self.settings, self.reactor, lambda _: None, lambda _: None)
+            site = metrics_site(self._metrics, self.settings, self.reactor)
             self._metrics_port = listen(self.reactor, *self.settings.metrics.listen, site)
 
     def startService(self) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
+from gatewayd.config import Settings
+from gatewayd.descriptors import FOR_METRICS
 from gatewayd.wire.errors import GatewayError, UnknownURL
 
 from .request import Request
+from .site import Site
 
 MEDIA_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -36,3 +40,9 @@ class MetricsPage(Resource):
         else:
             request.fail(UnknownURL("There is only /metrics here."))
         return NOT_DONE_YET
+
+
+def metrics_site(text: Callable[[], bytes], settings: Settings, reactor: IReactorTime) -> Site:
+    """What listens on that port; its exchanges are neither logged nor counted."""
+    page = MetricsPage(text)
+    return Site(page, settings, reactor, lambda _: None, lambda _: None, most=FOR_METRICS)

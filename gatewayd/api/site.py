@@ -24,6 +24,7 @@ class Site(server.Site):
     :param admit: called with each request whose head is good, before its body is read; raises a
         :class:`gatewayd.wire.errors.GatewayError` to refuse it.
     :param on_end: told of each exchange that has ended.
+    :param most: how many connections it may have; None for as many as clients may hold.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Site(server.Site):
         reactor: IReactorTime,
         admit: Callable[[Request], None],
         on_end: Callable[[Exchange], None],
+        most: int | None = None,
     ) -> None:
         super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
         self.admit = admit
@@ -43,13 +45,14 @@ class Site(server.Site):
         self.gathered = 0
         self._surplus: set[Channel] = set()  # of the channels, those that were too many
         self._on_end = on_end
+        self._fixed = most
         self._when_empty: Callable[[], None] | None = None
         self._common: tuple[int, tuple[tuple[bytes, bytes], ...]] = (0, ())
         self._use(settings)
 
     def _use(self, settings: Settings) -> None:
         self.settings = settings
-        self._most = for_clients(settings)
+        self._most = self._fixed or for_clients(settings)
         self.id_header = settings.gateway.request_id_header.encode("ascii")
         self._common = (0, ())
 

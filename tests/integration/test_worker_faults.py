@@ -6,6 +6,7 @@ import glob
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.faultbackend import FaultBackend
-from tests.integration.faults import wait_for
+from tests.integration.faults import certificate, wait_for
 from tests.integration.operating import (
     activated,
     both_serve,
@@ -82,6 +83,25 @@ def test_a_worker_that_is_started_again_reads_no_file(tmp_path: Path, sim: Fault
             both_serve_again(gateway, 2 + number)
             assert {chat(gateway).status for _ in range(20)} == {200}
         assert gateway.output.count(" ended: ") == 2
+
+
+def test_a_worker_that_is_started_again_has_the_certificate_that_was_accepted(
+    tmp_path: Path,
+) -> None:
+    files = certificate(tmp_path, "own")
+    config = ini(gateway=TWO | {"tls_certificate": files[0], "tls_key": files[1]})
+    trust = ssl.create_default_context(cafile=files[0])
+    with Gateway(folder=tmp_path, config=config, trust=trust) as gateway:
+        both_serve(gateway)
+        for file in files:
+            Path(file).write_text("nothing")
+        assert "stay as they were" in gateway.reload()
+        killed = workers(gateway)[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: replaced(gateway, killed), 10, "another one")
+        both_serve_again(gateway, 3)
+        assert {chat(gateway, tls=trust).status for _ in range(20)} == {200}
+        assert gateway.output.count(" ended: ") == 1
 
 
 def test_workers_of_a_daemon_in_another_folder_serve(tmp_path: Path) -> None:
