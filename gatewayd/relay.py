@@ -247,7 +247,7 @@ class Relay:
         self._phase = Phase.STREAMING
         headers = () if self._reply is None else self._reply.headers
         if self._opaque and self._reply is not None:
-            self.client.begin_bytes(headers, self._reply.media_type)
+            self.client.begin_bytes(headers, self._reply.media_type + self._reply.parameters)
         else:
             self.client.begin_stream(headers)
         self.client.registerProducer(self, True)

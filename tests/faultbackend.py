@@ -346,6 +346,9 @@ class Connection(asyncio.Protocol):
             self.send_raw(b"SSH-2.0-OpenSSH_9.6\r\n")
         elif self.mode == "garbage":
             self.send_raw(bytes(range(256)))
+        elif self.mode == "early":
+            self.transport.pause_reading()
+            self.send_raw(EARLY_ANSWER)
         self.idle()
 
     def data_received(self, data: bytes) -> None:
@@ -520,12 +523,14 @@ class Connection(asyncio.Protocol):
 
 
 EARLY = "bytes before the reply was whole"
+EARLY_ANSWER = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2\r\n\r\n{}"
 ACCEPT_ANSWERS = {
     "ssh-banner": b"Invalid SSH identification string.\r\n",
     "tls-garbage": b"\x15\x03\x00\x00\x02\x02\x28 not TLS at all \xff\xfe",
     "plain-http": b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
 }
-ACCEPT_MODES = {"serve", "reset", "close", "mute", "garbage", "tls-stall", *ACCEPT_ANSWERS}
+ACCEPT_MODES = {"serve", "reset", "close", "mute", "garbage", "early", "tls-stall"}
+ACCEPT_MODES |= {*ACCEPT_ANSWERS}
 
 
 class FaultBackend:
@@ -537,7 +542,9 @@ class FaultBackend:
     :param api_key: what requests must carry; "" for no Authorization at all, None for any.
     :param on_accept: serve; reset or close at once; mute (read, never answer; after the TLS
         handshake where there is TLS); tls-stall (the same, without handshake); ssh-banner, garbage
-        (unasked); tls-garbage, plain-http (in answer to the first bytes, then the end).
+        (unasked); early (a whole answer, keeping the connection, and never a byte is read);
+        tls-garbage, plain-http (in answer to the first bytes, then the end).
+    :param so_rcvbuf: bytes that the kernel takes before they are read.
     :param answer_close_notify: False: a close_notify is not answered and TCP stays open.
     :param keep_alive_seconds: an idle connection is closed after this, unannounced.
     :param max_requests: replies per connection; the last one says ``Connection: close``.
@@ -563,6 +570,7 @@ class FaultBackend:
         models: tuple[str, ...] = ("sim-model",),
         request_id_header: str = "X-Request-ID",
         so_sndbuf: int = 0,
+        so_rcvbuf: int = 0,
     ) -> None:
         assert on_accept in ACCEPT_MODES, on_accept
         self.port, self.host, self.api_key, self.on_accept = port, host, api_key, on_accept
@@ -570,6 +578,7 @@ class FaultBackend:
         self.max_requests, self.close_after_reply = max_requests, close_after_reply
         self.advertise_keep_alive, self.health, self.models = advertise_keep_alive, health, models
         self.request_id_header, self.so_sndbuf = request_id_header, so_sndbuf
+        self.so_rcvbuf = so_rcvbuf
         self.context = tls if isinstance(tls, ssl.SSLContext) else None
         if isinstance(tls, tuple):
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -593,6 +602,8 @@ class FaultBackend:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if self.so_sndbuf:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.so_sndbuf)
+            if self.so_rcvbuf:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.so_rcvbuf)
             listener.bind((self.host, self.port))
             listener.listen(2048)
         except OSError:

@@ -44,6 +44,8 @@ How the body ends (N events are whole, the *-mid-body faults send half of the ne
   stall-mid-body[:N=2]     silence                              stall-after[:N=2]     silence
   chunked-truncated[:N=2]  FIN instead of the last chunk (JSON: after the whole body)
   bad-chunk[:N=2]          a chunk without a size, then silence
+  huge-trailer[:N=2]       the last chunk and a trailer of 4 MB without an end
+  huge-extension[:N=2]     a chunk whose extension is likewise
   end-after[:N=2]          a clean end: no finish_reason, no [DONE]
   eof-body                 neither length nor chunks: the body ends with the connection
   empty-stream             a clean end without any event
@@ -892,6 +894,10 @@ FAULTS |= {
     "stall-after": cuts(Wait(FOR_EVER)),
     "end-after": cuts(Stop("end"), chunked=True),
     "bad-chunk": cuts(Wire(b"zz; no size\r\n{}\r\n"), Wait(FOR_EVER), chunked=True),
+    "huge-trailer": cuts(
+        Wire(b"0\r\nX-Huge: " + b"h" * 4 * MEGABYTE), Wait(FOR_EVER), chunked=True
+    ),
+    "huge-extension": cuts(Wire(b"1;huge=" + b"h" * 4 * MEGABYTE), Wait(FOR_EVER), chunked=True),
 }
 
 

@@ -384,6 +384,21 @@ def test_the_connect_clock_covers_what_comes_before_the_request() -> None:
     assert isinstance(problem, errors.ConnectTimeout) and problem.status == 504
 
 
+def test_a_loop_that_was_late_gives_the_connection_the_time_that_it_lost() -> None:
+    world = World()
+    request = world.post()
+    world.reactor.advance(8)  # in one step: nothing was looked at meanwhile, and 3 s are lost
+    world.reactor.advance(2.9)
+    world.accept().protocol.dataReceived(GOOD)
+    assert succeeded(request).code == 200
+    world = World()
+    request = world.post()
+    world.reactor.advance(8)
+    world.reactor.advance(3.1)
+    assert isinstance(failure(request), errors.ConnectTimeout)
+    assert world.reactor.connectors[0].stoppedConnecting
+
+
 def test_promise_4_cancelling_leaves_in_every_phase() -> None:
     world = World()
     request = world.post()
@@ -400,3 +415,188 @@ def test_promise_4_cancelling_leaves_in_every_phase() -> None:
     body.transport.abortConnection()  # type: ignore[union-attr]
     assert transport.aborted
     assert not world.reactor.getDelayedCalls()
+
+
+# -- a connection in the pool is one that is read ------------------------------------------------
+
+
+class SlowBody(Body):
+    """A receiver whose client is slow: it pauses its transport, at one point or another."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.when = when
+
+    def connectionMade(self) -> None:
+        if self.when == "begin":
+            self.transport.pauseProducing()  # type: ignore[union-attr]
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        if self.when == "data":
+            self.transport.pauseProducing()  # type: ignore[union-attr]
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        super().connectionLost(reason)
+        if self.when == "end":
+            self.transport.pauseProducing()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("when", ["begin", "data", "end"])
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("data", [GOOD, CHUNKED], ids=["length", "chunked"])
+def test_a_connection_is_read_again_when_it_goes_back_to_the_pool(
+    when: str, pieces: int, data: bytes
+) -> None:
+    world = World()
+    request = world.post()
+    transport = world.accept()
+    body = SlowBody(when)
+    first = data[: len(data) if pieces == 1 else -1]
+    request.addCallback(lambda response: response.deliverBody(body))
+    transport.protocol.dataReceived(first)
+    if pieces == 2:
+        transport.protocol.dataReceived(data[-1:])
+    assert body.data == b"hi" and isinstance(body.reason, ResponseDone)
+    assert transport.producerState == "producing"
+    again = world.post()
+    transport.protocol.dataReceived(GOOD)
+    assert succeeded(again).code == 200 and world.connects == 1
+
+
+def test_a_receiver_that_is_paused_from_the_start_is_not_read_for() -> None:
+    world = World()
+    request = world.post()
+    transport = world.accept()
+    body = SlowBody("begin")
+    request.addCallback(lambda response: response.deliverBody(body))
+    transport.protocol.dataReceived(OK + b"Content-Length: 4\r\n\r\nhi")
+    assert transport.producerState == "paused"
+    body.transport.resumeProducing()  # type: ignore[union-attr]
+    assert transport.producerState == "producing"
+
+
+def test_a_released_body_is_read_to_its_end_even_if_its_receiver_had_paused_it() -> None:
+    world = World()
+    transport, body, _ = world.reply(OK + b"Content-Length: 4\r\n\r\nhi")
+    body.transport.pauseProducing()  # type: ignore[union-attr]
+    body.transport.loseConnection()  # type: ignore[union-attr]
+    assert transport.producerState == "producing"
+    body.transport.pauseProducing()  # type: ignore[union-attr]  # nothing is its own any more
+    transport.protocol.dataReceived(b"ho")
+    assert transport.producerState == "producing" and not transport.aborted
+    world.post()
+    assert world.connects == 1
+
+
+@pytest.mark.parametrize(
+    "late", ["pauseProducing", "abortConnection", "stopProducing", "loseConnection"]
+)
+@pytest.mark.parametrize("left", [False, True], ids=["ended", "released"])
+def test_a_receiver_cannot_reach_the_next_request_of_its_connection(late: str, left: bool) -> None:
+    world = World()
+    transport, old, _ = world.reply(OK + b"Content-Length: 4\r\n\r\nhi")
+    if left:
+        old.transport.loseConnection()  # type: ignore[union-attr]
+    transport.protocol.dataReceived(b"ho")
+    request = world.post()
+    transport.protocol.dataReceived(OK + b"Content-Length: 4\r\n\r\nhi")
+    body = Body()
+    succeeded(request).deliverBody(body)
+    getattr(old.transport, late)()
+    assert transport.producerState == "producing" and not transport.aborted
+    transport.protocol.dataReceived(b"ho")
+    assert body.data == b"hiho" and isinstance(body.reason, ResponseDone)
+    world.agent.close()
+
+
+# -- what a backend may send without end ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"0\r\nA: ", b"b" * 1000),
+        (b"0\r\n", b"A: b\r\n" * 100),
+        (b"0\r\nA", b"A" * 1000),
+        (b"1;a=", b"b" * 1000),
+        (b"0" * 1000, b"0" * 1000),
+    ],
+    ids=["one trailer", "many trailers", "a trailer's name", "chunk extension", "chunk size"],
+)
+@pytest.mark.parametrize("released", [False, True])
+def test_what_is_no_body_is_bounded_within_a_body_too(
+    begin: bytes, more: bytes, released: bool
+) -> None:
+    world = World()
+    transport, body, _ = world.reply(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n")
+    if released:
+        body.transport.loseConnection()  # type: ignore[union-attr]
+    transport.protocol.dataReceived(begin)
+    for _ in range(40):
+        if not transport.aborted:
+            transport.protocol.dataReceived(more)
+    assert transport.aborted
+    assert body.data == b"hi"
+    assert body.reason is None if released else isinstance(body.reason, errors.BadReply)
+
+
+def test_trailers_within_the_limit_of_a_head_are_dropped() -> None:
+    world = World()
+    transport, body, _ = world.reply(
+        OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nA: b\r\nSet-Cookie: x\r\n\r\n"
+    )
+    assert body.data == b"hi" and isinstance(body.reason, ResponseDone) and not transport.aborted
+
+
+def test_a_long_body_of_small_pieces_whose_framing_comes_apart_is_no_flood() -> None:
+    world = World()
+    transport, body, _ = world.reply(OK + b"Transfer-Encoding: chunked\r\n\r\n")
+    for _ in range(5000):
+        for piece in (b"1", b"\r\n", b"x", b"\r\n"):
+            transport.protocol.dataReceived(piece)
+    assert body.data == b"x" * 5000 and body.reason is None
+
+
+def test_a_backend_cannot_have_its_idle_connection_kept_for_years() -> None:
+    world = World()
+    transport = idle(world, b"Keep-Alive: timeout=999999999\r\n")
+    world.reactor.pump([1.0] * 61)
+    assert transport.aborted and not world.reactor.getDelayedCalls()
+
+
+# -- a connection that is gone --------------------------------------------------------------------
+
+
+class LateTransport(ServerTransport):
+    """As TCP: an aborted connection is lost in the reactor's next turn."""
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+
+
+def test_a_connection_that_was_aborted_while_idle_is_not_handed_out() -> None:
+    world = World()
+    request = world.post()
+    transport = LateTransport()
+    transport.protocol = world.reactor.tcpClients[-1][2].buildProtocol(None)
+    transport.protocol.makeConnection(transport)
+    transport.protocol.dataReceived(GOOD)
+    succeeded(request).deliverBody(Body())
+    transport.clear()
+    transport.protocol.dataReceived(b"HTTP/1.1 408 Request Timeout\r\n\r\n")  # nobody asked
+    assert transport.aborted
+    world.post()
+    assert world.connects == 2 and not transport.value()
+
+
+def test_the_pool_of_a_closed_agent_takes_no_connection() -> None:
+    world = World()
+    request = world.post()
+    transport = world.accept()
+    world.agent.close()
+    transport.protocol.dataReceived(GOOD)
+    body = Body()
+    succeeded(request).deliverBody(body)
+    assert isinstance(body.reason, ResponseDone)
+    assert transport.aborted and not world.reactor.getDelayedCalls()

@@ -293,6 +293,10 @@ def test_a_completion_is_cut(backend: FaultBackend) -> None:
         assert f"Content-Length: {len(want)}\r\n".encode() in raw
         assert raw.endswith(want[: len(want) // 2]) and not raw.endswith(want)
     assert read_all(send(backend, "bad-chunk"), b"{}\r\n").endswith(b"zz; no size\r\n{}\r\n")
+    huge = {"huge-trailer": b"\r\n0\r\nX-Huge: ", "huge-extension": b"\r\n1;huge="}
+    for fault, start in huge.items():
+        got = read_all(send(backend, fault), b"h" * 100_000)
+        assert got.rstrip(b"h").endswith(start)
     raw = read_all(send(backend, "chunked-truncated"))
     assert raw.endswith((backend.records[-1].want_json or b"") + b"\r\n")
 
@@ -522,6 +526,9 @@ def test_habits_of_accepting() -> None:
         assert backend.connections_total == 6
         backend.wait_for(lambda: backend.connections[2].peer_left)
         backend.wait_for(lambda: backend.connections_open == 0)
+        backend.on_accept = "early"
+        with connect(backend) as client:
+            assert client.recv(999).startswith(b"HTTP/1.1 429 ")
 
 
 def test_a_black_hole_answers_no_syn() -> None:

@@ -43,6 +43,30 @@ def test_no_models_are_an_empty_list() -> None:
     assert encode_list([]) == b'{"object":"list","data":[]}'
 
 
+def test_a_list_that_is_null_is_empty() -> None:
+    assert decode_list(b'{"object":"list","data":null}', DEPTH) == {}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b'"a"',
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"id":5}',
+        b'{"id":null}',
+        b'{"id":""}',
+        b'{"id":"a\\u0007"}',
+        b'{"id":"%b"}' % (b"a" * 257),
+    ],
+    ids=lambda entry: repr(entry[:20]),
+)
+def test_an_entry_that_is_none_costs_no_other(entry: bytes) -> None:
+    body = b'{"data":[{"id":"a"},%b,{"id":"b"}]}' % entry
+    assert list(decode_list(body, DEPTH)) == ["a", "b"]
+
+
 def test_half_of_a_surrogate_pair_in_an_entry_is_let_pass() -> None:
     entries = decode_list(b'{"data":[{"id":"a","x":"\\ud83c"}]}', DEPTH)
     assert msgspec.json.decode(encode_list(list(entries.values())))["data"][0]["id"] == "a"
@@ -56,12 +80,7 @@ def test_half_of_a_surrogate_pair_in_an_entry_is_let_pass() -> None:
         b"null",
         b"[]",
         b"{}",
-        b'{"data":null}',
         b'{"data":{}}',
-        b'{"data":["a"]}',
-        b'{"data":[{}]}',
-        b'{"data":[{"id":5}]}',
-        b'{"data":[{"id":null}]}',
         b'{"data":[{"id":"a"}]',
         b'{"data":[{"id":"a"}]}x',
         b'{"data":[{"id":"a","x":"\\q"}]}',

@@ -130,11 +130,14 @@ class Request(http.Request):
         self._headers[b"x-accel-buffering"] = b"no"
         self._begin(b"text/event-stream")
 
-    def begin_bytes(self, headers: Headers, media_type: str) -> None:
-        """Answer with bytes of any type, as :meth:`begin_stream` does with events."""
+    def begin_bytes(self, headers: Headers, content_type: str) -> None:
+        """Answer with bytes of any type, as :meth:`begin_stream` does with events.
+
+        :param content_type: ASCII, with its parameters.
+        """
         self.set_headers(headers)
         self._events = False
-        self._begin(media_type.encode("latin-1"))
+        self._begin(content_type.encode("ascii"))
 
     def write(self, data: bytes) -> None:
         """Send a piece of a body that was begun."""

@@ -11,37 +11,24 @@ the backend had closed it while the request was on its way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult
 
-from twisted.internet import error
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.endpoints import (
-    HostnameEndpoint,
-    TCP4ClientEndpoint,
-    TCP6ClientEndpoint,
-    wrapClientTLS,
-)
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IHostnameResolver,
-    IHostResolution,
-    IOpenSSLClientConnectionCreator,
-    IReactorPluggableNameResolver,
-    IResolutionReceiver,
-    IStreamClientEndpoint,
-)
+from twisted.internet.endpoints import wrapClientTLS
+from twisted.internet.interfaces import IDelayedCall, IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from gatewayd.wire.errors import ConnectTimeout, UnknownHost, Unreachable, UpstreamError
+from gatewayd.wire.errors import ConnectTimeout, GatewayError, Unreachable
 
 from .connection import Connection, NoAnswer
+from .endpoint import Endpoint
+from .failures import why
+from .tls import ClientTLS
 
 STALE_SECONDS = 1.0
 
@@ -61,20 +48,23 @@ class Agent:
         self,
         reactor: Any,
         base: SplitResult,
-        tls: IOpenSSLClientConnectionCreator | None,
+        tls: ClientTLS | None,
         connect_timeout: float,
         max_head: int,
     ) -> None:
         self._reactor = reactor
         self._authority = base.netloc.encode("ascii")
         self._prefix = f"{base.scheme}://{base.netloc}".encode("ascii")
-        self._secure = tls is not None
-        self._endpoint = _endpoint(reactor, base, tls)
+        self._tls = tls
+        port = base.port or (443 if tls is not None else 80)
+        endpoint: IStreamClientEndpoint = Endpoint(reactor, base.hostname or "", port)
+        self._endpoint = endpoint if tls is None else wrapClientTLS(tls, endpoint)
         self._connect_timeout = connect_timeout
         self._max_head = max_head
         self._idle: list[Connection] = []
         self._expires: dict[Connection, float] = {}
         self._sweep: IDelayedCall | None = None
+        self._closed = False
 
     def request(
         self,
@@ -108,11 +98,10 @@ class Agent:
         self._max_head = max_head
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections; those in use are closed when their replies have ended."""
+        self._closed = True
         for connection in list(self._idle):
             connection.abort()
-        self._idle.clear()
-        self._expires.clear()
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
@@ -132,12 +121,15 @@ class Agent:
         now = self._reactor.seconds()
         while self._idle:
             connection = self._idle.pop()
-            if self._expires.pop(connection) > now:
+            if self._expires.pop(connection) > now and connection.is_silent():
                 return connection
             connection.abort()
         return None
 
     def _is_idle(self, connection: Connection) -> None:
+        if self._closed:
+            connection.abort()
+            return
         self._idle.append(connection)
         self._expires[connection] = self._reactor.seconds() + connection.idle_seconds
         if self._sweep is None:
@@ -151,54 +143,72 @@ class Agent:
         """One timer for the pool: a timer for each connection would cost every request."""
         now = self._reactor.seconds()
         for connection in [c for c in self._idle if self._expires[c] <= now]:
-            self._is_closed(connection)
             connection.abort()
         self._sweep = self._reactor.callLater(1.0, self._close_expired) if self._idle else None
 
     # -- connecting --------------------------------------------------------------------------
 
     def _connect(self) -> Deferred[Connection]:
-        began = self._reactor.seconds()
         connection = Connection(
-            self._reactor, self._secure, self._max_head, self._is_idle, self._is_closed
+            self._reactor, self._tls, self._max_head, self._is_idle, self._is_closed
         )
-        connecting: Deferred[Any] | None = None
+        return _Attempt(self._reactor, connection, self._connect_timeout).begin(self._endpoint)
 
-        def give_up(_: object = None) -> None:
-            connection.ready = None
-            connection.abort()
-            if connecting is not None:
-                connecting.cancel()
 
-        def timed_out() -> None:
-            connection.fail_ready(ConnectTimeout("The backend could not be connected to in time."))
-            give_up()
+class _Attempt:
+    """A connection on its way, and its clock."""
 
-        def settled(result: Connection | Failure) -> Connection | Failure:
-            if timer.active():
-                timer.cancel()
-            connection.connect_seconds = self._reactor.seconds() - began
-            return result
+    def __init__(self, reactor: Any, connection: Connection, seconds: float) -> None:
+        self._reactor = reactor
+        self._connection = connection
+        self._seconds = seconds
+        self._began = reactor.seconds()
+        self._timer: IDelayedCall = reactor.callLater(seconds, self._due)
+        self._connecting: Deferred[IProtocol] | None = None
 
-        ready: Deferred[Connection] = Deferred(give_up)
-        connection.ready = ready
-        timer = self._reactor.callLater(self._connect_timeout, timed_out)
-        ready.addBoth(settled)
-        factory = Factory.forProtocol(lambda: connection)
+    def begin(self, endpoint: IStreamClientEndpoint) -> Deferred[Connection]:
+        """Connect. Cancelling the Deferred abandons the attempt in whichever step it is."""
+        ready: Deferred[Connection] = Deferred(self._give_up)
+        self._connection.ready = ready
+        ready.addBoth(self._settled)
+        factory = Factory.forProtocol(lambda: self._connection)
         factory.noisy = False
-        connecting = self._endpoint.connect(factory)
-        assert connecting is not None
-        connecting.addErrback(lambda reason: connection.fail_ready(_unreachable(reason)))
+        self._connecting = endpoint.connect(factory)
+        self._connecting.addErrback(self._failed)
         return ready
 
+    def _due(self) -> None:
+        """The time is over, unless the loop was late: what it has lost is given back.
 
-def _unreachable(reason: Failure) -> UpstreamError:
-    detail = f"{type(reason.value).__name__}: {reason.getErrorMessage()}"
-    if reason.check(error.DNSLookupError):
-        return UnknownHost("The backend's host name could not be resolved.", detail=detail)
-    if reason.check(error.TimeoutError):
-        return ConnectTimeout("The backend could not be connected to in time.", detail=detail)
-    return Unreachable("The backend could not be reached.", detail=detail)
+        In any case the sockets are looked at once more before the attempt is given up. A loop that
+        was held up calls what is due before it looks, and the kernel may have connected long ago.
+        """
+        late = self._reactor.seconds() - self._began - self._seconds
+        grace = min(max(late, 0.0), self._seconds)
+        self._timer = self._reactor.callLater(grace, self._timed_out)
+
+    def _timed_out(self) -> None:
+        problem = ConnectTimeout("The backend could not be connected to in time.")
+        self._connection.fail_ready(problem)
+        self._give_up()
+
+    def _failed(self, reason: Failure) -> None:
+        problem = reason.value
+        if not isinstance(problem, GatewayError):
+            problem = Unreachable("The backend could not be reached.", detail=why(reason))
+        self._connection.fail_ready(problem)
+
+    def _give_up(self, _: object = None) -> None:
+        self._connection.ready = None
+        self._connection.abort()
+        if self._connecting is not None:
+            self._connecting.cancel()
+
+    def _settled(self, result: Connection | Failure) -> Connection | Failure:
+        if self._timer.active():
+            self._timer.cancel()
+        self._connection.connect_seconds = self._reactor.seconds() - self._began
+        return result
 
 
 def _send(connection: Connection, raw: bytes) -> Deferred[IResponse]:
@@ -220,75 +230,3 @@ class BytesProducer:
     def pauseProducing(self) -> None: ...
     def resumeProducing(self) -> None: ...
     def stopProducing(self) -> None: ...
-
-
-# -- names -----------------------------------------------------------------------------------
-
-
-def _endpoint(
-    reactor: Any, base: SplitResult, tls: IOpenSSLClientConnectionCreator | None
-) -> IStreamClientEndpoint:
-    host = base.hostname or ""
-    port = base.port or (443 if tls is not None else 80)
-    endpoint: IStreamClientEndpoint
-    if ":" in host:
-        endpoint = TCP6ClientEndpoint(reactor, host, port)
-    elif host.replace(".", "").isdigit():
-        endpoint = TCP4ClientEndpoint(reactor, host, port)
-    else:
-        endpoint = HostnameEndpoint(_SharedLookup(reactor), host, port)
-    return endpoint if tls is None else wrapClientTLS(tls, endpoint)
-
-
-@implementer(IReactorPluggableNameResolver, IHostnameResolver, IResolutionReceiver, IHostResolution)
-class _SharedLookup:
-    """The reactor, but with one name look-up at a time for all who wait.
-
-    A look-up holds a thread of the reactor's small pool until the system's resolver gives up.
-    Shared, one that hangs holds one thread for its backend instead of one for each request, and
-    the other backends' names still resolve.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self.nameResolver = self
-        self._waiting: list[IResolutionReceiver] = []
-        self._found: list[IAddress] = []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._reactor, name)
-
-    def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
-        installed: IHostnameResolver = self._reactor.installNameResolver(resolver)
-        return installed
-
-    def resolveHostName(
-        self,
-        resolutionReceiver: IResolutionReceiver,
-        hostName: str,
-        portNumber: int = 0,
-        addressTypes: Sequence[type[IAddress]] | None = None,
-        transportSemantics: str = "TCP",
-    ) -> IHostResolution:
-        self._waiting.append(resolutionReceiver)
-        resolutionReceiver.resolutionBegan(self)
-        if len(self._waiting) == 1:
-            self._found = []
-            self._reactor.nameResolver.resolveHostName(self, hostName, portNumber)
-        return self
-
-    def cancel(self) -> None:
-        """Who stopped waiting does not mind being told the result."""
-
-    def resolutionBegan(self, resolution: IHostResolution) -> None:
-        self.name = resolution.name
-
-    def addressResolved(self, address: IAddress) -> None:
-        self._found.append(address)
-
-    def resolutionComplete(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for receiver in waiting:
-            for address in self._found:
-                receiver.addressResolved(address)
-            receiver.resolutionComplete()

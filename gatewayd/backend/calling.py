@@ -20,14 +20,15 @@ from .agent import BytesProducer
 
 
 class ReadyURL(EncodedURL):
-    """A URL that was parsed and normalised once."""
+    """A URL that goes out as it stands: the settings have checked and spelled it.
+
+    hyperlink would parse it for each call, and refuses IPv6 addresses and names with an underscore.
+    """
 
     _ready: str
 
     def __init__(self, text: str) -> None:
-        parsed = EncodedURL.from_text(text).to_uri()
-        super().__init__(parsed.scheme, parsed.host, parsed.path, port=parsed.port)
-        object.__setattr__(self, "_ready", parsed.to_text())
+        object.__setattr__(self, "_ready", text)
 
     def to_uri(self) -> ReadyURL:
         return self

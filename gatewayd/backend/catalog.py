@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gatewayd.wire import models
-from gatewayd.wire.errors import GatewayError, UpstreamTimeout
+from gatewayd.wire.errors import GatewayError, Internal, UpstreamTimeout
 
 from .routing import Router, Target
+
+_log = Logger()
 
 #: A list older than this is still given, and asked for anew behind the answer.
 FRESH_SECONDS = 10.0
@@ -91,15 +94,18 @@ class Catalog:
             self._known.setdefault(target, _Known(self._clock.seconds(), {}, late=True))
             raise _too_late()
 
-        asked = target.backend.models(request_id)
+        asked = maybeDeferred(target.backend.models, request_id)
         asked.addTimeout(WAIT_SECONDS, self._clock, too_late)
-        return asked.addCallbacks(told, _only_expected)
+        return asked.addCallbacks(told, _told_apart)
 
 
 def _too_late() -> UpstreamTimeout:
     return UpstreamTimeout("The backend took too long to list its models.")
 
 
-def _only_expected(failure: Failure) -> Failure:
-    failure.trap(GatewayError)
+def _told_apart(failure: Failure) -> Failure:
+    """A fault of our own code costs one backend's list, not everybody's, and is logged."""
+    if failure.check(GatewayError) is None:
+        _log.failure("the list of models could not be read", failure)
+        return Failure(Internal("The gateway met an internal error."))
     return failure

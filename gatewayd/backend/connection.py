@@ -25,9 +25,19 @@ from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
 from gatewayd.sending import send
-from gatewayd.wire.errors import ConnectionReset, TLSFailed, Truncated, Unreachable, UpstreamError
+from gatewayd.wire.errors import (
+    ConnectionReset,
+    GatewayError,
+    Truncated,
+    Unreachable,
+    UpstreamError,
+)
 
+from .failures import no_tls, why
 from .replying import ReplyParser
+from .response import Response
+from .sockets import has_unread, has_unsent
+from .tls import ClientTLS, explain
 
 #: How long a body that nobody needs any more may still take, in seconds and bytes, before its
 #: connection is closed rather than kept.
@@ -36,6 +46,8 @@ DRAIN_BYTES = 64 * 1024
 #: A connection kept idle longer than this is closed; less where the backend says so. uvicorn
 #: closes after 5 s without saying so.
 IDLE_SECONDS = 4.0
+#: The most, whatever the backend says: firewalls forget idle connections without a word.
+MAX_IDLE_SECONDS = 60.0
 
 _DONE = Failure(ResponseDone())
 _UNTIL_CLOSE = Failure(PotentialDataLoss())
@@ -45,38 +57,16 @@ class NoAnswer(ConnectionReset):
     """The connection died after a request was sent and before any byte came back."""
 
 
-@implementer(IResponse)
-class Response:
-    """A reply's head; its body waits until :meth:`deliverBody`."""
-
-    version = (b"HTTP", 1, 1)
-    phrase = b""
-    request = None
-    previousResponse = None
-
-    def __init__(self, connection: Connection, reply: ReplyParser) -> None:
-        self.code = reply.code
-        self.headers = reply.headers
-        self.length = reply.length
-        self.connect_seconds = connection.connect_seconds if connection.replies == 0 else 0.0
-        self._connection = connection
-
-    def deliverBody(self, protocol: IProtocol) -> None:
-        self._connection.deliver(protocol)
-
-    def setPreviousResponse(self, response: IResponse) -> None:
-        """Redirects are never followed, so there is none."""
-
-
 @implementer(IHandshakeListener)
 class Connection(Protocol):
-    """It is also the transport of its bodies' receivers, see
-    :class:`gatewayd.backend.interface.Body`.
+    """
+    A connection that is idle, and so in a pool, is always one that is read, and has nothing left
+    of the request before.
 
-    :param secure: whether TLS must be established before it is ready.
+    :param tls: what it checks the backend's certificate with; None where there is no TLS.
     :param max_head: the most bytes that a reply's head may take.
     :param on_idle: told when it may be used again, after each reply.
-    :param on_close: told once when it is closed.
+    :param on_close: told once when it is closed, at once if that is this side's doing.
     """
 
     transport: Any
@@ -84,13 +74,13 @@ class Connection(Protocol):
     def __init__(
         self,
         reactor: IReactorTime,
-        secure: bool,
+        tls: ClientTLS | None,
         max_head: int,
         on_idle: Callable[[Connection], None],
         on_close: Callable[[Connection], None],
     ) -> None:
         self._reactor = reactor
-        self._secure = secure
+        self._tls = tls
         self._max_head = max_head
         self._on_idle = on_idle
         self._on_close = on_close
@@ -99,9 +89,13 @@ class Connection(Protocol):
         self.connect_seconds = 0.0
         self.idle_seconds = IDLE_SECONDS
         self._closed = False
+        self._paused = False
         self._max_replies = 0
-        # Of the request under way: its reply, who waits for the head, who takes the body.
+        # Of the request under way: its size, its reply, the Deferred that waits for the head, the
+        # response whose receiver may command this connection, and that receiver.
+        self._request_size = 0
         self._reply: ReplyParser | None = None
+        self.response: Response | None = None
         self._waiting: Deferred[IResponse] | None = None
         self._receiver: IProtocol | None = None
         self._early = b""  # of the body, before there is a receiver
@@ -115,20 +109,25 @@ class Connection(Protocol):
             self.transport.abortConnection()
             return
         self.transport.setTcpNoDelay(True)
-        if not self._secure:
+        if self._tls is None:
             # The endpoint's wrapper has done its work; it would pass on each segment.
             self.transport.protocol = self
             self._is_ready()
 
     def handshakeCompleted(self) -> None:
-        self._is_ready()
+        assert self._tls is not None
+        mismatch = self._tls.mismatch(self.transport.getHandle())
+        if mismatch is None:
+            self._is_ready()
+        else:
+            self.fail_ready(no_tls(mismatch))
 
     def _is_ready(self) -> None:
         ready, self.ready = self.ready, None
         if ready is not None:
             ready.callback(self)
 
-    def fail_ready(self, reason: UpstreamError) -> None:
+    def fail_ready(self, reason: GatewayError) -> None:
         """It did not come about."""
         self.abort()
         ready, self.ready = self.ready, None
@@ -137,19 +136,26 @@ class Connection(Protocol):
 
     def abort(self) -> None:
         """Close the socket now, whatever is under way and whatever TLS would like to say."""
-        self._closed = True
+        self._retire()
         if self.transport is not None:
             self.transport.abortConnection()
 
+    def _retire(self) -> None:
+        """Take no further request. The pool must know now; TCP tells of an abort a turn later."""
+        if not self._closed:
+            self._closed = True
+            self._on_close(self)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._closed = True
-        self._on_close(self)
+        handle = None if self._tls is None else self.transport.getHandle()
+        self.transport = None  # there is nothing left to abort
+        self._retire()
         self._stop_drain_timer()
         if self.ready is not None:
             self.fail_ready(
-                TLSFailed("No TLS connection to the backend could be made.", detail=_why(reason))
-                if self._secure
-                else Unreachable("The backend closed the connection.", detail=_why(reason))
+                Unreachable("The backend closed the connection.", detail=why(reason))
+                if self._tls is None
+                else no_tls(explain(reason, handle))
             )
         elif self._reply is not None:
             self._lost_while_busy(self._reply, reason)
@@ -159,11 +165,11 @@ class Connection(Protocol):
         if self._waiting is not None:
             kind = ConnectionReset if reply.answered else NoAnswer
             self._fail(
-                kind("The backend closed the connection without a reply.", detail=_why(reason))
+                kind("The backend closed the connection without a reply.", detail=why(reason))
             )
         elif reply.framed or not clean:
             self._fail(
-                Truncated("The backend's reply broke off before its end.", detail=_why(reason))
+                Truncated("The backend's reply broke off before its end.", detail=why(reason))
             )
         else:
             self._end_body(_UNTIL_CLOSE)
@@ -178,14 +184,14 @@ class Connection(Protocol):
         """
         self._reply = ReplyParser(self._max_head)
         self._receiver, self._early, self._drained = None, b"", -1
+        self._request_size = len(raw)
         self._waiting = waiting = Deferred[IResponse](self._abandon)
         send(self.transport, raw)
         return waiting
 
     def _abandon(self, _: Deferred[IResponse]) -> None:
         self._waiting = None
-        self._part()
-        self.abort()
+        self.leave()
 
     def dataReceived(self, data: bytes) -> None:
         if self._closed:
@@ -217,12 +223,10 @@ class Connection(Protocol):
         if self._waiting is None or not reply.code:
             return
         waiting, self._waiting = self._waiting, None
-        waiting.callback(Response(self, reply))
-        if self._is_undelivered(reply) and not self._closed:
-            self.transport.pauseProducing()
-
-    def _is_undelivered(self, reply: ReplyParser) -> bool:
-        return self._reply is reply and self._receiver is None and self._drained < 0
+        self.response = response = Response(self, reply)
+        waiting.callback(response)
+        if self.response is response and self._receiver is None:
+            self.pause()  # until it is delivered
 
     def _end_body(self, reason: Failure) -> None:
         """The body is complete: tell its receiver, and be idle or close."""
@@ -237,6 +241,7 @@ class Connection(Protocol):
             self.abort()
         else:
             self._stop_drain_timer()
+            self.resume()
             self._on_idle(self)
         if receiver is not None:
             receiver.connectionLost(reason)
@@ -246,9 +251,18 @@ class Connection(Protocol):
             self._max_replies = reply.keep_alive_replies
         if reply.keep_alive_seconds is not None:
             # A second early, so that its close and our request do not cross.
-            seconds = reply.keep_alive_seconds
+            seconds = min(reply.keep_alive_seconds, MAX_IDLE_SECONDS)
             self.idle_seconds = seconds - 1 if seconds > 2 else seconds / 2
-        return reply.keep_alive and not 0 < self._max_replies <= self.replies
+        return (
+            reply.keep_alive
+            and not 0 < self._max_replies <= self.replies
+            # One that answered before it had the whole request may never read the rest.
+            and not has_unsent(self.transport, self._request_size)
+        )
+
+    def is_silent(self) -> bool:
+        """Whether nothing has come to an idle one: it would be taken for the next reply."""
+        return not has_unread(self.transport)
 
     def _fail(self, reason: UpstreamError) -> None:
         reply, receiver = self._reply, self._receiver
@@ -270,22 +284,21 @@ class Connection(Protocol):
         """The request that was under way is no longer."""
         if self._reply is not None:
             self._reply.close()
-        self._reply = self._receiver = None
+        self._reply = self.response = self._receiver = None
 
     def _stop_drain_timer(self) -> None:
         if self._drain_timer is not None:
             self._drain_timer.cancel()
             self._drain_timer = None
 
-    # -- the body's receiver -----------------------------------------------------------------
+    # -- the body and its receiver -------------------------------------------------------------
 
-    def deliver(self, receiver: IProtocol) -> None:
-        """Give what has come of the body, and what comes, to ``receiver``."""
+    def deliver(self, response: Response, receiver: IProtocol) -> None:
+        """Give what has come of a response's body, and what comes, to ``receiver``."""
         reply = self._reply
         self._receiver = receiver
-        receiver.makeConnection(self)  # type: ignore[arg-type]
-        if not self._closed:
-            self.transport.resumeProducing()
+        self.resume()
+        receiver.makeConnection(response)  # type: ignore[arg-type]
         early, self._early = self._early, b""
         if early and self._receiver is receiver:
             receiver.dataReceived(early)
@@ -298,33 +311,32 @@ class Connection(Protocol):
         elif self._closed:
             self._fail(Truncated("The backend's reply broke off before its end."))
 
-    def pauseProducing(self) -> None:
-        if not self._closed:
+    def pause(self) -> None:
+        """Read no more for now."""
+        if not self._closed and not self._paused:
+            self._paused = True
             self.transport.pauseProducing()
 
-    def resumeProducing(self) -> None:
-        if not self._closed:
-            self.transport.resumeProducing()
+    def resume(self) -> None:
+        """Read again."""
+        if self._paused:
+            self._paused = False
+            if not self._closed:
+                self.transport.resumeProducing()
 
-    def abortConnection(self) -> None:
-        """The receiver wants no more, nor to be told of the end."""
+    def leave(self) -> None:
+        """Part from the request under way, and close."""
         self._part()
         self.abort()
 
-    stopProducing = abortConnection
-
-    def loseConnection(self) -> None:
-        """The receiver has all it needs: keep the connection if the body ends soon."""
-        if self._reply is not None and not self._closed and self._drained < 0:
-            self._receiver = None
+    def drain(self) -> None:
+        """Nobody needs the rest of the body: read it if it is short, else close."""
+        self.response = self._receiver = None
+        if not self._closed:
             self._drained = 0
-            self.transport.resumeProducing()
+            self.resume()
             self._drain_timer = self._reactor.callLater(DRAIN_SECONDS, self._drain_expired)
 
     def _drain_expired(self) -> None:
         self._drain_timer = None
         self.abort()
-
-
-def _why(reason: Failure) -> str:
-    return f"{type(reason.value).__name__}: {reason.getErrorMessage()}"

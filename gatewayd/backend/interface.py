@@ -31,6 +31,7 @@ class Reply:
 
     :param media_type: of the content type, lower case, without parameters.
     :param headers: those that may cross to the client.
+    :param parameters: of the content type, with the ``;`` before them, as far as they may cross.
     :param connect_seconds: what it took to have a connection; 0 where one was at hand.
     """
 
@@ -39,6 +40,7 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...]
     body: Body
     connect_seconds: float = 0.0
+    parameters: str = ""
 
 
 @attrs.frozen
@@ -66,14 +68,22 @@ class Backend(Protocol):
     ) -> Deferred[Reply]:
         """Send a call with this body. Cancelling the Deferred leaves at once, in any phase.
 
+        It never raises: what goes wrong is the Deferred's failure, so that the attempt is settled.
+
         :param traceparent: the caller's trace, to go on with it.
         """
 
     def check(self) -> Deferred[bool] | None:
-        """Ask how it is, where a way is configured: True is well, False is not ready yet."""
+        """Ask how it is, where a way is configured: True is well, False is not ready yet.
+
+        Never raises, as :meth:`send`.
+        """
 
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
-        """The models that it serves: entries of the models list, by name."""
+        """The models that it serves: entries of the models list, by name.
+
+        Never raises, as :meth:`send`.
+        """
 
     def close(self) -> None:
         """Drop idle connections."""

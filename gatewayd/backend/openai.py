@@ -1,14 +1,18 @@
-"""A backend that speaks the OpenAI API over HTTP, called with treq."""
+"""A backend that speaks the OpenAI API over HTTP, called with treq.
+
+llama.cpp's server, vLLM and Ollama need no class of their own: where one differs (llama.cpp says
+503 ``Loading model``, Ollama's empty list of models is ``null``), what it sends means the same
+from any other.
+"""
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Any
 from urllib.parse import urlsplit
 
-from twisted.internet import ssl
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -19,13 +23,14 @@ from gatewayd.config import BackendSettings, Limits
 from gatewayd.pem import x509_of
 from gatewayd.wire import models
 from gatewayd.wire.chat import with_usage
-from gatewayd.wire.errors import BadReply
+from gatewayd.wire.errors import AuthRefused, BadReply, UpstreamError
 from gatewayd.wire.others import Call
 
 from .agent import Agent
 from .calling import Caller
 from .headers import ReadyHeaders
 from .interface import Clocks, Reply
+from .tls import ClientTLS
 
 #: A backend's headers that cross to the client; the rest stays behind.
 _CROSSING = (b"retry-after", b"retry-after-ms", b"x-should-retry")
@@ -34,12 +39,23 @@ _CROSSING_PREFIX = b"x-ratelimit-"
 #: Where ``stream_options`` say whether tokens are counted; elsewhere they always are.
 _COUNTED = ("/v1/chat/completions", "/v1/completions")
 
+#: ``audio/mpeg; rate=24000``: the type, and parameters that are safe to pass on.
+_CONTENT_TYPE = re.compile(
+    rb"\s*(%b/%b)\s*(;.*)?" % ((rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}",) * 2)
+)
+_PARAMETERS = re.compile(rb";[ -~]{1,255}")
+#: The value of another header that crosses.
+_VALUE = re.compile(rb"[ -~]{0,255}")
+
 MODELS_BYTES = 4 * 1024 * 1024
 
 
 class OpenAIBackend:
     """
+    To make one opens nothing; so ``--check`` can make it, too.
+
     :param agent: in place of the one it would make; tests hand one in.
+    :raises ValueError: a setting cannot be used.
     """
 
     def __init__(
@@ -84,6 +100,11 @@ class OpenAIBackend:
     def send(
         self, call: Call, body: bytes, request_id: str, traceparent: str | None
     ) -> Deferred[Reply]:
+        return maybeDeferred(self._send, call, body, request_id, traceparent)
+
+    def _send(
+        self, call: Call, body: bytes, request_id: str, traceparent: str | None
+    ) -> Deferred[Reply]:
         accept = b"text/event-stream" if call.stream else b"application/json"
         if call.stream and self._count_usage and call.path in _COUNTED:
             body = with_usage(body)
@@ -93,18 +114,15 @@ class OpenAIBackend:
     def check(self) -> Deferred[bool] | None:
         if self._health is None:
             return None
-        return (
-            self._caller.get(self._health, self._head(str(uuid.uuid4()), b"application/json"))
-            .addCallback(_reply)
-            .addCallback(_health)
-        )
+        return self._get(self._health, str(uuid.uuid4())).addCallback(_health)
 
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
-        return (
-            self._caller.get("/v1/models", self._head(request_id, b"application/json"))
-            .addCallback(_reply)
-            .addCallback(_list_of_models, self._limits.json_depth)
-        )
+        listed = self._get("/v1/models", request_id)
+        return listed.addCallback(_list_of_models, self._limits.json_depth)
+
+    def _get(self, path: str, request_id: str) -> Deferred[Reply]:
+        headers = self._head(request_id, b"application/json")
+        return maybeDeferred(self._caller.get, path, headers).addCallback(_reply)
 
     def close(self) -> None:
         if isinstance(self._agent, Agent):
@@ -127,61 +145,82 @@ class OpenAIBackend:
         return ReadyHeaders(fields)
 
 
-#: llama.cpp's server speaks the same API, down to the error envelope.
-LlamaCppBackend = OpenAIBackend
-
-
-def _tls(settings: BackendSettings) -> IOpenSSLClientConnectionCreator | None:
-    """Always verified; ``tls_ca`` names what to trust in place of the system's store."""
+def _tls(settings: BackendSettings) -> ClientTLS | None:
+    """``tls_ca`` names what to trust in place of the system's store."""
     base = urlsplit(settings.url)
     if base.scheme != "https":
         return None
-    trust = None
-    if settings.tls_ca is not None:
-        trusted = [ssl.Certificate(certificate) for certificate in x509_of(settings.tls_ca)]
-        trust = ssl.trustRootFromCertificates(trusted)
-    return ssl.optionsForClientTLS(base.hostname or "", trustRoot=trust)
+    trusted = None if settings.tls_ca is None else x509_of(settings.tls_ca)
+    return ClientTLS(base.hostname or "", trusted)
 
 
 def _reply(response: IResponse) -> Reply:
     # treq wraps what the agent gave, which is all that is wanted here, and names it so.
     response = getattr(response, "original", response)
     crossing = []
-    media_type = ""
+    media_type = parameters = ""
     for name, values in response.headers.getAllRawHeaders():
-        lower = name.lower()
+        lower, value = name.lower(), values[0]
         if lower == b"content-type":
-            media_type = values[0].partition(b";")[0].strip().lower().decode("latin-1")
-        elif lower in _CROSSING or lower.startswith(_CROSSING_PREFIX):
-            crossing.append((lower, values[0]))
+            media_type, parameters = _content_type(value)
+        elif _crosses(lower) and _VALUE.fullmatch(value):
+            crossing.append((lower, value))
     return Reply(
         status=response.code,
         media_type=media_type,
         headers=tuple(crossing),
         body=response,
         connect_seconds=getattr(response, "connect_seconds", 0.0),
+        parameters=parameters,
     )
 
 
+def _crosses(name: bytes) -> bool:
+    return name in _CROSSING or name.startswith(_CROSSING_PREFIX)
+
+
+def _content_type(value: bytes) -> tuple[str, str]:
+    """The media type, in lower case, and its parameters where they may cross."""
+    found = _CONTENT_TYPE.fullmatch(value)
+    if found is None:
+        return "", ""
+    parameters = (found[2] or b"").rstrip()
+    safe = _PARAMETERS.fullmatch(parameters) is not None
+    return found[1].decode("ascii").lower(), parameters.decode("ascii") if safe else ""
+
+
 def _list_of_models(reply: Reply, depth: int) -> Deferred[dict[str, Any]]:
-    collector = _Collector(MODELS_BYTES)
-    reply.body.deliverBody(collector)
+    if reply.status in (401, 403):
+        raise _left(reply, AuthRefused("The backend refused the gateway's credentials."))
     if reply.status != 200:
-        collector.fail(BadReply("The backend refused to list its models."))
-    return collector.result.addCallback(models.decode_list, depth)
+        said = f"status {reply.status}"
+        raise _left(reply, BadReply("The backend refused to list its models.", detail=said))
+    return _collect(reply).addCallback(models.decode_list, depth)
 
 
 def _health(reply: Reply) -> Deferred[bool]:
     """200 is well; llama.cpp answers 503 ``Loading model`` while it does that."""
-    collector = _Collector(MODELS_BYTES)
-    reply.body.deliverBody(collector)
 
     def judge(body: bytes) -> bool:
         if reply.status != 200 and not (reply.status == 503 and b"oading model" in body):
             raise BadReply(f"The backend's health is {reply.status}.")
         return reply.status == 200
 
-    return collector.result.addCallback(judge)
+    return _collect(reply).addCallback(judge)
+
+
+def _collect(reply: Reply) -> Deferred[bytes]:
+    collector = _Collector(MODELS_BYTES)
+    reply.body.deliverBody(collector)
+    return collector.result
+
+
+def _left(reply: Reply, problem: UpstreamError) -> UpstreamError:
+    """Part from a body that nobody needs; if it ends soon, its connection is kept."""
+    collector = _Collector(MODELS_BYTES)
+    reply.body.deliverBody(collector)
+    collector.transport.loseConnection()
+    return problem
 
 
 class _Collector(Protocol):
@@ -191,20 +230,19 @@ class _Collector(Protocol):
 
     def __init__(self, limit: int) -> None:
         self.result: Deferred[bytes] = Deferred(lambda _: self.transport.abortConnection())
-        self._left = limit
-        self._parts: list[bytes] = []
+        self._limit = limit
+        self._body = bytearray()
 
     def dataReceived(self, data: bytes) -> None:
-        self._left -= len(data)
-        self._parts.append(data)
-        if self._left < 0:
+        self._body += data
+        if len(self._body) > self._limit:
             self.fail(BadReply("The backend's answer is too long."))
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         if self.result.called:
             return
         if reason.check(ResponseDone, PotentialDataLoss):
-            self.result.callback(b"".join(self._parts))
+            self.result.callback(bytes(self._body))
         else:
             self.result.errback(reason)
 

@@ -19,18 +19,24 @@ from .headers import ReadyHeaders
 #: Interim (1xx) replies before the real one. Each costs work and says nothing.
 MAX_INTERIM = 1000
 
+_LARGE = "The head of the backend's reply is too large."
+_ENDLESS = "The backend sent framing or trailers without end."
+
 _KEEP_ALIVE = re.compile(rb"(timeout|max)\s*=\s*(\d{1,9})", re.IGNORECASE)
 
 
 class ReplyParser:
     """Reads one reply; :meth:`feed` it, then look at what is known.
 
-    :param max_head: the most bytes that its head may take.
+    :param max_head: the most bytes that its head may take; also the most in a row that are no body
+        (sizes of chunks, their extensions, trailers). llhttp gathers a field until its line ends.
     """
 
     def __init__(self, max_head: int) -> None:
         self._max_head = max_head
-        self._head_size = self._fields_size = self._interim = 0
+        self._fields_size = self._interim = 0
+        self._head_ended = False  # within what is fed
+        self._empty = 0  # bytes since a head ended or since the last byte of the body
         self._fields: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._begun = False
@@ -66,16 +72,23 @@ class ReplyParser:
                 if isinstance(cause, UpstreamError)
                 else BadReply("The backend's reply is not valid HTTP.", detail=str(e))
             )
-        if not self.code:
-            self._head_size += len(data)
-            if self._head_size > self._max_head and self.problem is None:
-                self._wrong(BadReply("The head of the backend's reply is too large."))
         body = self._body
         if not body:
+            self._count_empty(len(data))
             return b""
+        self._empty = 0
         received = body[0] if len(body) == 1 else b"".join(body)
         body.clear()
         return received
+
+    def _count_empty(self, size: int) -> None:
+        """Bytes came and none of the body: of a head, or of framing and trailers."""
+        if self._head_ended:
+            self._head_ended, self._empty = False, 0
+            return
+        self._empty += size
+        if self._empty > self._max_head and self.problem is None:
+            self._wrong(BadReply(_ENDLESS if self.code else _LARGE))
 
     def close(self) -> None:
         """Nothing more will be read. The parser holds this, and this holds it."""
@@ -100,6 +113,7 @@ class ReplyParser:
             self._fields_size += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
+        self._head_ended = True
         code = self._parser.get_status_code()
         if code == 101:
             raise BadReply("The backend switched to another protocol.")
@@ -108,10 +122,10 @@ class ReplyParser:
             self._fields.clear()
             if self._interim > MAX_INTERIM:
                 raise BadReply("The backend sent interim replies without end.")
-            self._head_size = self._fields_size = 0
+            self._fields_size = 0
             return
         if self._fields_size > self._max_head:
-            raise BadReply("The head of the backend's reply is too large.")
+            raise BadReply(_LARGE)
         self._read_head()
         if code in (204, 304):
             self.framed = True

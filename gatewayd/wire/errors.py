@@ -168,8 +168,17 @@ class Overloaded(Refused):
     type = "server_error"
     code = "overloaded"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, headers=((b"retry-after", b"1"),))
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message, headers=((b"retry-after", b"1"),), detail=detail)
+
+
+class Exhausted(Overloaded):
+    """The gateway has no descriptor, memory or port left to ask a backend.
+
+    The backend is not to blame, and another one may have a connection that is open already.
+    """
+
+    elsewhere = True
 
 
 class Draining(Refused):

@@ -125,6 +125,8 @@ ROWS = [
     Row("B09-chunked-truncated", "chunked-truncated", TRUNCATED, None),
     Row("B09-stall-mid-body", "stall-mid-body", STALLED, None),
     Row("B09-bad-chunk", "bad-chunk", BAD, None),
+    Row("JSON-huge-trailer", "huge-trailer", BAD, None),
+    Row("JSON-huge-extension", "huge-extension", BAD, None),
     Row("B09-until-close", "eof-body", WHOLE, WHOLE),
     Row("B09-until-close-too-early", "eof-body+end-after:2", TRUNCATED, CUT),
     *[
@@ -170,6 +172,8 @@ ROWS = [
     Row("E09-reset-mid-body", "reset-mid-body:2", None, CUT),
     Row("E09-chunked-truncated", "chunked-truncated:2", None, CUT),
     Row("E09-bad-chunk", "bad-chunk", None, Cut(2, "upstream_bad_response|upstream_reset")),
+    Row("SSE-huge-trailer", "huge-trailer", None, Cut(2, "upstream_bad_response")),
+    Row("SSE-huge-extension", "huge-extension", None, Cut(2, "upstream_bad_response")),
     Row("E09-until-close", "eof-body+end-after:3", None, Cut(3, "upstream_reset")),
     Row("E09-before-the-first-event", "close-mid-body:0", TRUNCATED, TRUNCATED),
     Row("E11-stall-after", "stall-after:2", STALLED, CUT_STALLED),
@@ -459,14 +463,22 @@ def test_tls(secure: tuple[Daemon, FaultBackend], fault: str, stream: bool) -> N
 
 
 @STREAM
-@pytest.mark.parametrize("name", ["unknown", "expired", "wrong-host"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("unknown", "certificate verify failed: self-signed certificate"),
+        ("expired", "certificate verify failed: certificate has expired"),
+        ("wrong-host", "certificate verify failed: it is not for 127.0.0.1"),
+    ],
+)
 def test_a_certificate_that_proves_nothing(
     secure: tuple[Daemon, FaultBackend],
     certificates: dict[str, tuple[str, str]],
     name: str,
+    why: str,
     stream: bool,
 ) -> None:
-    """B06."""
+    """The log says what is wrong with it."""
     daemon, backend = secure
     good = backend.context
     backend.context = FaultBackend(tls=certificates[name]).context
@@ -475,6 +487,7 @@ def test_a_certificate_that_proves_nothing(
     finally:
         backend.context = good
     check(case, Err(502, "upstream_tls", "backend_unreachable", ran=False), attempts=0)
+    assert daemon.line(case.answer.id)["detail"] == why
 
 
 @pytest.mark.parametrize(
@@ -559,6 +572,7 @@ def test_silence_is_filled_with_comments(
         ("huge-header:64KB", False, BAD, 1 * MIB),
         ("many-headers:5000", False, BAD, 1 * MIB),
         ("endless-headers", True, BAD, 1 * MIB),
+        ("huge-trailer", True, Cut(2, "upstream_bad_response"), 1 * MIB),
         ("gzip-bomb:100MB", False, BAD, 10 * MIB),
         ("gzip-bomb:100MB", True, BAD, 10 * MIB),
         ("huge:20MB", False, BAD, 2 * MAX_REPLY),

@@ -1,0 +1,267 @@
+"""The connection to a backend where the kernel decides: addresses, descriptors, early answers,
+bytes that nobody asked for, and a loop that was held up."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.faultbackend import FaultBackend
+from tests.integration.faults import (
+    CONNECT,
+    PATIENT,
+    Answer,
+    Client,
+    Daemon,
+    ask,
+    certificate,
+    wait_for,
+    watched,
+)
+from tests.integration.processes import Gateway
+
+#: Far below what it takes for a clock to be due, far above what an answer takes.
+SOON = 1.5
+
+
+@contextmanager
+def held_up(daemon: Daemon) -> Iterator[None]:
+    """The gateway's loop does nothing meanwhile."""
+    daemon.send(signal.SIGSTOP)
+    try:
+        stat = Path(f"/proc/{daemon.pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", 2, "its stop")
+        yield
+    finally:
+        daemon.send(signal.SIGCONT)
+
+
+# -- where a backend is ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_backend_at_an_address(tmp_path: Path, host: str, secure: bool) -> None:
+    pair = certificate(tmp_path, "backend", host=host) if secure else None
+    with FaultBackend(host=host, tls=pair) as sim:
+        config = f"[backend b]\nurl = {sim.url}/v1\nhealth = /health\n"
+        if pair is not None:
+            config += f"tls_ca = {pair[0]}\n"
+        with Gateway(folder=tmp_path, config=config) as gateway:
+            for _ in range(2):
+                with Client(gateway.port) as client:
+                    assert client.answer(client.ask(stream=True)).whole
+            assert listed(gateway.port) == ["sim-model"]
+            assert [record.violations for record in sim.records if record.violations] == []
+
+
+def test_backends_at_names_with_an_underscore_start_and_take_nothing_from_others(
+    tmp_path: Path,
+) -> None:
+    """No resolver knows these names here; that is a 502 of theirs and no fault of the gateway."""
+    with FaultBackend() as sim:
+        config = f"""
+            [backend good]
+            url = {sim.url}
+            models = sim-model
+            [backend plain]
+            url = http://no_such_host.invalid:1
+            models = plain
+            health = /health
+            [backend secure]
+            url = https://no_such_host.invalid:1
+            models = secure
+            """
+        config = "\n".join(map(str.strip, config.splitlines()))
+        with Gateway(folder=tmp_path, config=config) as gateway, Client(gateway.port) as client:
+            assert listed(gateway.port) == ["sim-model", "plain", "secure"]
+            for model in ("plain", "secure") * 2:
+                answer = client.answer(client.ask(model=model))
+                assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_dns")
+
+
+def listed(port: int) -> list[str]:
+    with Client(port) as client:
+        client.sock.sendall(b"GET /v1/models HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        answer = client.answer("")
+    assert answer.status == 200, answer
+    return [entry["id"] for entry in answer.json()["data"]]
+
+
+# -- descriptors -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_descriptor_left(daemon: Daemon) -> Iterator[None]:
+    """It can open nothing more than what it has."""
+    number = resource.RLIMIT_NOFILE
+    soft, hard = resource.prlimit(daemon.pid, number)
+    resource.prlimit(daemon.pid, number, (daemon.descriptors(), hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(daemon.pid, number, (soft, hard))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+def test_without_a_descriptor_for_a_backend_the_gateway_is_overloaded_and_blames_nobody(
+    tmp_path: Path, host: str, secure: bool
+) -> None:
+    pair = certificate(tmp_path, "backend") if secure else None
+    with FaultBackend(tls=pair, close_after_reply=True) as sim:
+        url = sim.url.replace("127.0.0.1", host)
+        with (
+            Daemon(tmp_path, url, tls_ca=pair[0] if pair else "") as daemon,
+            Client(daemon.port) as client,
+        ):
+            client.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
+            assert client.answer("").status == 200
+            descriptors = daemon.descriptors()
+            secure_by_name = secure and host == "localhost"  # its certificate is for the address
+            first = client.answer(client.ask())
+            assert first.status == (502 if secure_by_name else 200)
+            wait_for(lambda: daemon.descriptors() <= descriptors, 2, "no connection to it")
+            with no_descriptor_left(daemon):
+                for _ in range(6):
+                    answer = client.answer(client.ask())
+                    assert (answer.status, answer.json()["error"]["code"]) == (503, "overloaded")
+                    assert "open files" in daemon.line(answer.id)["detail"]
+                    assert daemon.line(answer.id)["end"] == "refused"
+            if not secure_by_name:
+                assert client.answer(client.ask()).status == 200
+
+
+# -- what a connection still holds -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [5_000_000, 300_000], ids=["in the gateway", "in the kernel"])
+def test_a_connection_whose_backend_answered_before_it_had_the_request_is_not_used_again(
+    tmp_path: Path, size: int
+) -> None:
+    with (
+        FaultBackend(on_accept="early", so_rcvbuf=4096) as sim,
+        Daemon(tmp_path, sim.url, limits_request_body="8 MiB") as daemon,
+    ):
+        for _ in range(3):
+            began = time.monotonic()
+            answer = post_large(daemon.port, size)
+            assert answer.status == 429 and time.monotonic() - began < SOON
+        assert sim.connections_total == 3
+        sim.on_accept = "serve"
+        assert ask(daemon).status == 200
+
+
+def post_large(port: int, size: int) -> Answer:
+    content = "a" * size
+    body = json.dumps({"messages": [{"role": "user", "content": content}]}).encode()
+    with Client(port) as client:
+        client.sock.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        client.sock.sendall(body)
+        return client.answer("")
+
+
+def test_bytes_that_come_behind_a_reply_are_not_the_next_clients(tmp_path: Path) -> None:
+    """They come while the loop is held up, and behind the next request: it sees that one first."""
+    with (
+        FaultBackend() as sim,
+        watched(Daemon(tmp_path, sim.url, **PATIENT), sim, warm=False) as daemon,
+        Client(daemon.port) as client,
+    ):
+        assert client.answer(client.ask("surplus:0.3")).whole
+        with held_up(daemon):
+            second = client.ask()
+            time.sleep(0.6)  # the surplus comes
+        answer = client.answer(second)
+        assert b"stolen" not in answer.body and answer.json()["object"] == "chat.completion"
+        (first, record) = sim.records[-2:]
+        assert record.connection != first.connection
+
+
+def test_a_connection_that_its_backend_has_closed_already_is_not_tried_first(
+    tmp_path: Path,
+) -> None:
+    """A request whose backend has gone meanwhile need not be sent twice."""
+    with (
+        FaultBackend(keep_alive_seconds=0.3) as sim,
+        watched(Daemon(tmp_path, sim.url, **PATIENT), sim, warm=False) as daemon,
+        Client(daemon.port) as client,
+    ):
+        assert client.answer(client.ask()).whole
+        with held_up(daemon):
+            second = client.ask()
+            time.sleep(0.6)  # it is closed
+        assert client.answer(second).whole
+        assert len(sim.records_for(second)) == 1
+
+
+# -- a loop that was held up -----------------------------------------------------------------------
+
+
+def test_a_connection_that_the_kernel_made_while_the_loop_was_held_up_is_used(
+    tmp_path: Path,
+) -> None:
+    """The clock ``connect`` is due when the loop goes on, and the connection is there by then."""
+    with (
+        full_listener() as (listener, fillers),
+        Daemon(tmp_path, f"http://127.0.0.1:{listener.getsockname()[1]}") as daemon,
+        Client(daemon.port) as client,
+    ):
+        asked = client.ask()
+        time.sleep(CONNECT / 4)  # the SYN is dropped; the kernel sends it again after a second
+        with held_up(daemon):
+            connection = accept(listener, fillers)
+            time.sleep(CONNECT / 2)
+        with connection:
+            connection.settimeout(5)
+            assert connection.recv(65536).startswith(b"POST /v1/chat/completions ")
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(COMPLETION) + COMPLETION
+            )
+            assert client.answer(asked).status == 200
+        assert daemon.line(asked)["connect_ms"] > CONNECT * 1000
+
+
+COMPLETION = b'{"object":"chat.completion","choices":[{"index":0,"finish_reason":"stop"}]}'
+
+
+@contextmanager
+def full_listener() -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+    """A port that answers no SYN while those sockets fill its queue (Linux)."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        try:
+            yield listener, fillers
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+def accept(listener: socket.socket, fillers: list[socket.socket]) -> socket.socket:
+    """Empty the queue and return the first connection that is no filler."""
+    ports = [filler.getsockname()[1] for filler in fillers]
+    for filler in fillers:
+        filler.close()
+    listener.settimeout(10)
+    while True:
+        connection, (_, port) = listener.accept()
+        if port not in ports:
+            return connection
+        connection.close()
