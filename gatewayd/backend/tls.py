@@ -47,7 +47,7 @@ class ClientTLS:
         if trusted is None:
             context.set_default_verify_paths()
         else:
-            store = context.get_cert_store()
+            store: Any = context.get_cert_store()
             for certificate in trusted:
                 store.add_cert(certificate)
 
