@@ -293,6 +293,34 @@ def test_it_is_started_again_and_nobody_is_refused_meanwhile(
     assert f"Failed with result '{result}'" in debian.machine.journal()
 
 
+def test_while_it_cannot_start_clients_are_told_and_it_serves_once_the_mistake_is_gone(
+    debian: Installed,
+) -> None:
+    debian.serve()
+    debian.machine.path(INI).write_text("[gateway]\ndrain = soon\n")
+    status, _ = debian.machine.attempt("systemctl restart gatewayd")
+    assert status != 0
+    answer = chat(debian, id="mistake")
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "not_started")
+    debian.machine.path(INI).write_text(debian.ini)
+    wait_for(lambda: chat(debian, id="good").status == 200, START, "a start with good settings")
+
+
+def test_with_workers_it_serves_reloads_and_stops_under_the_unit_too(debian: Installed) -> None:
+    config = ini(gateway={"workers": 2})
+    debian.serve(config)
+    assert debian.show("StatusText") == "2 workers serve"
+    assert chat(debian, id="workers").status == 200
+    debian.machine.path(INI).write_text("[broken")
+    assert debian.machine.attempt("systemctl reload gatewayd")[0] != 0
+    assert "the last reload failed" in debian.show("StatusText")
+    debian.machine.path(INI).write_text(config)
+    debian.run("systemctl reload gatewayd")
+    assert debian.show("StatusText") == "2 workers serve"
+    debian.run("systemctl stop gatewayd.socket gatewayd.service")
+    assert (debian.show("Result"), debian.show("NRestarts")) == ("success", "0")
+
+
 def test_a_restart_under_load_costs_no_request(debian: Installed) -> None:
     over = threading.Event()
 
