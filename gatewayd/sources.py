@@ -18,6 +18,9 @@ from gatewayd import ini
 from gatewayd.files import read_file
 from gatewayd.values import secret
 
+#: The most mistakes that are listed: a file of something else has one in each line.
+MOST_PROBLEMS = 100
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PROPER = "expected one of letters, digits and . _ -, at most 64"
 # What Kubernetes puts into the environment for services named gatewayd and gatewayd-something.
@@ -63,6 +66,11 @@ class Place(NamedTuple):
     text: str
 
 
+def _place(path: str, line: int, what: str = "") -> Place:
+    """A place in an ini file; line 0 is the file as a whole."""
+    return Place(0, line, path + (f":{line}" if line else "") + (what and f": {what}"))
+
+
 class Gathering:
     """What the sources have given so far: values by section and key, and what is wrong.
 
@@ -93,17 +101,14 @@ class Gathering:
     # The file
 
     def read_ini(self, path: str) -> None:
-        def place(line: int, what: str = "") -> Place:
-            return Place(0, line, path + (f":{line}" if line else "") + (what and f": {what}"))
-
-        def blame(line: int, reason: str, what: str = "") -> None:
-            self.problems.append((place(line, what), reason))
+        def blame(line: int, reason: str) -> None:
+            self.problems.append((_place(path, line), reason))
 
         try:
             file = read_file(path)
         except ValueError as error:
             return blame(0, str(error))
-        content, exposed = file.content, file.readable_by(stat.S_IRGRP | stat.S_IROTH)
+        content = file.content
         if b"\0" in content:
             line = content.count(b"\n", 0, content.index(b"\0")) + 1
             return blame(line, "has a NUL byte, expected a text file")
@@ -112,33 +117,45 @@ class Gathering:
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
             return blame(line, "is not UTF-8, expected a text file")
-        for mistake in mistakes:
+        for mistake in mistakes[: MOST_PROBLEMS + 1]:
             blame(mistake.line, mistake.reason)
-        for start, section, entries in found:
-            header = f"[{section[:80]}]"
-            kind, _, name = section.partition(" ")
-            if kind in self.schema.named and not _NAME.fullmatch(name):
-                blame(start, f"has no proper name, {_PROPER}", header)
-            elif kind not in self.schema.keys or (name and kind not in self.schema.named):
-                known = [f"[{self.schema.title(kind)}]" for kind in self.schema.keys]
-                blame(start, f"unknown section, {_instead(header, known)}", header)
-            else:
-                if section in self.sections:
-                    blame(start, "is there twice, expected once", header)
-                self.sections.setdefault(section, {})
-                self.places[section, ""] = place(start, f"{header} ")
-                for line, key, text in entries:
-                    if key not in self.schema.keys[kind]:
-                        what = f"{header} {_key_shown(key, self.schema.keys[kind])}"
-                        blame(line, f"unknown key, {_instead(key, self.schema.keys[kind])}", what)
-                        continue
-                    here = place(line, f"{header} {key}")
-                    if (section, key) in self.places:
-                        first = self.places[section, key].line
-                        self.problems.append((here, f"is given on line {first} too, expected once"))
-                    self.put(section, key, text, here)
-                    if exposed and self.schema.keys[kind][key].parse is secret:
-                        self.warn_exposed(here)
+        for section in found:
+            self._read_section(path, section, file.readable_by(stat.S_IRGRP | stat.S_IROTH))
+
+    def _read_section(self, path: str, found: ini.Section, exposed: bool) -> None:
+        """:param exposed: whether others may read the file."""
+        header = f"[{found.name[:80]}]"
+        kind, _, name = found.name.partition(" ")
+        place = _place(path, found.line, header)
+        if kind in self.schema.named and not _NAME.fullmatch(name):
+            self.problems.append((place, f"has no proper name, {_PROPER}"))
+            return
+        if kind not in self.schema.keys or (name and kind not in self.schema.named):
+            known = [f"[{self.schema.title(kind)}]" for kind in self.schema.keys]
+            self._unknown_name(place, "section", header, known)
+            return
+        if found.name in self.sections:
+            self.problems.append((place, "is there twice, expected once"))
+        self.sections.setdefault(found.name, {})
+        self.places[found.name, ""] = _place(path, found.line, f"{header} ")
+        keys = self.schema.keys[kind]
+        for line, key, text in found.entries:
+            if key not in keys:
+                place = _place(path, line, f"{header} {_key_shown(key, keys)}")
+                self._unknown_name(place, "key", key, keys)
+                continue
+            place = _place(path, line, f"{header} {key}")
+            if (found.name, key) in self.places:
+                first = self.places[found.name, key].line
+                self.problems.append((place, f"is given on line {first} too, expected once"))
+            self.put(found.name, key, text, place)
+            if exposed and keys[key].parse is secret:
+                self.warn_exposed(place)
+
+    def _unknown_name(self, place: Place, what: str, name: str, known: Iterable[str]) -> None:
+        # Looking for a similar name takes long; nobody will read it behind so many others.
+        near = _instead(name, known) if len(self.problems) <= MOST_PROBLEMS else ""
+        self.problems.append((place, f"unknown {what}, {near}"))
 
     # The environment and the command line
 
@@ -227,7 +244,9 @@ class Gathering:
         self.warn(place, f"others may read the file of this key, expected one with mode {mode}")
 
     def problem_lines(self) -> tuple[str, ...]:
-        return tuple(_one_line(f"{place.text}: {why}") for place, why in sorted(self.problems))
+        listed = sorted(self.problems)[:MOST_PROBLEMS]
+        lines = tuple(_one_line(f"{place.text}: {why}") for place, why in listed)
+        return (*lines, "There are more mistakes.") if len(self.problems) > len(listed) else lines
 
     def warning_lines(self) -> tuple[str, ...]:
         return tuple(map(_one_line, self.warnings))

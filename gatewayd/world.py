@@ -94,11 +94,14 @@ def _targets(
     """The configured backends in their order, or the echo when there is none."""
     if not settings.backends:
         yield _echo(settings, reactor, before)
+    servers = _servers(before)
     for own in settings.backends:
         try:
-            yield _renewed(own, settings, before) or Target(
-                OpenAIBackend(own, settings.limits, reactor), reactor, own.models, own.in_flight
-            )
+            if known := servers.get(_server(own)):
+                yield _renewed(*known, own, settings)
+            else:
+                made = OpenAIBackend(own, settings.limits, reactor)
+                yield Target(made, reactor, own.models, own.in_flight)
         except Exception as error:
             problems.append(f"[backend {own.name}]: cannot be used ({error})")
 
@@ -110,20 +113,29 @@ def _echo(settings: Settings, reactor: Any, before: World | None) -> Target | Re
     return Renewal(before.targets[0], backend)
 
 
-def _renewed(own: BackendSettings, settings: Settings, before: World | None) -> Renewal | None:
-    """What becomes of the target that has connections to this server already."""
-    for target in before.targets if before is not None else ():
-        backend = target.backend
-        if isinstance(backend, OpenAIBackend) and _server(backend.settings) == _server(own):
-            again = backend.renewed(own, settings.limits)
-            unknown = own.health != backend.settings.health
-            return Renewal(target, again, own.models, own.in_flight, unknown)
-    return None
+_Server = tuple[object, ...]
 
 
-def _server(own: BackendSettings) -> tuple[object, ...]:
+def _server(own: BackendSettings) -> _Server:
     """What makes a backend the same server to the gateway."""
     return own.name, own.url, own.api_key, own.tls_ca
+
+
+def _servers(before: World | None) -> dict[_Server, tuple[Target, OpenAIBackend]]:
+    """The servers to which there may be connections already."""
+    return {
+        _server(target.backend.settings): (target, target.backend)
+        for target in (before.targets if before is not None else ())
+        if isinstance(target.backend, OpenAIBackend)
+    }
+
+
+def _renewed(
+    target: Target, backend: OpenAIBackend, own: BackendSettings, settings: Settings
+) -> Renewal:
+    again = backend.renewed(own, settings.limits)
+    unknown = own.health != backend.settings.health
+    return Renewal(target, again, own.models, own.in_flight, unknown)
 
 
 def _certificate(settings: Settings, problems: list[str]) -> SSL.Context | None:
