@@ -43,7 +43,7 @@ from gatewayd.api.site import Site
 from gatewayd.api.tls import Certificate
 from gatewayd.backend.prober import Prober
 from gatewayd.bound import evolved, keep_bound
-from gatewayd.config import ConfigError, Settings, warnings_of
+from gatewayd.config import ConfigError, Settings
 from gatewayd.drain import Drain
 from gatewayd.exchange import Exchange
 from gatewayd.listening import adopt, listen
@@ -53,7 +53,7 @@ from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.access import AccessLog
 from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot, share
 from gatewayd.worker import Lifeline, Supervised
-from gatewayd.world import World, build
+from gatewayd.world import World, build, dangers
 
 _log = Logger()
 
@@ -176,8 +176,8 @@ class GatewayService(Service):
         return ", ".join(target.backend.name for target in self.api.router.targets)
 
     def _warn(self) -> None:
-        """Say what is dangerous in the settings that hold now."""
-        for warning in warnings_of(self.settings):
+        """Say what should be seen to in the settings that hold now."""
+        for warning in dangers(self.settings):
             _log.warn("{warning}", warning=warning)
 
     def _open_access_log(self, settings: Settings) -> AccessLog:

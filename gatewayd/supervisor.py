@@ -34,8 +34,9 @@ from twisted.python.failure import Failure
 
 from gatewayd import reloading
 from gatewayd.api.metrics import metrics_site
+from gatewayd.api.site import Site
 from gatewayd.bound import keep_bound
-from gatewayd.config import ConfigError, Settings, warnings_of
+from gatewayd.config import ConfigError, Settings
 from gatewayd.listening import bind, listen, take
 from gatewayd.notify import Systemd, inherited_sockets
 from gatewayd.sharedfolder import SharedFolder
@@ -44,7 +45,7 @@ from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.metrics import SHARED, forget_worker, shared_text
 from gatewayd.worker import FIRST_SOCKET, WORKER_NUMBER, Handover
 from gatewayd.workerprocess import LOOK_SECONDS, Notices, WorkerProcess
-from gatewayd.world import build
+from gatewayd.world import build, dangers
 
 _log = Logger()
 
@@ -98,6 +99,7 @@ class Supervisor(Service):
         self._kept = False
         self._folder: SharedFolder | None = None
         self._metrics_port: Any = None
+        self._metrics_site: Site | None = None
         self._timers: dict[object, IDelayedCall] = {}
         self._announced = False
         self._reloading = False
@@ -117,12 +119,15 @@ class Supervisor(Service):
             self._sockets = [bind(gateway.listen, gateway.port)]
         if self.settings.metrics.listen is not None:
             site = metrics_site(self._metrics, self.settings, self.reactor)
+            self._metrics_site = site
             self._metrics_port = listen(self.reactor, *self.settings.metrics.listen, site)
 
     def startService(self) -> None:
         if not self._sockets:
             self.privilegedStartService()
         super().startService()
+        for said in dangers(self.settings):
+            _log.warn("{said}", said=said)
         self._folder = SharedFolder()
         for worker in self._workers:
             self.reactor.listenUNIXDatagram(self._notify_address(worker), Notices(worker))
@@ -246,8 +251,11 @@ class Supervisor(Service):
     def _accept(self, settings: Settings, differences: Sequence[str]) -> None:
         self.settings = settings
         errorlog.set_level(settings.log.level)
-        for said in (*(f"reload: {said}" for said in differences), *warnings_of(settings)):
+        for said in (*(f"reload: {said}" for said in differences), *dangers(settings)):
             _log.warn("{said}", said=said)
+        site = self._metrics_site
+        if site is not None:
+            site.replace(site.resource, settings, site.admit)
         self._tell_all(attrs.evolve(settings, warnings=()))
 
     def _tell_all(self, settings: Settings | None) -> None:

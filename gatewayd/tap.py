@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from twisted.application.app import ServerOptions
 from twisted.application.reactors import getReactorTypes
 from twisted.application.service import IService
-from twisted.logger import Logger
 from twisted.python import usage
 
 from gatewayd import __version__
@@ -120,10 +119,6 @@ def makeService(options: Options) -> IService:
 
     use_monotonic_time(reactor)
     descriptors.raise_limit()
-    if options.supervised is None:  # else the supervisor has said it
-        log = Logger()
-        for warning in descriptors.warnings(options.settings):
-            log.warn("{warning}", warning=warning)
     try:
         if options.settings.gateway.workers > 1 and options.supervised is None:
             # twist has no such option, and never leaves the foreground.

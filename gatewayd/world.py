@@ -17,13 +17,14 @@ from typing import Any
 import attrs
 from OpenSSL import SSL
 
+from gatewayd import descriptors
 from gatewayd.api.app import API
 from gatewayd.api.routes import Routes
 from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.interface import Backend
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.backend.routing import Router, Target
-from gatewayd.config import BackendSettings, ConfigError, Settings
+from gatewayd.config import BackendSettings, ConfigError, Settings, warnings_of
 from gatewayd.pem import server_context
 
 
@@ -86,6 +87,11 @@ def build(
     else:
         api = before.api.replaced(settings, router)
     return World(settings, api, api.resource(), certificate, renewals)
+
+
+def dangers(settings: Settings) -> list[str]:
+    """What works but should be seen to, one sentence each, for the log of this process."""
+    return [*warnings_of(settings), *descriptors.warnings(settings)]
 
 
 def _targets(

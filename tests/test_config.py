@@ -322,6 +322,13 @@ class TestMistakes:
         )
         assert lines[8] == "FILE:12: [gateway]: is there twice, expected once"
 
+    def test_of_very_many_the_first_are_reported(self, write: Write) -> None:
+        for text in ("[gateway]\n" + "port = 1\n" * 2000, "[x]\n" * 2000, "[log]\n" + "y\n" * 2000):
+            lines = ini_problems(write, text)
+            assert len(lines) == 101
+            assert lines[0].startswith(("FILE:1: ", "FILE:2: ", "FILE:3: "))
+            assert lines[-1] == "There are more mistakes."
+
     def test_the_keys_of_a_repeated_section_are_looked_at_too(self, write: Write) -> None:
         text = "[log]\nlevel = info\n[log]\nlevel = x\n[log]\nlevel = y\n"
         assert [line.split(": ")[0] for line in ini_problems(write, text)] == [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd import world
@@ -268,6 +270,35 @@ class KeptTargets(Reloads):
         self.reload(metrics + "[limits]\nconnections = 7\n[gateway]\napi_title = other\n")
         assert site.settings.limits.connections == 7
         assert (b"server", b"other") in site.common_headers()
+
+
+class Warned(Reloads):
+    def said(self, do: Callable[[], object]) -> list[str]:
+        with capturedLogs() as events:
+            do()
+        return [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+
+    def test_a_reload_without_tokens_is_judged_by_the_address_that_is_bound(self) -> None:
+        token = f"[token a]\nsha256 = {'ab' * 32}\n"
+        self.serve("[gateway]\nlisten = 0.0.0.0\n" + token)
+        assert self.said(lambda: self.reload("[gateway]\nlisten = 0.0.0.0\n" + token)) == []
+        bound, dangerous = self.said(lambda: self.reload(""))
+        assert "[gateway] listen stays 0.0.0.0 until a restart" in bound
+        assert "0.0.0.0 is not a loopback address, and without a token" in dangerous
+
+    def test_one_that_only_the_file_opens_to_all_is_not_judged_by_the_file(self) -> None:
+        self.serve("")
+        (bound,) = self.said(lambda: self.reload("[gateway]\nlisten = 0.0.0.0\n"))
+        assert "[gateway] listen stays 127.0.0.1 until a restart" in bound
+
+    def test_a_certificate_that_has_expired_is_said_at_every_reload(self) -> None:
+        crt, key = certificate(self.folder, "own", days=-1)
+        Path(key).chmod(0o600)
+        text = f"[gateway]\ntls_certificate = {crt}\ntls_key = {key}\n"
+        self.serve(text)
+        for _ in range(2):
+            (expired,) = self.said(lambda: self.reload(text))
+            assert "[gateway] tls_certificate: has expired on " in expired
 
 
 class RenewedFiles(Reloads):

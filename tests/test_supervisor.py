@@ -281,6 +281,54 @@ def test_a_mistake_is_said_once_and_reaches_no_worker(world: World) -> None:
     assert isinstance(handover, Handover) and handover.settings == accepted
 
 
+def test_settings_that_workers_could_not_use_are_not_accepted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ConfigError(("[backend a]: cannot be used",))
+
+    world.both_serve()
+    accepted = world.supervisor.settings
+    world.loaded = settings(gateway_workers="2", gateway_port="0", gateway_api_title="other")
+    monkeypatch.setattr("gatewayd.supervisor.build", fails)
+    world.supervisor._reload()
+    assert [process.told[1:] for process in world.processes] == [[None], [None]]
+    assert world.supervisor.settings is accepted
+    assert world.supervisor._failed
+
+
+def test_a_fault_of_our_own_in_a_reload_keeps_nobody_waiting(
+    world: World, told_systemd: list[str]
+) -> None:
+    def broken() -> Settings:
+        raise ZeroDivisionError
+
+    world.both_serve()
+    world.supervisor._load = broken
+    with capturedLogs() as events:
+        world.supervisor._reload()
+    assert [event["log_failure"].type for event in events if "log_failure" in event] == [
+        ZeroDivisionError
+    ]
+    assert told_systemd[-2:] == ["RELOADING=1", "READY=1"]
+
+
+def test_what_is_dangerous_is_said_at_the_start_and_at_a_reload(world: World) -> None:
+    open_to_all = "is not a loopback address, and without a token"
+    world.loaded = settings(
+        gateway_workers="2", gateway_port="0", gateway_listen="0.0.0.0", token_a_sha256="ab" * 32
+    )
+    other = Supervisor(world.loaded, world.load, Reactor(), [], False)
+    world.loaded = settings(gateway_workers="2", gateway_port="0", gateway_listen="0.0.0.0")
+    with capturedLogs() as events:
+        other.startService()
+        assert not any(open_to_all in str(event.get("said")) for event in events)
+        other._reload()
+    other.stopService()
+    said = [event for event in events if open_to_all in str(event.get("said"))]
+    assert [event["log_level"].name for event in said] == ["warn"]
+
+
 @pytest.fixture
 def told_systemd(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
