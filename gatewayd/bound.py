@@ -8,7 +8,8 @@ import attrs
 
 from gatewayd.config import Settings
 
-_BOUND = {
+#: By section, the keys of what is bound.
+BOUND = {
     "gateway": ("listen", "port", "workers"),
     "metrics": ("listen",),
 }
@@ -17,7 +18,7 @@ _BOUND = {
 def keep_bound(before: Settings, after: Settings) -> tuple[Settings, list[str]]:
     """Other settings, but with what cannot change as it was; and a sentence for each difference."""
     said = []
-    for section, keys in _BOUND.items():
+    for section, keys in BOUND.items():
         old, new = getattr(before, section), getattr(after, section)
         for key in keys:
             value = getattr(old, key)

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gatewayd import ini, values
+from gatewayd.bound import BOUND, keep_bound
 from gatewayd.config import (
     BackendSettings,
     ConfigError,
@@ -25,6 +26,7 @@ from gatewayd.config import (
     load,
     warnings_of,
 )
+from gatewayd.sources import About
 from gatewayd.values import Secret
 
 ROOT = Path(__file__).parent.parent
@@ -600,7 +602,9 @@ def test_any_text_is_settings_or_mistakes(
         settings = load(environ, path=str(path))
     except ConfigError as error:
         assert error.problems
-        assert all(line.isprintable() for line in error.problems)
+        for line in error.problems:
+            assert line.isprintable()
+            assert re.match(rf"{path}:[1-9][0-9]*: |environment: (PORT|BACKEND_URL): ", line)
     else:
         assert settings.gateway.port in range(65536)
 
@@ -666,6 +670,23 @@ class TestDocumentation:
             )
             for section, key, about in describe()
         }
+
+    def test_what_stays_until_a_restart_is_listed_there(self) -> None:
+        listed = DOCS.partition("Until a restart these stay")[2].partition("A backend whose")[0]
+        found = set(re.findall(r"``\[(\w+)\] (\w+)``", listed))
+        bound = {(section, key) for section, keys in BOUND.items() for key in keys}
+        assert found == bound | {("gateway", "tls_certificate")}
+
+    @pytest.mark.parametrize(("section", "key", "about"), list(describe()))
+    def test_every_other_setting_changes_with_a_reload(
+        self, section: str, key: str, about: About
+    ) -> None:
+        if section.endswith(" NAME"):
+            return  # a backend or token is taken over as a whole
+        other = attrs.evolve(getattr(Settings(), section), **{key: object()})
+        kept, said = keep_bound(Settings(), attrs.evolve(Settings(), **{section: other}))
+        stays = key in BOUND.get(section, ()) or key == "tls_certificate"
+        assert (kept == Settings()) == stays == bool(said)
 
     def test_the_mistakes_in_it_look_as_they_do(self, write: Write) -> None:
         path = write("\n\n[gateway]\nport = abc\n\n\n\n[timeouts]\nconect = 3\n")
