@@ -73,6 +73,9 @@ Events (SSE)
   done-early:N             [DONE] after N events                error-event:N  error after N events
   error-then-done:N        an error and then [DONE]             not-json:N     a text after N events
   comment-only[:S=0.1]     a comment every S, for ever          huge-event:SIZE  one of SIZE
+  pings:N[:S=0.1]          N events, then a ping every S        empty-chunks:N[:S=0.1]  the same
+                           for ever                             with chunks whose delta is empty
+  null-first               data: null before the first event, as llama.cpp sends it
   no-newline[:SIZE=8MB]    two events, then SIZE bytes of one line, then silence
 """
 
@@ -1003,6 +1006,23 @@ def not_json(reply: Reply, n: int) -> None:
 @fault("comment-only")
 def comment_only(reply: Reply, seconds: float = 0.1) -> None:
     reply.edit(only(itertools.cycle([Raw(b": ping\n\n"), Wait(seconds)])), sse=True)
+
+
+@fault("pings")
+def pings(reply: Reply, n: int, seconds: float = 0.1) -> None:
+    ping = Raw(b'event: ping\ndata: {"type": "ping"}\n\n')
+    reply.edit(after(n, *[ping, Wait(seconds)] * 1000), sse=True)
+
+
+@fault("empty-chunks")
+def empty_chunks(reply: Reply, n: int, seconds: float = 0.1) -> None:
+    empty = reply.chunk('{"content":""}')
+    reply.edit(after(n, *[empty, Wait(seconds)] * 1000), sse=True)
+
+
+@fault("null-first")
+def null_first(reply: Reply) -> None:
+    reply.edit(after(0, Event(b"null", counted=False), keep=True), sse=True)
 
 
 @fault("huge-event")

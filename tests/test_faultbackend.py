@@ -32,7 +32,7 @@ EXAMPLES = """
     redirect:302 json-body:deep ct:text/html enc:br gzip-bomb:3MB huge:200KB huge-header:64KB
     many-headers:500 end-after:2 pause:1:0.01 conn-close-spelling:Close,X drip:50:0.0001
     tokens:3 usage:finish done-linger:0.01 done-early:2 error-event:2 error-then-done:1 not-json:1
-    huge-event:20KB
+    huge-event:20KB pings:1:0 empty-chunks:1:0
 """
 EXAMPLE = {example.partition(":")[0]: example for example in EXAMPLES.split()}
 

@@ -189,6 +189,12 @@ ROWS = [
     both("E14-usage-on-finish", "usage:finish", WHOLE),
     Row("E15-empty-stream", "empty-stream", WHOLE, BAD),
     Row("E16-comment-only", "comment-only", WHOLE, LATE),
+    Row("pings-in-place-of-a-reply", "pings:0", WHOLE, LATE),
+    Row("pings-after-two-events", "pings:2", WHOLE, CUT_STALLED),
+    Row("chunks-without-text-after-two-events", "empty-chunks:2", WHOLE,
+        Cut(None, "upstream_timeout", "backend_timeout")),
+    both("null-in-place-of-the-first-event", "null-first", WHOLE),
+    Row("a-document-with-an-open-choice", "json-for-sse+two-choices:open", WHOLE, TRUNCATED),
     Row("E18-huge-event", "huge-event:900KB", WHOLE, WHOLE),
     # What the page's promises say besides.
     Row("promise-3-done-with-an-open-choice", "done-early:2", WHOLE, CUT),

@@ -162,6 +162,18 @@ def test_a_real_model_streams_in_order_and_as_it_speaks(chat: Gateway, connect: 
     assert_it_came_bit_by_bit(arrivals)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_several_prompts_stream_side_by_side(chat: Gateway, connect: Connect, n: int) -> None:
+    """llama.cpp begins the stream of each with ``data: null``."""
+    prompts = ["One,", "A, B,", "Mon, Tue,"]
+    for _ in range(4 // n):  # not one of them is held against the backend
+        stream = connect(chat).completions.create(
+            model="smollm2", prompt=prompts, n=n, max_tokens=2, stream=True
+        )
+        reasons = {c.index: c.finish_reason for chunk in stream for c in chunk.choices}
+        assert reasons == dict.fromkeys(range(len(prompts) * n), "length")
+
+
 def test_the_asynchronous_client_does_the_same(chat: Gateway) -> None:
     async def converse() -> None:
         async with openai.AsyncOpenAI(
