@@ -73,8 +73,8 @@ Events (SSE)
   done-early:N             [DONE] after N events                error-event:N  error after N events
   error-then-done:N        an error and then [DONE]             not-json:N     a text after N events
   comment-only[:S=0.1]     a comment every S, for ever          huge-event:SIZE  one of SIZE
-  pings:N[:S=0.1]          N events, then a ping every S        empty-chunks:N[:S=0.1]  the same
-                           for ever                             with chunks whose delta is empty
+  pings:N[:S=0.1]          N events, then a thousand pings, one every S
+  empty-chunks:N[:S=0.1]   the same with chunks whose delta is empty
   null-first               data: null before the first event, as llama.cpp sends it
   no-newline[:SIZE=8MB]    two events, then SIZE bytes of one line, then silence
 """
@@ -1010,14 +1010,14 @@ def comment_only(reply: Reply, seconds: float = 0.1) -> None:
 
 @fault("pings")
 def pings(reply: Reply, n: int, seconds: float = 0.1) -> None:
-    ping = Raw(b'event: ping\ndata: {"type": "ping"}\n\n')
-    reply.edit(after(n, *[ping, Wait(seconds)] * 1000), sse=True)
+    ping: list[Step] = [Raw(b'event: ping\ndata: {"type": "ping"}\n\n'), Wait(seconds)]
+    reply.edit(after(n, *ping * 1000), sse=True)
 
 
 @fault("empty-chunks")
 def empty_chunks(reply: Reply, n: int, seconds: float = 0.1) -> None:
-    empty = reply.chunk('{"content":""}')
-    reply.edit(after(n, *[empty, Wait(seconds)] * 1000), sse=True)
+    empty: list[Step] = [reply.chunk('{"content":""}'), Wait(seconds)]
+    reply.edit(after(n, *empty * 1000), sse=True)
 
 
 @fault("null-first")

@@ -356,6 +356,29 @@ def test_a_chunk_without_choices_and_usage_is_kept(payload: bytes) -> None:
     assert reading().next(payload) == payload.replace(b"{", b'{"id":"req-1",', 1)
 
 
+@pytest.mark.parametrize("choices", [b'"choices":[],', b'"choices":null,', b""])
+def test_what_rides_on_a_usage_chunk_that_was_not_asked_for_is_kept(choices: bytes) -> None:
+    """llama.cpp's timings. Clients that did not ask for usage expect a choice in each chunk."""
+    payload = b'{%b"id":"x","usage":{"prompt_tokens":3},"timings":{"prompt_n":3}}' % choices
+    following = reading(choices=2)
+    following.next(chunk("stop", 0))
+    following.next(chunk("length", 1))
+    kept = following.next(payload)
+    assert kept is not None and json.loads(kept) == {
+        "choices": [{"index": 1, "delta": {}, "finish_reason": "length"}],
+        "id": "req-1",
+        "usage": None,
+        "timings": {"prompt_n": 3},
+    }
+    assert following.usage == Usage(3, 0) and following.complete(done=False)
+    padded = payload.replace(b'"timings":{"prompt_n":3}', b'"timings":{ },"obfuscation":"xyz"')
+    assert following.next(padded) is None
+
+
+def test_what_rides_on_a_usage_chunk_is_dropped_where_no_choice_was_finished() -> None:
+    assert reading().next(b'{"choices":[],"usage":{"prompt_tokens":3},"timings":{"n":3}}') is None
+
+
 CONTENT = {
     "begins a choice": b'{"choices":[{"delta":{"role":"assistant","content":""}}]}',
     "text": b'{"choices":[{"delta":{"content":"a"}}]}',

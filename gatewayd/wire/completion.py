@@ -7,7 +7,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -68,6 +68,13 @@ def _read(payload: bytes, depth: int, what: str) -> _Reply:
     return reply
 
 
+#: What usage chunks of all servers have besides usage, and padding.
+_COMMON = frozenset(
+    {"id", "object", "created", "model", "choices", "usage"}
+    | {"service_tier", "system_fingerprint", "obfuscation"}
+)
+
+
 class ChatReader:
     """Reads one reply, whole or streamed, and knows whether it is all of it.
 
@@ -79,6 +86,9 @@ class ChatReader:
 
     #: The end of the stream is the event ``[DONE]``.
     by_done = True
+
+    #: A choice of a chunk that adds nothing to its text.
+    _adds_nothing: ClassVar[dict[str, Any]] = {"delta": {}}
 
     def __init__(
         self,
@@ -96,6 +106,7 @@ class ChatReader:
         self._begun: set[int] = set()
         self._open: set[int] = set()  # begun, and without a finish_reason that says something
         self._blank: set[int] = set()  # finish_reason was ""
+        self._finished: tuple[int, str] | None = None  # the last one: index, finish_reason
         tokens = Frames()
         self._learn = tokens.learn
         #: The quick way: what crosses for a segment of usual tokens, each framed as an event. None
@@ -146,7 +157,8 @@ class ChatReader:
         if reply.usage is not UNSET:
             self.usage = counted(reply.usage, self.usage)
             if not (reply.choices or self._include_usage or bytes(reply.usage) == b"null"):
-                return None  # a usage chunk that this client did not ask for
+                besides = self._besides_usage(payload)
+                return None if besides is None else self._named(besides, reply)
         crossing = self._named(payload, reply)
         if text and not (ended or counts):
             self._learn(payload, crossing)
@@ -171,8 +183,26 @@ class ChatReader:
             self._open.add(index)
         if choice.finish_reason:
             self._open.discard(index)
+            self._finished = index, choice.finish_reason
         elif choice.finish_reason is not None:
             self._blank.add(index)
+
+    def _besides_usage(self, payload: bytes) -> bytes | None:
+        """What a usage chunk that was not asked for holds besides: llama.cpp's timings, or nothing.
+
+        A server that is not asked for usage sends it with the choice that it finishes last. There
+        it is put, with that choice's ``finish_reason`` again: clients that did not ask for usage
+        expect a choice in each chunk.
+        """
+        members = json.decode(payload, dict[str, Raw], self._depth)
+        others = (value for name, value in members.items() if name not in _COMMON)
+        if self._finished is None or all(map(is_empty, others)):
+            return None
+        index, reason = self._finished
+        choice = {"index": index, **self._adds_nothing, "finish_reason": reason}
+        old = bytes(members["choices"]) if "choices" in members else None
+        payload = json.replace_member(payload, "choices", old, msgspec.json.encode([choice]))
+        return json.replace_member(payload, "usage", bytes(members["usage"]), b"null")
 
     def _named(self, payload: bytes, reply: _Reply) -> bytes:
         if self._id is not None:
@@ -185,6 +215,8 @@ class ChatReader:
 
 class CompletionReader(ChatReader):
     """Reads completions of the older kind, whose chunks have the shape of the whole."""
+
+    _adds_nothing: ClassVar[dict[str, Any]] = {"text": ""}
 
     def as_stream(self, body: bytes) -> list[bytes]:
         return [body]

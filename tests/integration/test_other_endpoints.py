@@ -175,6 +175,7 @@ def test_chat_by_another_name(client: openai.OpenAI, line: Line, stream: bool) -
         assert {chunk.model for chunk in chunks} == {"writer"}
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         assert all(chunk.usage is None for chunk in chunks)  # counted, but not asked for
+        assert chunks[-1].choices[0].finish_reason and "timings" in (chunks[-1].model_extra or {})
     else:
         completion = client.chat.completions.create(stream=False, **asked)
         assert completion.model == "writer" and completion.choices[0].message.content
