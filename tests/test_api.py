@@ -115,6 +115,36 @@ def test_head_has_headers_and_no_body() -> None:
     assert head.startswith(b"HTTP/1.1 200") and b"Content-Length" in head and not body
 
 
+def test_the_log_counts_the_bytes_that_were_sent() -> None:
+    gateway = echo_gateway()
+    for method, path in (("GET", "/healthz"), ("HEAD", "/healthz"), ("HEAD", "/nothing")):
+        body = gateway.request(method, path).value().partition(b"\r\n\r\n")[2]
+        assert gateway.ended[-1].bytes_out == len(body)
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.9"])
+def test_a_later_minor_version_is_read_as_1_1(version: str) -> None:
+    data = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json \r\n"
+    data += b"Content-Length: %d\t\r\n\r\n" % len(BODY) + BODY
+    client = raw(echo_gateway(), data.replace(b"1.1", version.encode(), 1) * 2)
+    assert client.value().count(b"HTTP/1.1 200 OK") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        *(("GET *", 400), ("POST gateway:80", 400), ("CONNECT gateway:80", 405)),
+        *(("CONNECT /healthz", 405), ("OPTIONS *", 404)),
+    ],
+)
+def test_a_target_that_the_method_cannot_have_ends_the_connection(line: str, status: int) -> None:
+    gateway = echo_gateway()
+    head = f"{line} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode()
+    client = raw(gateway, head + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert client.value().startswith(b"HTTP/1.1 %d " % status)
+    assert len(gateway.ended) == (2 if status == 404 else 1)
+
+
 @pytest.mark.parametrize(
     "value", [None, "text/plain", "application/x-www-form-urlencoded", "\\xff;;=", "multipart/form"]
 )
@@ -181,6 +211,12 @@ def test_a_fault_of_our_own_is_a_500_and_is_logged(monkeypatch: pytest.MonkeyPat
 def test_promise_10_a_good_request_id_is_kept(header: str) -> None:
     answer = Answer(echo_gateway().request("GET", "/healthz", headers={header: "a:b/c=1@2~3"}))
     assert answer.header("x-request-id") == "a:b/c=1@2~3"
+
+
+def test_promise_10_white_space_around_an_id_is_no_part_of_it() -> None:
+    gateway = echo_gateway()
+    gateway.request("GET", "/healthz", headers={"X-Request-ID": "  req-2 \t"})
+    assert gateway.ended[0].id == "req-2"
 
 
 @pytest.mark.parametrize("bad", ["a" * 129, "a b", '"', "<script>", "${jndi:", ""])

@@ -25,7 +25,9 @@ def read(data: bytes, every: int = 0) -> tuple[bytes, bytes]:
     parts=st.lists(st.binary(min_size=1, max_size=40), max_size=6),
     zeros=st.integers(0, 9),
     upper=st.booleans(),
-    extension=st.sampled_from([b"", b";", b";a", b';a=b;c="d e"', b";\xff\t"]),
+    extension=st.sampled_from(
+        [b"", b";a", b';a=b;c="d e"', b"; a = b ;\tc", b';a="\\"\xff;=\t";b=""', b";a" * 300]
+    ),
     trailers=st.sampled_from([b"", b"A: b\r\n", b"Content-Length: 5\r\nHost:evil\r\n"]),
     every=st.integers(1, 60),
 )
@@ -46,6 +48,9 @@ def test_a_body_is_read_in_any_pieces(
     [
         *(b"\r\n", b"-5\r\n", b"+5\r\n", b"0x5\r\n", b"5 \r\n", b" 5\r\n", b"5 ;a\r\n", b"5\n"),
         *(b"g\r\n", b"5\rx\r\n", b"5;a\rb\r\n", b"5;a\nb\r\n", b"5;\0\r\n", b"5,5\r\n", b"5\r\r\n"),
+        *(b"5;\r\n", b"5;;a\r\n", b"5;a;\r\n", b"5;a=\r\n", b"5;=b\r\n", b"5;bad[=x\r\n"),
+        *(b"5;a b\r\n", b'5;a="b\r\n', b'5;a="b"c\r\n', b'5;"a"=b\r\n', b"5;a \r\n"),
+        *(b"5;\xff\r\n", b"5;a" + b" " * 990 + b"!\r\n"),
         *(b"_5\r\n", b"5\r\nhelloXX\r\n", b"5\r\nhello\n0\r\n", b"5\r\nhello\r0\r\n"),
         *(b"5\r\nhello\r\n\r\n0\r\n", b"0\n\r\n", b"0\r\n\n", b"0\r\nA\r\n\r\n"),
         *(b"0\r\n A: b\r\n\r\n", b"0\r\nA: b\r\n c\r\n\r\n", b"0\r\nA: \0\r\n\r\n"),

@@ -37,7 +37,11 @@ def guarded(**values: str) -> tuple[Gateway, FakeBackend]:
 
 @pytest.mark.parametrize(
     "headers",
-    [bearer(ALICE), {"Authorization": f"bearer {ALICE}"}, {"x-api-key": ALICE}, bearer(BOB)],
+    [
+        *(bearer(ALICE), {"Authorization": f"bearer {ALICE}"}, {"x-api-key": ALICE}, bearer(BOB)),
+        *({"Authorization": f"Bearer   {ALICE}"}, {"Authorization": f"Bearer {ALICE} \t"}),
+        {"x-api-key": f"{ALICE} "},
+    ],
 )
 def test_a_token_lets_in(headers: dict[str, str]) -> None:
     gateway, backend = guarded()
@@ -53,7 +57,9 @@ def test_a_token_lets_in(headers: dict[str, str]) -> None:
         ("", "missing_api_key"),
         ("Authorization: Basic x", "missing_api_key"),
         ("Authorization: Bearer", "missing_api_key"),
-        (f"Authorization: Bearer  {ALICE}", "missing_api_key"),
+        (f"Authorization: Bearer\t{ALICE}", "missing_api_key"),
+        (f"Authorization: Bearer{ALICE}", "missing_api_key"),
+        (f"Authorization: Bearer {ALICE}\xa0", "missing_api_key"),
         (f"Authorization: Bearer {ALICE} extra", "missing_api_key"),
         (f"Authorization: Bearer {ALICE}\r\nAuthorization: Bearer no", "missing_api_key"),
         (f"Authorization: Bearer no\r\nAuthorization: Bearer {ALICE}", "missing_api_key"),

@@ -83,9 +83,11 @@ def statuses(client: ClientTransport) -> list[int]:
 # -- HTTP, read strictly ---------------------------------------------------------------------------
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_START = re.compile(rb"(%b) ([!-~]+) HTTP/1\.([01])" % _TOKEN)
+_START = re.compile(rb"(%b) ([!-~]+) HTTP/1\.([0-9])" % _TOKEN)
 _FIELD = re.compile(rb"(%b):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*" % _TOKEN)
-_CHUNK = re.compile(rb"([0-9A-Fa-f]+)(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_QUOTED = rb'"(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[^\x00-\x08\x0a-\x1f\x7f])*"'
+_EXTENSION = rb";[ \t]*%b[ \t]*(?:=[ \t]*(?:%b|%b)[ \t]*)?" % (_TOKEN, _TOKEN, _QUOTED)
+_CHUNK = re.compile(rb"([0-9A-Fa-f]+)(?:%b)*" % _EXTENSION)
 
 
 class Doubt(Exception):
@@ -142,7 +144,7 @@ def bodies(data: bytes) -> list[bytes]:
 
             lengths, codings = values(b"content-length"), values(b"transfer-encoding")
             hosts = len(values(b"host"))
-            if hosts > 1 or (line[3] == b"1" and not hosts) or len(lengths) + len(codings) > 1:
+            if hosts > 1 or (line[3] != b"0" and not hosts) or len(lengths) + len(codings) > 1:
                 break
             if codings:
                 if codings[0].lower() != b"chunked" or line[3] == b"0":

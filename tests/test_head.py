@@ -37,6 +37,8 @@ def refused(*headers: tuple[bytes, bytes], line: RequestLine = GET) -> GatewayEr
         (b"POST /v1/x?a=b%20c HTTP/1.0\r", (b"POST", b"/v1/x?a=b%20c", b"0")),
         (b"M-SEARCH * HTTP/1.1\r", (b"M-SEARCH", b"*", b"1")),
         (b"GET http://h/x HTTP/1.1\r", (b"GET", b"http://h/x", b"1")),
+        (b"GET / HTTP/1.2\r", (b"GET", b"/", b"1")),
+        (b"GET / HTTP/1.9\r", (b"GET", b"/", b"1")),
     ],
 )
 def test_a_request_line_has_three_parts(line: bytes, parts: tuple[bytes, bytes, bytes]) -> None:
@@ -65,7 +67,7 @@ def test_a_request_line_has_three_parts(line: bytes, parts: tuple[bytes, bytes, 
         b"GET HTTP/1.1\r",
         b"GET /healthz\r",
         b"GET /a b HTTP/1.1\r",
-        b"GET /healthz HTTP/1.2\r",
+        b"GET /healthz HTTP/2.0\r",
         b"GET /healthz HTTP/0.9\r",
         b"PRI * HTTP/2.0\r",
         b"GET /healthz HTTP/4294967295.255\r",
@@ -103,6 +105,64 @@ def test_a_request_line_that_could_be_read_in_two_ways_is_refused(line: bytes) -
 )
 def test_the_path_is_the_targets_as_it_came(target: bytes, path: bytes) -> None:
     assert RequestLine(b"GET", target, b"1").path == path
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        *((b"GET", target) for target in (b"/", b"//", b"/*", b"http://h", b"HTTPS://h/", b"a+b://")),
+        *((b"OPTIONS", target) for target in (b"*", b"/", b"http://h")),
+    ],
+)
+def test_a_target_is_a_path_or_a_url_or_the_whole_server(method: bytes, target: bytes) -> None:
+    line = RequestLine(method, target, b"1")
+    assert Framing.of(line, Fields([(b"Host", b"a")])).length == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        *((b"GET", target) for target in (b"*", b"h:80", b"healthz", b"://h", b"?a", b"1a://h")),
+        *((b"OPTIONS", target) for target in (b"**", b"*/", b"h:80")),
+    ],
+)
+def test_any_other_target_is_refused(method: bytes, target: bytes) -> None:
+    assert isinstance(refused(line=RequestLine(method, target, b"1")), BadHTTP)
+
+
+@pytest.mark.parametrize("target", [b"h:80", b"/", b"*"])
+def test_no_tunnel_is_opened(target: bytes) -> None:
+    error = refused(line=RequestLine(b"CONNECT", target, b"1"))
+    assert error.status == 405 and dict(error.headers)[b"allow"]
+
+
+# -- white space ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [b"", b" ", b"\t "])
+@pytest.mark.parametrize("behind", [b"", b" ", b"\t", b" \t  "])
+def test_spaces_and_tabs_around_a_value_are_no_part_of_it(before: bytes, behind: bytes) -> None:
+    def padded(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+        return name, before + value + behind
+
+    host, expect = padded(b"host", b"a:80"), padded(b"Expect", b"100-continue")
+    length, close = padded(b"Content-Length", b"5"), padded(b"Connection", b"close")
+    assert framing(host, length, expect, close) == Framing(
+        5, persistent=False, wants_continue=True
+    )
+    assert framing(padded(b"Transfer-Encoding", b"chunked")).length is None
+    assert Fields([padded(b"X-A", b"b c")]).all(b"x-a") == [b"b c"]
+
+
+@pytest.mark.parametrize("odd", [b"\x0b", b"\x0c", b"\xa0", b"\x85", b"\r", b"\0"])
+def test_nothing_else_is_white_space(odd: bytes) -> None:
+    """What another parser strips and this one does not is refused, not guessed at."""
+    for value in (odd + b"chunked", b"chunked" + odd):
+        assert isinstance(refused((b"transfer-encoding", value)), BadHTTP)
+    for value in (odd + b"5", b"5" + odd, b"27 27"):
+        assert isinstance(refused((b"content-length", value)), RequestTooLarge)
+    assert isinstance(refused((b"expect", b"100-continue" + odd)), ExpectationFailed)
+    assert framing((b"connection", odd + b"close")).persistent
 
 
 # -- Host ----------------------------------------------------------------------------------------

@@ -13,9 +13,8 @@ import httptools
 
 from gatewayd.wire.chunked import Chunked
 from gatewayd.wire.errors import BadHTTP, HeadTooLarge, MethodNotAllowed, TargetTooLong
-from gatewayd.wire.head import Fields, RequestLine
+from gatewayd.wire.head import ALLOW, Fields, RequestLine
 
-_ALLOW = ((b"allow", b"GET, HEAD, POST, OPTIONS"),)
 _UNKNOWN_LINE = RequestLine(b"GET", b"", b"1")
 
 
@@ -71,6 +70,8 @@ class Incoming:
             return None
         head = bytes(buffer[:end])
         del buffer[:end]
+        if line[-2:-1] > b"1":  # llhttp knows no later version
+            head = line[:-2] + b"1" + head[len(line) - 1 :]
         self._parse(head)
         fields = Fields(self._headers)
         self._headers.clear()  # a connection may be idle for long
@@ -120,7 +121,7 @@ class Incoming:
             # the body is counted here and the parser made anew for the next request.
             self._parser = None
         except httptools.HttpParserInvalidMethodError:
-            raise MethodNotAllowed("This method is not known.", headers=_ALLOW) from None
+            raise MethodNotAllowed("This method is not known.", headers=ALLOW) from None
         except httptools.HttpParserError as e:
             raise BadHTTP(f"The request is not valid HTTP: {e}.") from None
 

@@ -19,7 +19,7 @@ from gatewayd.config import TokenSettings
 from gatewayd.wire.errors import Forbidden, Unauthorized
 from gatewayd.wire.head import Fields
 
-_BEARER = re.compile(rb"bearer ([!-~]+)", re.IGNORECASE)
+_BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
 _HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]{1,4096}")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 

@@ -1,7 +1,9 @@
 """A chunked body of a request, read strictly.
 
 Where it ends decides what is taken for the next request, so nothing is guessed: each line ends with
-CR LF and is short, sizes are plain hexadecimal numbers. Extensions and trailers are dropped.
+CR LF and is short, sizes are plain hexadecimal numbers. Extensions and trailers must have their
+grammar's form, and are dropped. White space stands directly behind a size in no request: some
+servers take it for the end of the line.
 
 Source: RFC 9112, section 7.1.
 """
@@ -15,8 +17,11 @@ from .errors import BadHTTP, HeadTooLarge, RequestTooLarge
 #: The longest size line, extensions included.
 LINE_BYTES = 1024
 
-_SIZE = re.compile(rb"0*([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?")
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = rb'"(?:[\t\x20!\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
+_EXTENSION = rb";[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
+_SIZE = re.compile(rb"0*([0-9A-Fa-f]{1,15})(?:%b(?:[ \t]*%b)*)?" % (_EXTENSION, _EXTENSION))
+_TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 
 
 class Chunked:

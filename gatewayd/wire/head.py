@@ -13,11 +13,20 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from .errors import BadHTTP, ExpectationFailed, HeadTooLarge, RequestTooLarge
+from .errors import (
+    BadHTTP,
+    ExpectationFailed,
+    HeadTooLarge,
+    MethodNotAllowed,
+    RequestTooLarge,
+)
 
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.([01])\r")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.([0-9])\r")
+_TARGET = re.compile(rb"/.*|[A-Za-z][A-Za-z0-9+.-]*://.*")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+#: What a request of an unknown method, or for a tunnel, is told.
+ALLOW = ((b"allow", b"GET, HEAD, POST, OPTIONS"),)
 #: Header lines of a request. Twisted's own limit; other servers take 100.
 MAX_HEADERS = 500
 
@@ -26,7 +35,8 @@ class Fields:
     """Header fields by lower-case name, in the order in which they came.
 
     The part of Twisted's ``Headers`` that is used here, and ten times as quick: names and values
-    were checked by llhttp.
+    were checked by llhttp. Spaces and tabs around a value are no part of it (RFC 9110, 5.5), and
+    no other character is taken for white space.
     """
 
     __slots__ = ("_values",)
@@ -34,7 +44,7 @@ class Fields:
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self._values: dict[bytes, list[bytes]] = {}
         for name, value in pairs:
-            name = name.lower()
+            name, value = name.lower(), value.strip(b" \t")
             if name in self._values:
                 self._values[name].append(value)
             else:
@@ -60,7 +70,7 @@ class Fields:
 class RequestLine:
     method: bytes
     target: bytes
-    minor: bytes  # of HTTP/1.x: b"0" or b"1"
+    minor: bytes  # of HTTP/1.x: b"0" or b"1", which a later one is read as (RFC 9110, 2.5)
 
     @classmethod
     def parse(cls, line: bytes) -> RequestLine:
@@ -68,7 +78,20 @@ class RequestLine:
         match = _REQUEST_LINE.fullmatch(line)
         if match is None:
             raise BadHTTP("The request line is not 'METHOD target HTTP/1.1' and CR LF.")
-        return cls(*match.groups())
+        method, target, minor = match.groups()
+        return cls(method, target, min(minor, b"1"))
+
+    def check_target(self) -> None:
+        """Refuse a target whose form the method cannot have (RFC 9112, 3.2).
+
+        :raises BadHTTP, MethodNotAllowed: it is not one to go on with.
+        """
+        if self.method == b"CONNECT":
+            raise MethodNotAllowed("This server opens no tunnels.", headers=ALLOW)
+        if self.method == b"OPTIONS" and self.target == b"*":
+            return
+        if not _TARGET.fullmatch(self.target):
+            raise BadHTTP("The request's target is neither a path nor a URL.")
 
     @property
     def path(self) -> bytes:
@@ -95,9 +118,10 @@ class Framing:
     def of(cls, line: RequestLine, fields: Fields) -> Framing:
         """Judge a head.
 
-        :raises BadHTTP, ExpectationFailed, HeadTooLarge, RequestTooLarge: it is not one to go on
-            with.
+        :raises BadHTTP, ExpectationFailed, HeadTooLarge, MethodNotAllowed, RequestTooLarge: it is
+            not one to go on with.
         """
+        line.check_target()
         values = fields.all
         if len(fields) > MAX_HEADERS:
             raise HeadTooLarge(f"The request has more than {MAX_HEADERS} headers.")
@@ -117,7 +141,9 @@ class Framing:
         if expectations and [e.lower() for e in expectations] != [b"100-continue"]:
             raise ExpectationFailed("The only expectation that is understood is '100-continue'.")
         options = b",".join(values(b"connection")).lower()
-        closes = options != b"keep-alive" and b"close" in map(bytes.strip, options.split(b","))
+        closes = options != b"keep-alive" and b"close" in (
+            option.strip(b" \t") for option in options.split(b",")
+        )
         return cls(
             length=None if codings else int(lengths[0]) if lengths else 0,
             persistent=line.minor == b"1" and not closes,

@@ -150,7 +150,7 @@ ROWS = [
     line("F12-nul", b"GET /\0 HTTP/1.1"),
     line("F12-empty-target", b"GET  HTTP/1.1"),
     line("F12-no-target", b"GET HTTP/1.1"),
-    line("F12-http-1.2", b"GET /healthz HTTP/1.2"),
+    line("http-2.1", b"GET /healthz HTTP/2.1"),
     Row("F12-http-2.0-preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     line("F12-http-0.9", b"GET /healthz HTTP/0.9"),
     line("F12-no-version", b"GET /healthz"),
@@ -162,6 +162,8 @@ ROWS = [
     body("F15-lf-in-extension", b"5;a=b\nc\r\nhello\r\n0\r\n\r\n"),
     body("F15-cr-in-extension", b"5;a=b\rc\r\nhello\r\n0\r\n\r\n"),
     body("F15-long-size-line", b"0" * 1024 + b"5\r\nhello\r\n0\r\n\r\n"),
+    body("extension-without-name", b"5;\r\nhello\r\n0\r\n\r\n"),
+    body("extension-that-is-no-token", b"5;bad[=x\r\nhello\r\n0\r\n\r\n"),
     body("F15-long-extension", b"5;" + b"a" * 1023 + b"\r\nhello\r\n0\r\n\r\n"),
     body("F15-no-size", b"\r\nhello\r\n0\r\n\r\n"),
     body("F15-minus", b"-5\r\nhello\r\n0\r\n\r\n"),
@@ -204,6 +206,8 @@ ROWS = [
     target("F21-encoded-letter", b"/%68ealthz"),
     target("F21-backslash", b"/v1\\models"),
     line("F21-authority", b"GET gateway:80 HTTP/1.1"),
+    line("whole-server", b"GET * HTTP/1.1"),
+    Row("tunnel", request(b"CONNECT gateway:80 HTTP/1.1"), "405 method_not_allowed"),
 ]  # fmt: skip
 
 
