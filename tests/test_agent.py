@@ -210,6 +210,14 @@ def test_a_reply_that_is_not_what_it_should_be_is_refused_and_its_connection_clo
     assert transport.aborted
 
 
+@pytest.mark.parametrize("behind", [b" ", b"\t "])
+def test_white_space_behind_a_value_is_no_part_of_it(behind: bytes) -> None:
+    head = OK + b"Content-Encoding: identity%b\r\nRetry-After: 5%b\r\n" % (behind, behind)
+    _, body, response = World().reply(head + b"Content-Length: 2%b\r\n\r\nhi" % behind)
+    assert body.data == b"hi"
+    assert response.headers.getRawHeaders(b"retry-after") == [b"5"]
+
+
 def test_interim_replies_are_passed_over() -> None:
     world = World()
     early = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from twisted.web import http
 
 from gatewayd.exchange import End
 from tests.memory import FakeBackend, chunk, completion, settings
@@ -324,6 +325,28 @@ def test_who_takes_nothing_of_an_answer_is_reset_in_the_end(
         assert not client.is_gone
         wired.wait(15)
         assert client.is_gone
+
+
+# -- what TLS agrees on --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("offers", "agreed"),
+    [
+        *(((), None), (("http/1.1",), "http/1.1"), (("http/1.0",), "http/1.0")),
+        (("h2", "http/1.0", "http/1.1"), "http/1.1"),
+    ],
+)
+def test_tls_agrees_on_what_is_spoken_here(
+    offers: tuple[str, ...], agreed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP/2 is not, although Twisted would offer it where its parser is installed."""
+    monkeypatch.setattr(http, "H2_ENABLED", True)
+    with Wired(folder=tmp_path) as wired:
+        client = wired.connect(tls=True, offers=offers)
+        assert client.agreed == agreed
+        client.send(HEALTH)
+        assert client.read().startswith(b"HTTP/1.1 200 ")
 
 
 # -- HTTP/1.0, which has no chunks ---------------------------------------------------------------

@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,10 @@ class Wired:
         self.loop.advance(0)
         assert not self.gateway.site.channels
 
-    def connect(self, tls: bool = False, shakes: bool = True) -> Client:
-        """A client; ``shakes`` False leaves TLS to later."""
+    def connect(
+        self, tls: bool = False, shakes: bool = True, offers: Sequence[str] = ()
+    ) -> Client:
+        """A client; ``shakes`` False leaves TLS to later, ``offers`` are protocols (ALPN)."""
         with socket.create_server(("127.0.0.1", 0)) as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
             ours = socket.socket()
@@ -126,6 +128,8 @@ class Wired:
         transport = Accepted(theirs, factory.buildProtocol(None), self.loop)
         ours.setblocking(False)
         trust = ssl.create_default_context(cafile=self._pair[0]) if tls and self._pair else None
+        if trust is not None and offers:
+            trust.set_alpn_protocols(list(offers))
         client = Client(self, ours, transport, trust)
         self.clients.append(client)
         if shakes:
@@ -183,6 +187,12 @@ class Client:
         """Bytes that the gateway's transport keeps for this client."""
         transport = self.transport
         return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+    @property
+    def agreed(self) -> str | None:
+        """The protocol that TLS has agreed on."""
+        agreed: str | None = self._sock.selected_alpn_protocol()
+        return agreed
 
     @property
     def is_read(self) -> bool:

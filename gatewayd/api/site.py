@@ -79,6 +79,10 @@ class Site(server.Site):
     def buildProtocol(self, addr: IAddress | None) -> Channel:  # type: ignore[override]
         return Channel(self)
 
+    def acceptableProtocols(self) -> list[bytes]:
+        """What TLS may agree on (ALPN). A client whose offer has none of them is not let in."""
+        return [b"http/1.1", b"http/1.0"]
+
     def startFactory(self) -> None:
         """No log file, and no clock for its dates: see :mod:`gatewayd.telemetry.access`."""
 

@@ -109,7 +109,7 @@ class ReplyParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.code:  # else it is a trailer: nothing here reads those
-            self._fields.append((name.lower(), value))
+            self._fields.append((name.lower(), value.strip(b" \t")))  # no part of it: RFC 9110, 5.5
             self._fields_size += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
