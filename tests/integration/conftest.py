@@ -14,14 +14,10 @@ import pytest
 from tests.faultbackend import FaultBackend
 from tests.integration import tinymodel
 from tests.integration.processes import Gateway, LlamaServer
-from tests.programs import require
 
 pytest.register_assert_rewrite("tests.integration.faults")
 
 from tests.integration.faults import Daemon, watched  # noqa: E402  # rewritten, as was just said
-
-#: What the wheel with llama.cpp's server takes from the system.
-LLAMA_NEEDS = "libgomp.so.1"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,6 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
     """llama.cpp with a real, small chat model, called ``smollm2``: about 80 tokens a second."""
-    require(LLAMA_NEEDS)
     with LlamaServer(
         chat_model(), alias="smollm2", folder=tmp_path_factory.mktemp("llama")
     ) as server:
@@ -66,7 +61,6 @@ def chat(llama: LlamaServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def tool_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
     """llama.cpp with a model, called ``tiny``, that answers with tool calls."""
-    require(LLAMA_NEEDS)
     folder = tmp_path_factory.mktemp("tool_llama")
     tinymodel.write(folder / "tiny.gguf")
     with LlamaServer(folder / "tiny.gguf", alias="tiny", folder=folder) as server:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.programs import require
+
 #: Seconds: what a program may take to answer its health check, and to go after it was told to.
 START = 30
 STOP = 15
@@ -210,14 +212,17 @@ class LlamaServer(Server):
     """llama.cpp's own HTTP server with one model.
 
     :param model: a GGUF file.
+    :param options: ``embeddings`` for a server that gives these.
     :param alias: the name the model goes by in ``/v1/models`` and in replies.
+    :param port: where it listens; by default any free port.
     """
 
-    def __init__(self, model: Path, *, alias: str, folder: Path) -> None:
-        port = free_port()
+    def __init__(self, model: Path, *options: str, alias: str, folder: Path, port: int = 0) -> None:
+        require("libgomp.so.1")  # the wheel with the server takes it from the system
+        port = port or free_port()
         script = Path(__file__).with_name("llamaserver.py")
         super().__init__(
-            [sys.executable, str(script), str(model), str(port), alias],
+            [sys.executable, str(script), str(model), str(port), alias, *options],
             port=port,
             health="/health",
             folder=folder,

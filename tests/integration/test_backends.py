@@ -6,7 +6,6 @@ import http.client
 import itertools
 import json
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,24 +20,14 @@ import pytest
 from tests.faultbackend import FaultBackend
 from tests.integration import tinymodel
 from tests.integration.conftest import chat_model
-from tests.integration.processes import Gateway, Server, free_port
+from tests.integration.processes import Gateway, LlamaServer, free_port
 
 #: Seconds within which a backend that is up again must serve again.
 BACK_WITHIN = 30
 
 
-class Llama(Server):
-    """llama.cpp's server on a given port, so that it can come back there."""
-
-    def __init__(self, model: Path, alias: str, port: int, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        script = str(Path(__file__).with_name("llamaserver.py"))
-        super().__init__(
-            [sys.executable, script, str(model), str(port), alias],
-            port=port,
-            health="/health",
-            folder=folder,
-        )
+class Llama(LlamaServer):
+    """llama.cpp's server, of which nothing is left at once when it is stopped."""
 
     def stop(self) -> int:
         """Kill it: by SIGTERM it does not end while requests are under way."""
@@ -203,7 +192,9 @@ def test_a_backend_killed_under_load_costs_only_what_it_had_begun_and_comes_back
     def llama(n: int) -> Llama:
         """The second is a real model, slow enough to be killed amid its streams."""
         model = chat_model() if n == 1 else tmp_path / "tiny.gguf"
-        return Llama(model, f"real-{n}", ports[n], tmp_path / f"llama-{n}")
+        folder = tmp_path / f"llama-{n}"
+        folder.mkdir(exist_ok=True)
+        return Llama(model, alias=f"real-{n}", port=ports[n], folder=folder)
 
     sections = "\n".join(
         f"[backend b{n}]\nurl = http://127.0.0.1:{port}\nmodels = m = real-{n}, m{n} = real-{n}\n"

@@ -10,7 +10,6 @@ import http.client
 import itertools
 import json
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +21,7 @@ import pytest
 
 from tests.integration import tinymodel
 from tests.integration.faults import wait_for
-from tests.integration.processes import Gateway, LlamaServer, Server, free_port
+from tests.integration.processes import Gateway, LlamaServer, Server
 
 #: Waits for a log line.
 Line = Callable[[], dict[str, Any]]
@@ -79,9 +78,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """llama.cpp's server with a model, called ``tiny``, of which it gives embeddings."""
     folder = tmp_path_factory.mktemp("vectors")
     tinymodel.write(folder / "tiny.gguf")
-    script, port = Path(__file__).with_name("llamaserver.py"), free_port()
-    command = [sys.executable, str(script), "tiny.gguf", str(port), "tiny", "embeddings"]
-    with Server(command, port=port, health="/health", folder=folder) as server:
+    with LlamaServer(folder / "tiny.gguf", "embeddings", alias="tiny", folder=folder) as server:
         yield server
 
 
