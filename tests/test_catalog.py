@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
 from gatewayd.backend.catalog import FRESH_SECONDS, WAIT_SECONDS
 from gatewayd.wire import errors
@@ -180,3 +181,29 @@ def test_a_caller_sees_its_own_models_in_the_list_and_in_errors() -> None:
         gateway.request("GET", "/v1/models/theirs", headers={"Authorization": "Bearer gw-a"})
     )
     assert answer.code == "model_not_found"
+
+
+def test_a_list_that_many_want_is_asked_for_once() -> None:
+    a = ListingBackend("a", "x")
+    a.hangs = True
+    gateway = Gateway(a)
+    clients = [gateway.request("GET", "/v1/models") for _ in range(20)]
+    assert len(a.asked) == 1
+    clients.pop().leave()
+    a.asked[0].callback({"x": {"id": "x"}})
+    assert [Answer(client).json["data"][0]["id"] for client in clients] == ["x"] * 19
+
+
+def test_a_list_that_nobody_waits_for_any_more_is_not_waited_for_and_no_fault() -> None:
+    a = ListingBackend("a", "x")
+    a.hangs = True
+    gateway = Gateway(a)
+    with capturedLogs() as events:
+        for _ in range(2):
+            clients = [gateway.request("GET", "/v1/models") for _ in range(2)]
+            for client in clients:
+                client.leave()
+            assert a.asked[-1].called
+    assert len(a.asked) == 2 and not [event for event in events if "log_failure" in event]
+    a.hangs = False
+    assert ids(gateway) == ["x"]

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    fail,
+    maybeDeferred,
+    succeed,
+)
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -14,6 +22,7 @@ from gatewayd.wire import models
 from gatewayd.wire.errors import GatewayError, Internal, UpstreamTimeout
 
 from .routing import Router, Target
+from .shared import Shared
 
 _log = Logger()
 
@@ -45,6 +54,7 @@ class Catalog:
         self._clock = clock
         known = before._known if before is not None else {}
         self._known: dict[Target, _Known] = {t: known[t] for t in router.targets if t in known}
+        self._asking: dict[Target, Shared[Entries]] = {}
 
     def names(self) -> list[str]:
         """The names that are known without asking."""
@@ -86,6 +96,12 @@ class Catalog:
         return fail(_too_late()) if known.late else succeed(known.entries)
 
     def _ask(self, target: Target, request_id: str) -> Deferred[Entries]:
+        """Ask a backend, or wait with those who have asked it already."""
+        if target not in self._asking:
+            self._asking[target] = Shared(partial(self._begin, target, request_id), cancels=True)
+        return self._asking[target].get()
+
+    def _begin(self, target: Target, request_id: str) -> Deferred[Entries]:
         def told(entries: Entries) -> Entries:
             self._known[target] = _Known(self._clock.seconds(), entries)
             return entries
@@ -94,9 +110,13 @@ class Catalog:
             self._known.setdefault(target, _Known(self._clock.seconds(), {}, late=True))
             raise _too_late()
 
+        def over(result: Any) -> Any:
+            del self._asking[target]
+            return result
+
         asked = maybeDeferred(target.backend.models, request_id)
         asked.addTimeout(WAIT_SECONDS, self._clock, too_late)
-        return asked.addCallbacks(told, _told_apart)
+        return asked.addCallbacks(told, _told_apart).addBoth(over)
 
 
 def _too_late() -> UpstreamTimeout:
@@ -105,7 +125,7 @@ def _too_late() -> UpstreamTimeout:
 
 def _told_apart(failure: Failure) -> Failure:
     """A fault of our own code costs one backend's list, not everybody's, and is logged."""
-    if failure.check(GatewayError) is None:
+    if failure.check(GatewayError, CancelledError) is None:
         _log.failure("the list of models could not be read", failure)
         return Failure(Internal("The gateway met an internal error."))
     return failure

@@ -28,6 +28,7 @@ from zope.interface import implementer
 from gatewayd.wire.errors import Exhausted, GatewayError, UnknownHost
 
 from .failures import no_address, not_connected
+from .shared import Shared
 
 #: While an address has not answered for this long, the next one is tried too (RFC 8305, section 5).
 STAGGER_SECONDS = 0.3
@@ -50,8 +51,7 @@ class Endpoint:
         self._literal = _literal(host, port)
         # A look-up holds a thread of the reactor's small pool until the system's resolver gives up.
         # Shared by all who wait, one that hangs holds one thread for its backend.
-        self._looking = False
-        self._waiting: list[Deferred[list[Address]]] = []
+        self._lookup = Shared(self._look_up, cancels=False)
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fails with a :class:`gatewayd.wire.errors.GatewayError`."""
@@ -67,30 +67,13 @@ class Endpoint:
     def _addresses(self) -> Deferred[list[Address]]:
         if self._literal is not None:
             return succeed([self._literal])
-        waiting: Deferred[list[Address]] = Deferred(self._forget)
-        self._waiting.append(waiting)
-        if not self._looking:
-            self._looking = True
-            pool = self._reactor.getThreadPool()
-            args = self._host.encode("ascii"), self._port, socket.AF_UNSPEC, socket.SOCK_STREAM
-            looking = deferToThreadPool(self._reactor, pool, socket.getaddrinfo, *args)
-            looking.addBoth(self._looked_up)
-        return waiting
+        return self._lookup.get()
 
-    def _forget(self, waiting: Deferred[list[Address]]) -> None:
-        if waiting in self._waiting:
-            self._waiting.remove(waiting)
-
-    def _looked_up(self, result: Any) -> None:
-        self._looking = False
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            if deferred.called:
-                pass  # cancelled by one that was told before it
-            elif isinstance(result, Failure):
-                deferred.errback(no_address(result))
-            else:
-                deferred.callback(_known(result))
+    def _look_up(self) -> Deferred[list[Address]]:
+        pool = self._reactor.getThreadPool()
+        args = self._host.encode("ascii"), self._port, socket.AF_UNSPEC, socket.SOCK_STREAM
+        looking = deferToThreadPool(self._reactor, pool, socket.getaddrinfo, *args)
+        return looking.addCallbacks(_known, _unknown)
 
 
 class _Race:
@@ -167,6 +150,10 @@ def _known(found: Sequence[tuple[Any, ...]]) -> list[Address]:
         elif family == socket.AF_INET6:
             addresses.append(IPv6Address("TCP", *where))
     return addresses
+
+
+def _unknown(reason: Failure) -> Failure:
+    return Failure(no_address(reason))
 
 
 def _tcp(reactor: Any, address: Address) -> IStreamClientEndpoint:

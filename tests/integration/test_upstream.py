@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -189,13 +190,17 @@ def test_bytes_that_come_behind_a_reply_are_not_the_next_clients(tmp_path: Path)
         assert record.connection != first.connection
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
 def test_a_connection_that_its_backend_has_closed_already_is_not_tried_first(
-    tmp_path: Path,
+    tmp_path: Path, secure: bool
 ) -> None:
     """A request whose backend has gone meanwhile need not be sent twice."""
+    pair = certificate(tmp_path, "backend") if secure else None
     with (
-        FaultBackend(keep_alive_seconds=0.3) as sim,
-        watched(Daemon(tmp_path, sim.url, **PATIENT), sim, warm=False) as daemon,
+        FaultBackend(keep_alive_seconds=0.3, tls=pair) as sim,
+        watched(
+            Daemon(tmp_path, sim.url, tls_ca=pair[0] if pair else "", **PATIENT), sim, warm=False
+        ) as daemon,
         Client(daemon.port) as client,
     ):
         assert client.answer(client.ask()).whole
@@ -204,6 +209,28 @@ def test_a_connection_that_its_backend_has_closed_already_is_not_tried_first(
             time.sleep(0.6)  # it is closed
         assert client.answer(second).whole
         assert len(sim.records_for(second)) == 1
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+def test_a_connection_whose_reply_had_to_wait_for_its_client_serves_the_next_one(
+    tmp_path: Path, secure: bool
+) -> None:
+    """The reply's last bytes are read while its client is too slow, or are not, as it happens."""
+    pair = certificate(tmp_path, "backend") if secure else None
+    with (
+        FaultBackend(tls=pair) as sim,
+        watched(
+            Daemon(tmp_path, sim.url, tls_ca=pair[0] if pair else "", **PATIENT), sim, warm=False
+        ) as daemon,
+    ):
+        for size in range(100, 500, 25):
+            with Client(daemon.port, receive_buffer=4096) as slow:
+                id = slow.ask(f"huge:{size}KB+no-done", stream=True)
+                wait_for(partial(sim.records_for, id), 2, "the request")
+                time.sleep(0.05)  # its socket is full
+                assert slow.answer(id).whole
+            began = time.monotonic()
+            assert ask(daemon).status == 200 and time.monotonic() - began < SOON
 
 
 # -- a loop that was held up -----------------------------------------------------------------------
