@@ -85,7 +85,7 @@ def explain(reason: Failure, connection: SSL.Connection | None) -> str:
 
 def _said(problem: SSL.Error) -> str:
     """``[("SSL routines", "", "wrong version number")]`` -> ``wrong version number``."""
-    queue = problem.args[0] if problem.args else ()
+    queue = problem.args[0] if problem.args and isinstance(problem.args[0], list) else []
     reasons = [entry[2] for entry in queue if isinstance(entry, tuple) and len(entry) == 3]
     return ", ".join(filter(None, reasons)) or repr(problem)
 

@@ -64,6 +64,22 @@ def test_a_backend_at_an_address(tmp_path: Path, host: str, secure: bool) -> Non
             assert [record.violations for record in sim.records if record.violations] == []
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_without_tls_ca_a_backend_is_trusted_as_the_system_trusts_it(
+    tmp_path: Path, trusted: bool
+) -> None:
+    pair = certificate(tmp_path, "backend")
+    store = {"SSL_CERT_FILE": pair[0]} if trusted else None
+    with (
+        FaultBackend(tls=pair) as sim,
+        Gateway("--backend-url", sim.url, folder=tmp_path, environment=store) as gateway,
+        Client(gateway.port) as client,
+    ):
+        answer = client.answer(client.ask())
+        assert answer.status == (200 if trusted else 502)
+        assert len(sim.records) == trusted
+
+
 def test_backends_at_names_with_an_underscore_start_and_take_nothing_from_others(
     tmp_path: Path,
 ) -> None:
