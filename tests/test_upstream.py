@@ -337,6 +337,23 @@ def test_a_resolver_that_has_no_descriptor_left_is_told_from_a_name_that_is_unkn
     assert world.target.health.state == "well"
 
 
+def test_a_thread_that_cannot_be_started_for_a_look_up_is_no_fault_of_the_backend(
+    lookups: Lookups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(endpoint, "deferToThreadPool", no_thread)
+    world = World("http://gpu1:9")
+    for _ in range(4):
+        assert Answer(world.gateway.chat()).code == "overloaded"
+    assert world.target.in_flight == 0 and not world.reactor.getDelayedCalls()
+    monkeypatch.setattr(endpoint, "deferToThreadPool", lookups)
+    world.gateway.chat()
+    lookups.found("10.0.0.7")
+    assert len(world.attempts) == 1
+
+
 def test_an_address_to_which_this_machine_has_no_way_is_the_backends_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

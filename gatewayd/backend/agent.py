@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import SplitResult
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
@@ -173,7 +173,7 @@ class _Attempt:
         ready.addBoth(self._settled)
         factory = Factory.forProtocol(lambda: self._connection)
         factory.noisy = False
-        self._connecting = endpoint.connect(factory)
+        self._connecting = maybeDeferred(endpoint.connect, factory)
         self._connecting.addErrback(self._failed)
         return ready
 

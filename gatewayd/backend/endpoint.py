@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -72,8 +72,11 @@ class Endpoint:
     def _look_up(self) -> Deferred[list[Address]]:
         pool = self._reactor.getThreadPool()
         args = self._host.encode("ascii"), self._port, socket.AF_UNSPEC, socket.SOCK_STREAM
-        looking = deferToThreadPool(self._reactor, pool, socket.getaddrinfo, *args)
-        return looking.addCallbacks(_known, _unknown)
+
+        def begin() -> Deferred[Any]:  # raises if no further thread can be started
+            return deferToThreadPool(self._reactor, pool, socket.getaddrinfo, *args)
+
+        return maybeDeferred(begin).addCallbacks(_known, _unknown)
 
 
 class _Race:

@@ -45,9 +45,13 @@ def not_connected(reason: Failure, address: IAddress) -> GatewayError:
 
 
 def no_address(reason: Failure) -> GatewayError:
-    """Why a host name has no address. ``reason`` is what ``getaddrinfo`` raised."""
+    """Why a host name has no address. ``reason`` is what ``getaddrinfo`` raised.
+
+    A ``RuntimeError`` is what Python raises where no thread can be started for it.
+    """
     number = getattr(reason.value, "errno", None)
-    if number in _EXHAUSTED or _no_descriptor_left():  # resolvers hide why they cannot ask
+    no_thread = reason.check(RuntimeError) is not None
+    if no_thread or number in _EXHAUSTED or _no_descriptor_left():  # resolvers hide why they fail
         return _exhausted(why(reason))
     return UnknownHost("The backend's host name could not be resolved.", detail=why(reason))
 

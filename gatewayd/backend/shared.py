@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Shared(Generic[T]):
         waiting: Deferred[T] = Deferred(self._leave)
         self._waiting.append(waiting)
         if self._running is None:
-            running = self._running = self._begin()
+            running = self._running = maybeDeferred(self._begin)
             running.addBoth(self._ended)
         return waiting
 
