@@ -218,6 +218,16 @@ class KeptTargets(Reloads):
         self.reactor.pump([2.9, 0.2, 0.1])
         assert client.value().startswith(b"HTTP/1.1 504 ")
 
+    def test_the_limit_of_a_head_reaches_a_connection_that_is_used_again(self) -> None:
+        self.serve(backend("a", 1))
+        self.ask()
+        self.answer()
+        self.reload("[limits]\nrequest_head = 1 KiB\n" + backend("a", 1))
+        client = self.send(CHAT)
+        assert len(self.reactor.tcpClients) == 1
+        self.connection.dataReceived(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000)
+        assert client.value().startswith(b"HTTP/1.1 502 ")
+
     def test_another_order_moves_no_backend(self) -> None:
         self.serve(backend("a", 1, api_key="ka") + backend("b", 2, api_key="kb"))
         a, b = self.targets

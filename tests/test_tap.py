@@ -11,7 +11,7 @@ from twisted.plugin import getPlugins
 
 import gatewayd
 from gatewayd.config import BackendSettings, Gateway, Settings, describe
-from gatewayd.tap import Options
+from gatewayd.tap import Options, makeService
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,6 +118,27 @@ def test_check_warns_on_standard_error(capsys: pytest.CaptureFixture[str]) -> No
     out, err = capsys.readouterr()
     assert out.startswith("CONFIG ok: ")
     assert err.startswith("[gateway] listen: 0.0.0.0 is not a loopback address")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_check_and_start_say_alike_what_cannot_be_built(
+    workers: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such cipher")
+
+    monkeypatch.setattr("gatewayd.backend.openai.OpenAIBackend.__init__", fails)
+    monkeypatch.setenv("GATEWAYD_GATEWAY_WORKERS", workers)
+    monkeypatch.setattr("gatewayd.signals.hold", lambda: None)
+    monkeypatch.setattr("gatewayd.descriptors.raise_limit", lambda: None)
+    monkeypatch.setattr("gatewayd.reactor.use_monotonic_time", lambda _: None)
+    said = "[backend default]: cannot be used (no such cipher)\n"
+    assert leave("--check", "--backend-url", "http://a") == 1
+    assert capsys.readouterr() == ("", said)
+    options = parse("--backend-url", "http://a")
+    with pytest.raises(SystemExit) as caught:
+        makeService(options)
+    assert (caught.value.code, capsys.readouterr()) == (1, ("", said))
 
 
 def test_check_of_a_broken_file_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

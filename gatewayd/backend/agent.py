@@ -122,6 +122,7 @@ class Agent:
         while self._idle:
             connection = self._idle.pop()
             if self._expires.pop(connection) > now and connection.is_silent():
+                connection.max_head = self._max_head
                 return connection
             connection.abort()
         return None

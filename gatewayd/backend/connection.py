@@ -64,7 +64,7 @@ class Connection(Protocol):
     of the request before.
 
     :param tls: what it checks the backend's certificate with; None where there is no TLS.
-    :param max_head: the most bytes that a reply's head may take.
+    :param max_head: the most bytes that a reply's head may take; may change between requests.
     :param on_idle: told when it may be used again, after each reply.
     :param on_close: told once when it is closed, at once if that is this side's doing.
     """
@@ -81,7 +81,7 @@ class Connection(Protocol):
     ) -> None:
         self._reactor = reactor
         self._tls = tls
-        self._max_head = max_head
+        self.max_head = max_head
         self._on_idle = on_idle
         self._on_close = on_close
         self.ready: Deferred[Connection] | None = None
@@ -182,7 +182,7 @@ class Connection(Protocol):
         :raises NoAnswer: the connection died without a byte of reply.
         :raises ConnectionReset, BadReply: later or otherwise.
         """
-        self._reply = ReplyParser(self._max_head)
+        self._reply = ReplyParser(self.max_head)
         self._receiver, self._early, self._drained = None, b"", -1
         self._request_size = len(raw)
         self._waiting = waiting = Deferred[IResponse](self._abandon)

@@ -773,6 +773,32 @@ def test_a_certificate_is_renewed_under_running_streams(tmp_path: Path, sim: Fau
             assert not plain.recv(4096).startswith(b"HTTP/")
 
 
+def test_another_tls_ca_under_its_old_name_is_trusted_after_a_reload(tmp_path: Path) -> None:
+    old, new = certificate(tmp_path, "old"), certificate(tmp_path, "new")
+    trusted = tmp_path / "ca.pem"
+    trusted.write_bytes(Path(old[0]).read_bytes())
+    with FaultBackend(tls=new) as backend:
+        config = ini(backend__b={"url": backend.url, "tls_ca": "ca.pem"})
+        with Gateway(folder=tmp_path, config=config) as gateway:
+            refused = chat(gateway, id="ca-old")
+            assert refused.status == 502
+            check_error(bytes(refused.body), "upstream_tls", "upstream_error")
+            trusted.write_bytes(Path(new[0]).read_bytes())
+            gateway.reload()
+            assert is_whole(chat(gateway, id="ca-new"), backend)
+
+
+def test_a_backend_that_is_the_same_server_keeps_its_connection_whatever_else_changes(
+    gateway: Gateway, base: str, sim: FaultBackend
+) -> None:
+    assert chat(gateway, id="left-1").status == 200
+    before = len(sim.connections)
+    changed = base.replace("models = m", "models = m, n = m\nin_flight = 5\nfirst_byte = 9")
+    gateway.reload(changed + ini(limits={"reply": "1 MiB", "request_head": "8 KiB"}))
+    assert chat(gateway, id="left-2", model="n").status == 200
+    assert len(sim.connections) == before
+
+
 # -- systemd -------------------------------------------------------------------------------------
 
 
