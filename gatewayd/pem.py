@@ -1,6 +1,8 @@
 """PEM files: certificates, and the key of the gateway's own. From content alone, no file is opened.
 
 What settings are checked with is what the daemon uses, so settings that pass the check can be used.
+The libraries raise many kinds of errors for content that is not as it should be, and more with
+each version: here all of them are a ValueError.
 """
 
 from __future__ import annotations
@@ -26,13 +28,21 @@ def certificates(path: str) -> File:
     file = read_file(path)
     if not x509_of(file):
         raise ValueError("has no certificate, expected a file of PEM certificates")
+    try:
+        all_expired(file)
+    except Exception as error:
+        raise _unusable(error) from None
     return file
 
 
 def own_certificate(path: str) -> File:
     """Like :func:`certificates`: the gateway's own, and behind it the chain to its authority."""
     file = certificates(path)
-    _context_with(file)
+    try:
+        _context_with(file)
+        out_of_date(file)
+    except Exception as error:
+        raise _unusable(error) from None
     return file
 
 
@@ -41,12 +51,12 @@ def server_context(certificate: File, key: File) -> SSL.Context:
 
     :raises ValueError: OpenSSL does not take the certificate, or the key is not its key.
     """
-    context = _context_with(certificate)
     try:
+        context = _context_with(certificate)
         private: Any = load_pem_private_key(key.content, None)  # other kinds raise a TypeError
         context.use_privatekey(private)
         context.check_privatekey()
-    except (SSL.Error, ValueError, TypeError):  # the last is raised for a passphrase too
+    except Exception:  # the certificate was good when it was read
         raise ValueError(
             "is not the key of tls_certificate, expected its PEM file without a passphrase"
         ) from None
@@ -56,14 +66,9 @@ def server_context(certificate: File, key: File) -> SSL.Context:
 def _context_with(certificate: File) -> SSL.Context:
     context = CertificateOptions().getContext()
     own, *chain = _own(certificate)
-    try:
-        context.use_certificate(own)
-        for issuer in chain:
-            context.add_extra_chain_cert(issuer)
-    except SSL.Error as error:
-        raise ValueError(
-            f"cannot be used ({_reason(error)}), expected a certificate that OpenSSL takes"
-        ) from None
+    context.use_certificate(own)
+    for issuer in chain:
+        context.add_extra_chain_cert(issuer)
     return context
 
 
@@ -99,7 +104,15 @@ def x509_of(file: File) -> list[crypto.X509]:
     return found
 
 
+def _unusable(error: Exception) -> ValueError:
+    return ValueError(
+        f"cannot be used ({_reason(error)}), expected a certificate that OpenSSL takes"
+    )
+
+
 def _reason(error: Exception) -> str:
     """``[("SSL routines", "", "ee key too small")]`` -> ``ee key too small``."""
-    queue = error.args[0] if error.args else ()
-    return ", ".join(entry[2] for entry in queue if entry[2]) or "OpenSSL refuses it"
+    queue = error.args[0] if error.args else None
+    if isinstance(queue, list):
+        return ", ".join(entry[2] for entry in queue if entry[2]) or "OpenSSL does not say why"
+    return str(error)

@@ -29,11 +29,13 @@ class ReloadError(Exception):
 
 
 def answer(failed: bool) -> None:
-    """Called by the daemon after each reload. No error: usually no command waits for it."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+    """Called by the daemon after each reload. No error: usually no command waits for it.
+
+    Not even where no descriptor is left: the reload has happened, and systemd knows.
+    """
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
-        with suppress(OSError):
-            sender.sendto(_FAILED if failed else _RELOADED, _name(os.getpid()))
+        sender.sendto(_FAILED if failed else _RELOADED, _name(os.getpid()))
 
 
 def reload(pid: int, patience: float = PATIENCE_SECONDS) -> None:

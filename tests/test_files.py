@@ -1,21 +1,33 @@
 """Files that settings name: what is read, what is refused, and what is warned of."""
 
+import base64
 import os
 import pickle
+import re
 import socket
 import stat
 import subprocess
 import sys
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
-from gatewayd import values
+from gatewayd import pem, values
 from gatewayd.config import ConfigError, Settings, load
 from gatewayd.files import File, read_file
 from tests.integration.faults import certificate
 
 DIGEST = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The files of a certificate and its key."""
+    return certificate(tmp_path_factory.mktemp("pair"), "own")
 
 
 @pytest.fixture
@@ -206,6 +218,49 @@ class TestCertificates:
         own = f"[gateway]\ntls_key = {key}\ntls_certificate = {bad}\n"
         [line] = problems(tmp_path, own)
         assert line.startswith(":3: [gateway] tls_certificate: certificate 2 cannot be read (")
+
+    @settings_of_hypothesis(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        st.sampled_from(["tls_certificate", "tls_key", "tls_ca"]),
+        st.dictionaries(st.integers(0, 300), st.integers(0, 255), min_size=1, max_size=4),
+        st.integers(0, 300),
+    )
+    def test_whatever_bytes_are_wrong_in_a_file_it_is_a_mistake_of_its_setting_or_works(
+        self, tmp_path: Path, pair: tuple[str, str], key: str, wrong: dict[int, int], end: int
+    ) -> None:
+        files = {"tls_certificate": pair[0], "tls_key": pair[1], "tls_ca": pair[0]}
+        first, *lines, last = Path(files[key]).read_text().splitlines()
+        content = bytearray(base64.b64decode("".join(lines)))
+        for place, byte in wrong.items():
+            content[place % len(content)] = byte
+        content = content[: len(content) - max(0, end - 250)]
+        bad = tmp_path / "bad.pem"
+        bad.write_text("\n".join([first, base64.encodebytes(content).decode(), last]))
+        files[key] = str(bad)
+        text = "[backend a]\nurl = https://a\ntls_ca = {tls_ca}\n[gateway]\n"
+        text += "tls_certificate = {tls_certificate}\ntls_key = {tls_key}\n"
+        try:
+            settings(tmp_path, text.format(**files))
+        except ConfigError as error:
+            (line,) = error.problems
+            # A certificate that is good in itself may be that of another key.
+            named = "tls_key" if key == "tls_certificate" and "] tls_key: is not" in line else key
+            assert f"] {named}: " in line and "expected " in line
+
+    def test_a_certificate_that_is_not_valid_yet_is_a_warning_with_its_date(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class LongAgo(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> "LongAgo":
+                return cls(2020, 1, 1, tzinfo=tz)
+
+        crt, key = certificate(tmp_path, "own")
+        Path(key).chmod(0o600)
+        monkeypatch.setattr(pem, "datetime", LongAgo)
+        text = f"[gateway]\ntls_certificate = {crt}\ntls_key = {key}\n"
+        [line] = settings(tmp_path, text).warnings
+        assert re.search(r":2: \[gateway\] tls_certificate: is not valid before 2\d{3}-", line)
 
     @pytest.mark.parametrize(
         ("days", "said"), [(-1, "has expired on 20"), (1, None)], ids=["expired", "good"]

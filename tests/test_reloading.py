@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -84,3 +85,11 @@ def test_a_daemon_answers_nobody_where_nobody_waits() -> None:
         waits.setblocking(False)
         with pytest.raises(BlockingIOError):
             waits.recv(16)
+
+
+def test_a_daemon_without_a_free_descriptor_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", fails)
+    answer(failed=False)
