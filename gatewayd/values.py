@@ -147,7 +147,7 @@ def yes_or_no(text: str) -> bool:
 
 
 def url_path(text: str) -> str:
-    if re.fullmatch(r"/[!-~]{0,255}", text):
+    if re.fullmatch(r"/[!-~]{0,255}", text) and "#" not in text:  # no request has a fragment
         return text
     raise ValueError(f"{_shown(text)} is not a path, expected one such as /health")
 

@@ -548,6 +548,19 @@ def test_another_value_of_the_gateway_is_refused(key: str, text: str) -> None:
     assert len(line) < 250
 
 
+@pytest.mark.parametrize("text", ["/", "/health", "/a/b?c=d&e=%20"])
+def test_a_health_path_may_have_a_query(text: str) -> None:
+    assert values.url_path(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["health", "http://a/health", "/a b", "/ä", "/a#b", "/" + "a" * 256]
+)
+def test_another_health_path_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a path, expected one such as /health"):
+        values.url_path(text)
+
+
 @given(
     st.integers(1, 2**40), st.sampled_from(["", " "]), st.sampled_from(["KiB", "mib", "GIB", ""])
 )
