@@ -245,7 +245,7 @@ class Events(Receiver):
             if crossing is not None:
                 self._exchange.events += 1
                 out.append(sse.encode(crossing, b"" if reader.by_done else name))
-            if not reader.by_done and reader.complete(done=False):
+            if not reader.by_done and reader.complete(done=False, framed=False):
                 done = True
                 break
         if events:

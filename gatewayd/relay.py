@@ -103,7 +103,8 @@ class Relay:
         self.exchange = client.exchange
         self.call = call
         self._limits = limits
-        ping = ping if call.stream else 0.0
+        if not call.stream or call.unread:  # whose reply may be no event stream
+            ping = 0.0
         self.watch = Watch(reactor, self.exchange, ping, patience, self._late, self._comment)
 
         self._phase = Phase.ASKING
@@ -188,11 +189,11 @@ class Relay:
                 self.end(BadReply("The backend's reply is not one to relay.", detail=said))
             return ErrorDocument(self, reply)
         receiver: Receiver
-        if self._reader is None:
+        if self._reader is not None and self.call.stream and reply.media_type == EVENTS:
+            receiver, known = Events(self, self._reader, self._limits.event), True
+        elif self.call.unread or self._reader is None:
             self._opaque = True
             receiver, known = Opaque(self), reply.media_type not in ("", "text/html")
-        elif self.call.stream and reply.media_type == EVENTS:
-            receiver, known = Events(self, self._reader, self._limits.event), True
         else:
             receiver = Document(self, self._reader, self._limits.reply)
             known = reply.media_type == JSON

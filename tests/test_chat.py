@@ -2,13 +2,15 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatewayd.wire.chat import ChatRequest, with_model, with_usage
+from gatewayd.wire import chat
+from gatewayd.wire.chat import ChatRequest, parse_object, with_model, with_usage
 from gatewayd.wire.completion import ChatReader, completion, completion_to_chunks
 from gatewayd.wire.content import Usage
 from gatewayd.wire.errors import BackendFailed, BadReply, InvalidJSON, InvalidValue
@@ -90,7 +92,7 @@ def test_messages_that_are_none_are_named(messages: Any, param: str) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [5, "", True, [], "x" * 10_000, "a\r\nX: y", "a\0", "../../x", "a/../b", "\u202eabc", "\x7f"],
+    [5, True, [], "x" * 10_000, "a\r\nX: y", "a\0", "../../x", "a/../b", "\u202eabc", "\x7f"],
 )
 def test_a_model_that_is_no_name_is_refused(model: Any) -> None:
     assert blamed(model=model) == "model"
@@ -101,20 +103,71 @@ def test_a_model_is_read(model: str) -> None:
     assert request(model=model).model == model
 
 
-def test_a_missing_model_is_fine_and_null_is_as_if_missing() -> None:
+def test_a_missing_model_is_fine_and_null_or_an_empty_name_is_as_if_missing() -> None:
     assert request().model is None
     assert request(model=None).model is None
+    assert request(model="").model is None
 
 
-@pytest.mark.parametrize("stream", ["true", 1, 0, [], {}])
-def test_stream_that_is_no_flag_is_refused(stream: Any) -> None:
+@pytest.mark.parametrize("stream", ["true", "false", "", 1, 1.0, -1, [], {}, [0]])
+def test_stream_that_servers_read_differently_is_refused(stream: Any) -> None:
     assert blamed(stream=stream) == "stream"
 
 
 def test_stream_is_off_unless_true() -> None:
     assert request(stream=True).stream
-    for quiet in (request(), request(stream=None), request(stream=False)):
-        assert not quiet.stream
+    for quiet in (request(), request(stream=None), request(stream=False), request(stream=0)):
+        assert quiet.stream is False
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("MODEL", "model"),
+        ("Model", "model"),
+        ("\\u004dodel", "model"),
+        ("Stream", "stream"),
+        ("\u017ftream", "stream"),  # a long s is an S in upper case
+        ("\\u017fTREAM", "stream"),
+        ("Stream_Options", "stream_options"),
+        ("stream_opt\u0131ons", "stream_options"),  # a dotless i is an I in upper case
+        ("N", "n"),
+        ("me\u017f\u017fages", "messages"),
+        ("PROMPT", "prompt"),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_a_name_that_a_lenient_parser_takes_for_a_known_one_is_refused(
+    name: str, known: str, before: bool
+) -> None:
+    members = [f'"{name}":"b"', '"Other":1', '"messages":[{"role":"user"}]', '"model":"a"']
+    body = "{" + ",".join(members if before else members[::-1]) + "}"
+    with pytest.raises(InvalidJSON, match=f"'{known}'") as caught:
+        ChatRequest.parse(body.encode(), DEPTH)
+    assert caught.value.param == known
+
+
+def test_a_name_in_stream_options_may_not_differ_in_case_either() -> None:
+    with pytest.raises(InvalidJSON, match="'include_usage'"):
+        request(stream_options={"Include_Usage": True})
+
+
+def test_other_names_may_have_capitals_and_known_ones_may_stand_deeper() -> None:
+    inner = {"Model": "x", "STREAM": True}
+    odd = {"Top_P": 1, "": 2, "mode\nl": 3, "K\u212a": 5, "models": 6}
+    assert request(model="m", metadata=inner, **odd).model == "m"
+
+
+def test_a_million_odd_names_are_judged_in_one_pass() -> None:
+    names = b",".join(b'"A%x":1' % i for i in range(400_000))
+    body = b'{"messages":[{"role":"user"}],%b}' % names
+    before = time.perf_counter()
+    parse_object(body, DEPTH)
+    whole = time.perf_counter() - before
+    fields = dict.fromkeys(f"A{i:x}" for i in range(400_000))
+    before = time.perf_counter()
+    chat._check_names(fields, chat.MEMBERS)
+    assert time.perf_counter() - before < whole
 
 
 def test_usage_is_wanted_only_by_include_usage_true() -> None:

@@ -7,6 +7,7 @@ Source: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -19,6 +20,9 @@ from .errors import InvalidJSON, InvalidValue
 
 MAX_MODEL = 256
 
+#: The members that the gateway itself reads, of any endpoint's request.
+MEMBERS = ("model", "stream", "stream_options", "messages", "prompt", "n")
+
 
 @attrs.frozen
 class ChatRequest:
@@ -29,6 +33,7 @@ class ChatRequest:
 
     path: ClassVar[str] = "/v1/chat/completions"
     content_type: ClassVar[bytes] = b"application/json"
+    unread: ClassVar[bool] = False
 
     body: bytes = attrs.field(repr=False)
     messages: list[dict[str, Any]] = attrs.field(repr=False)
@@ -75,7 +80,8 @@ class ChatRequest:
 def parse_object(body: bytes, depth: int) -> dict[str, Any]:
     """Read a request body that must be a JSON object, strictly.
 
-    :raises InvalidJSON: it is not, or two parsers could differ about it.
+    :raises InvalidJSON: it is not, or two parsers could differ about it: about the text, or about
+        the names of the members that the gateway reads.
     """
     try:
         fields = json.parse(body, depth)
@@ -83,7 +89,28 @@ def parse_object(body: bytes, depth: int) -> dict[str, Any]:
         raise InvalidJSON(f"The request body is not valid JSON: {e}.") from None
     if not isinstance(fields, dict):
         raise InvalidJSON("The request body must be a JSON object.")
+    _check_names(fields, MEMBERS)
+    options = fields.get("stream_options")
+    if isinstance(options, dict):
+        _check_names(options, ("include_usage",))
     return fields
+
+
+def _check_names(fields: dict[str, Any], known: Sequence[str]) -> None:
+    """Refuse a name that differs from a known one only in case.
+
+    Go's decoder (Ollama) and others would take it for the known one. A caller chooses how many
+    names there are, so they are judged together, by a few passes of C over all of them.
+    """
+    names = "".join(fields)
+    if names.isascii() and names.islower():
+        return
+    # Both ways, since each folds what the other leaves: a dotless i, the Kelvin sign.
+    folded = ("\n" + "\n\n".join(fields) + "\n").upper().lower()
+    for name in known:
+        if folded.count(f"\n{name}\n") > (name in fields):
+            said = f"The name of a member differs from '{name}' only in the case of its letters."
+            raise InvalidJSON(said, param=name)
 
 
 def with_model(body: bytes, model: str) -> bytes:
@@ -127,10 +154,14 @@ def _messages(fields: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_model(value: Any) -> str | None:
-    if value is None:
+    """The name of a model; None where it is missing, null or empty.
+
+    :raises InvalidValue: it is no name.
+    """
+    if value is None or value == "":
         return None
-    if not isinstance(value, str) or not value:
-        raise InvalidValue("'model' must be a string that is not empty.", param="model")
+    if not isinstance(value, str):
+        raise InvalidValue("'model' must be a string.", param="model")
     if len(value) > MAX_MODEL:
         raise InvalidValue(f"'model' is longer than {MAX_MODEL} characters.", param="model")
     if not value.isprintable() or ".." in value.split("/"):
@@ -139,9 +170,18 @@ def check_model(value: Any) -> str | None:
 
 
 def check_flag(value: Any, name: str) -> bool:
-    if value is not None and not isinstance(value, bool):
-        raise InvalidValue(f"'{name}' must be true or false.", param=name)
-    return bool(value)
+    """A flag; missing, null and 0 are false.
+
+    Every server that takes a 0 reads it as false. 1 and strings are read differently: vLLM takes
+    1 and "true" for true, llama.cpp takes them for a mistake and goes on with false.
+
+    :raises InvalidValue: it is anything else.
+    """
+    if value is True:
+        return True
+    if value is None or value == 0:
+        return False
+    raise InvalidValue(f"'{name}' must be true or false.", param=name)
 
 
 def check_choices(n: Any, prompts: int = 1) -> int:

@@ -31,7 +31,7 @@ _FAILED = frozenset({"error", "response.failed"})
 _SILENT = PINGS | {"response.created", "response.queued", "response.in_progress"}
 
 
-class _Payload(msgspec.Struct):
+class Payload(msgspec.Struct):
     type: str | UnsetType = UNSET
     object: str | UnsetType = UNSET
     model: Raw | UnsetType = UNSET
@@ -48,7 +48,7 @@ class _Inner(msgspec.Struct):
     error: Raw | UnsetType = UNSET
 
 
-def _failure(payload: bytes, read: _Payload) -> BackendFailed:
+def _failure(payload: bytes, read: Payload) -> BackendFailed:
     """What an event that reports a failure says, as an envelope.
 
     Servers put it into ``error``, responses into ``response.error`` or the event itself.
@@ -67,13 +67,13 @@ def _failure(payload: bytes, read: _Payload) -> BackendFailed:
 class EventReader:
     """Reads a reply whose stream ends with an event of a certain type.
 
-    :param path: the endpoint.
+    :param last: the types that end a stream well; none where there are no streams.
     """
 
     by_done = False
 
-    def __init__(self, path: str, depth: int, model: str | None) -> None:
-        self._last = LAST.get(path, frozenset())
+    def __init__(self, last: frozenset[str], depth: int, model: str | None) -> None:
+        self._last = last
         self._depth = depth
         self._model = None if model is None else msgspec.json.encode(model)
         self._ended = False
@@ -116,8 +116,8 @@ class EventReader:
     def complete(self, done: bool, framed: bool = True) -> bool:
         return self._ended
 
-    def _read(self, payload: bytes, what: str) -> _Payload:
-        return self._decode(payload, _Payload, what)
+    def _read(self, payload: bytes, what: str) -> Payload:
+        return self._decode(payload, Payload, what)
 
     def _decode(self, payload: bytes, type: type[T], what: str) -> T:
         try:
@@ -125,7 +125,7 @@ class EventReader:
         except json.NotJSON as e:
             raise BadReply(f"The backend sent {what} that is not valid: {e}.") from None
 
-    def _named(self, payload: bytes, read: _Payload) -> bytes:
+    def _named(self, payload: bytes, read: Payload) -> bytes:
         """Count usage and put the asked model's name in, at the top or one level below."""
         inner = _inner(read)
         for usage in (read.usage, *(one.usage for _, _, one in inner)):
@@ -146,7 +146,7 @@ class EventReader:
         return payload if halves is None else halves.put_back(payload)
 
 
-def _inner(read: _Payload) -> list[tuple[str, bytes, _Inner]]:
+def _inner(read: Payload) -> list[tuple[str, bytes, _Inner]]:
     """The objects one level below that may have usage and a model."""
     return [
         (key, bytes(raw), msgspec.json.decode(raw, type=_Inner))

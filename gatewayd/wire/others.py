@@ -6,18 +6,16 @@ by :mod:`.completion`, other replies by :mod:`.events`. Audio is bytes that nobo
 
 from __future__ import annotations
 
-from io import BytesIO
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import attrs
-from multipart import MultipartError, MultipartParser, parse_options_header
 
-from . import chat
+from . import chat, form
 from .chat import check_choices, check_flag, check_model, parse_object
 from .completion import CompletionReader
 from .content import Usage
-from .errors import InvalidValue
 from .events import LAST, EventReader
+from .transcript import TranscriptReader
 
 
 class Reader(Protocol):
@@ -38,7 +36,8 @@ class Reader(Protocol):
 class Call(Protocol):
     """A request for a backend; :class:`.chat.ChatRequest` is one.
 
-    ``reader`` is asked for what reads its reply: None where the reply is bytes that nobody reads.
+    ``reader`` is asked for what reads its reply, or its events: None where nothing of it is read.
+    Where ``unread`` is true, a reply that is no event stream crosses as bytes of any type.
     """
 
     @property
@@ -51,6 +50,8 @@ class Call(Protocol):
     def model(self) -> str | None: ...
     @property
     def stream(self) -> bool: ...
+    @property
+    def unread(self) -> bool: ...
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None: ...
 
 
@@ -65,6 +66,9 @@ JSON_PATHS = (
 )
 #: Endpoints whose request is an upload.
 UPLOAD_PATHS = ("/v1/audio/transcriptions", "/v1/audio/translations")
+
+#: What a form's ``stream`` may say for true: what FastAPI (vLLM) takes for it.
+_TRUE = frozenset({"true", "1", "on", "yes", "t", "y"})
 
 
 @attrs.frozen
@@ -92,12 +96,16 @@ class JSONCall:
             return cls(path, body, model, stream, choices, usage)
         return cls(path, body, model, stream and path in LAST)
 
+    @property
+    def unread(self) -> bool:
+        return self.path == "/v1/audio/speech"
+
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
         if self.path == "/v1/completions":
             return CompletionReader(None, self.include_usage, self.choices, depth, model)
-        if self.path == "/v1/audio/speech":
+        if self.unread:
             return None
-        return EventReader(self.path, depth, model)
+        return EventReader(LAST.get(self.path, frozenset()), depth, model)
 
 
 def _prompts(fields: dict[str, Any]) -> int:
@@ -115,54 +123,34 @@ class UploadCall:
     body: bytes = attrs.field(repr=False)
     content_type: bytes
     model: str | None
-    part: int = 0  # the model's place among the form's parts
     stream: bool = False
+    field: form.Field | None = attrs.field(default=None, repr=False)  # the model's
+    unread: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, path: str, body: bytes, content_type: bytes) -> UploadCall:
         """Find the model in the form; the rest is the backend's to judge.
 
-        :raises InvalidValue: it is no such form.
+        :raises InvalidValue: it is no form, or two parsers could read two forms.
         """
-        boundary = _boundary(content_type)
-        try:
-            room = len(body) + 1  # all of it in memory: what does not fit there goes to disk
-            form = MultipartParser(
-                BytesIO(body), boundary, spool_limit=room, memory_limit=room, strict=True
-            )
-            found = [(n, part) for n, part in enumerate(form) if part.name == "model"]
-            values = [part.value for _, part in found]
-        except (MultipartError, UnicodeDecodeError, LookupError):
-            raise InvalidValue("The body is not valid multipart/form-data.") from None
-        if len(found) > 1 or any(part.filename for _, part in found):
-            said = "The form must have 'model' once, and not as a file."
-            raise InvalidValue(said, param="model")
-        if not found:
-            return cls(path, body, content_type, None)
-        return cls(path, body, content_type, check_model(values[0]), found[0][0])
+        found = form.read(body, form.boundary(content_type), ("model", "stream"))
+        model, stream = found.get("model"), found.get("stream")
+        return cls(
+            path,
+            body,
+            content_type,
+            check_model(model and model.value),
+            stream is not None and stream.value.strip().lower() in _TRUE,
+            model,
+        )
 
     def with_model(self, model: str) -> bytes:
         """The form asking for another model; every other byte stays."""
-        body, delimiter = self.body, b"\r\n--" + _boundary(self.content_type).encode("utf-8")
-        at = -2 if body.startswith(delimiter[2:]) else body.find(delimiter)
-        for _ in range(self.part):
-            at = body.find(delimiter, at + len(delimiter))
-        start = body.find(b"\r\n\r\n", at + len(delimiter)) + 4
-        end = body.find(delimiter, start)
-        if body[start:end] != (self.model or "").encode("utf-8"):
-            raise InvalidValue("The form's 'model' must be plain UTF-8.", param="model")
-        return body[:start] + model.encode("utf-8") + body[end:]
+        assert self.field is not None, "only a model that was named has another name"
+        return self.body[: self.field.start] + model.encode("utf-8") + self.body[self.field.end :]
 
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
-        return None
-
-
-def _boundary(content_type: bytes) -> str:
-    kind, options = parse_options_header(content_type.decode("latin-1"))
-    boundary: str = options.get("boundary", "")
-    if kind != "multipart/form-data" or not boundary:
-        raise InvalidValue("The body must be multipart/form-data with a boundary.")
-    return boundary
+        return TranscriptReader(depth, model) if self.stream else None
 
 
 def with_model(call: Call, model: str) -> bytes:

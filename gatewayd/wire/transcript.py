@@ -1,0 +1,43 @@
+"""The events of a transcription or translation.
+
+There are three kinds. OpenAI's have a type and end with ``transcript.text.done``. vLLM's are
+chunks and end with ``[DONE]``. Others are JSON or text of any form; that those are whole only the
+body's framing says.
+
+Source: https://platform.openai.com/docs/api-reference/audio/transcript-text-done-event
+"""
+
+from __future__ import annotations
+
+from .errors import BadReply
+from .events import EventReader, Payload
+
+LAST = frozenset({"transcript.text.done"})
+
+
+class TranscriptReader(EventReader):
+    def __init__(self, depth: int, model: str | None) -> None:
+        super().__init__(LAST, depth, model)
+        self._typed = self._chunks = self._done = False
+
+    def take(self, name: bytes, payload: bytes) -> bytes | None:
+        self._typed |= name.startswith(b"transcript.")
+        if payload.lstrip().startswith(b"[DONE]"):
+            self._done = True
+            return payload
+        try:
+            return super().take(name, payload)
+        except BadReply:  # text
+            self.started = self.content = True
+            return payload
+
+    def complete(self, done: bool, framed: bool = True) -> bool:
+        if self._typed:
+            return self._ended
+        return self._done or (framed and not self._chunks)
+
+    def _read(self, payload: bytes, what: str) -> Payload:
+        read = super()._read(payload, what)
+        self._typed |= isinstance(read.type, str) and read.type.startswith("transcript.")
+        self._chunks |= read.object in ("transcription.chunk", "translation.chunk")
+        return read
