@@ -120,7 +120,11 @@ class Timeouts:
     idle: float = setting(
         "120", seconds, "The backend: between two pieces of content, comments aside; 0 = none."
     )
-    total: float = setting("0", seconds, "The backend: the whole of one call; 0 = none.")
+    total: float = setting(
+        "0",
+        seconds,
+        "The backend: the whole of a request, other backends tried before included; 0 = none.",
+    )
     ping: float = setting(
         "15", seconds, "How long a stream is silent before the client gets a comment; 0 = never."
     )

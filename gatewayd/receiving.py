@@ -18,8 +18,8 @@ from twisted.web.http import PotentialDataLoss
 from gatewayd.backend.interface import Reply
 from gatewayd.exchange import Exchange
 from gatewayd.watch import Watch
-from gatewayd.wire import sse
-from gatewayd.wire.errors import BackendFailed, BadReply, GatewayError, Truncated, is_envelope
+from gatewayd.wire import failure, sse
+from gatewayd.wire.errors import BackendFailed, BadReply, GatewayError, Truncated
 from gatewayd.wire.others import Call, Reader
 
 #: A backend's error is read up to here; what is longer is replaced by an envelope of our own.
@@ -166,21 +166,22 @@ class Document(Gathered):
 
 
 class ErrorDocument(Gathered):
-    """The body of an error status, which is passed on, and its envelope if it is one."""
+    """The body of an error status, which is passed on, and what its body says."""
 
     def __init__(self, relay: Owner, reply: Reply) -> None:
         super().__init__(relay, MAX_ERROR_BODY)
         self._reply = reply
 
     def too_large(self) -> None:
-        self._body.clear()
-        self.ended(True)
+        self._relay.failed(failed_reply(self._reply))
 
     def ended(self, exact: bool) -> None:
-        status, body = self._reply.status, bytes(self._body)
-        payload = body if is_envelope(body) else None
-        said = f"The backend answered with status {status}."
-        self._relay.failed(BackendFailed(said, payload, status, self._reply.headers))
+        self._relay.failed(failed_reply(self._reply, bytes(self._body)))
+
+
+def failed_reply(reply: Reply, body: bytes = b"") -> BackendFailed:
+    """The error that a reply with an error status is; of its head alone without ``body``."""
+    return failure.answered(body, reply.status, reply.headers, reply.key)
 
 
 class Opaque(Receiver):

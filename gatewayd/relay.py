@@ -46,7 +46,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from gatewayd.backend.interface import Reply
+from gatewayd.backend.interface import Clocks, Reply
 from gatewayd.backend.routing import Choice, Target
 from gatewayd.config import Limits
 from gatewayd.receiving import (
@@ -57,11 +57,13 @@ from gatewayd.receiving import (
     Events,
     Opaque,
     Receiver,
+    failed_reply,
 )
 from gatewayd.watch import Watch
 from gatewayd.wire import sse
 from gatewayd.wire.errors import (
     AuthRefused,
+    BackendFailed,
     BadReply,
     GatewayError,
     Internal,
@@ -74,6 +76,9 @@ _log = Logger()
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
+
+#: How long the body of an error is waited for; its head says nearly all.
+ERROR_SECONDS = 5.0
 
 
 class Phase(enum.Enum):
@@ -115,6 +120,8 @@ class Relay:
         self._reader: Reader | None = None
         self._target: Target | None = None
         self._trial = 0
+        #: What the client is told if no other backend answers.
+        self._told: GatewayError | None = None
         self._paused = False
         self._opaque = False  # the body crosses unread
 
@@ -134,21 +141,26 @@ class Relay:
     # -- asking ------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        choice = self._choices.pop(0)
-        call, exchange = self.call, self.exchange
+        """Ask the next target. Whatever asking it raises ends the attempt as a failure does."""
+        try:
+            self._send_to(self._choices.pop(0))
+        except GatewayError as problem:
+            self.failed(problem)
+        except Exception:
+            self._broken(Failure())
+
+    def _send_to(self, choice: Choice) -> None:
+        call, exchange, target = self.call, self.exchange, choice.target
         body, alias = call.body, None
         if choice.model is not None:
-            try:
-                body, alias = with_model(call, choice.model), call.model
-            except GatewayError as problem:
-                self.end(problem)
-                return
-        self._target = choice.target
+            body, alias = with_model(call, choice.model), call.model
         self._reader = call.reader(exchange.id, self._limits.json_depth, alias)
-        exchange.backends.append(choice.target.backend.name)
-        self.watch.asked(choice.target.backend.clocks)
-        self._trial = choice.target.asked()
-        send = choice.target.backend.send
+        self.watch.asked(target.backend.clocks)
+        if self.is_over:  # a clock that runs from the first try on was due
+            return
+        exchange.backends.append(target.backend.name)
+        self._target, self._trial = target, target.asked()
+        send = target.backend.send
         asked = self._asked = send(call, body, exchange.id, exchange.traceparent)
         asked.addCallbacks(self._got_reply, self._got_no_reply)
         asked.addErrback(self._broken)
@@ -163,21 +175,44 @@ class Relay:
 
     def failed(self, problem: GatewayError) -> None:
         """This backend has no reply. Nothing was sent to the client yet, or only comments."""
-        if problem.elsewhere:  # what was free when they were chosen may have filled up or failed
-            self._choices = [choice for choice in self._choices if choice.target.ready]
-        if self._choices and self._phase is not Phase.STREAMING and problem.elsewhere:
-            self._part_from_target(problem)
+        if not problem.elsewhere:
+            self.end(problem)
+            return
+        told = self._told
+        if not isinstance(told, BackendFailed) or isinstance(problem, BackendFailed):
+            self._told = told = problem
+        self._part_from_target(problem)
+        if self._may_ask_another():
             self._reply, self._phase = None, Phase.ASKING
             self._ask()
         else:
-            self.end(problem)
+            self.end(told)
+
+    def _may_ask_another(self) -> bool:
+        # What was free when they were chosen may have filled up or failed.
+        self._choices = [choice for choice in self._choices if choice.target.ready]
+        return bool(self._choices) and self._phase is not Phase.STREAMING
 
     def _got_reply(self, reply: Reply) -> None:
         self._reply = reply
         self.exchange.connected = reply.connect_seconds
         if self._phase is Phase.ASKING:
             self._phase = Phase.READING
-        reply.body.deliverBody(self._receiver(reply))  # type: ignore[arg-type]  # what it calls
+        receiver = self._receiver(reply)
+        reply.body.deliverBody(receiver)  # type: ignore[arg-type]  # what it calls
+        if self._transport is not None and isinstance(receiver, ErrorDocument):
+            self._await_error(reply)
+
+    def _await_error(self, reply: Reply) -> None:
+        """The head of an error is here and its body is not: the head says nearly all."""
+        problem = failed_reply(reply)
+        if problem.elsewhere and self._may_ask_another():
+            self.failed(problem)
+        elif self._target is not None:
+            clocks = self._target.backend.clocks
+            first_byte = min(clocks.first_byte or ERROR_SECONDS, ERROR_SECONDS)
+            idle = min(clocks.idle or ERROR_SECONDS, ERROR_SECONDS)
+            self.watch.asked(Clocks(first_byte, idle, clocks.total))
 
     def _receiver(self, reply: Reply) -> Receiver:
         """What takes the body of a reply. One that is not to be relayed ends here."""
@@ -227,6 +262,9 @@ class Relay:
 
     def broke_off(self, problem: BaseException | None) -> None:
         """The body did not come to its end."""
+        if self._reply is not None and self._reply.status != 200:
+            self.failed(failed_reply(self._reply))
+            return
         if not isinstance(problem, GatewayError):
             problem = Truncated("The backend's reply broke off before its end.")
         if self._phase is Phase.STREAMING:
@@ -287,8 +325,8 @@ class Relay:
         if target is not None:
             target.ended(problem, self._trial)
         transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.abortConnection()
+        if transport is not None:  # a backend that goes on answering an error is well
+            transport.loseConnection()
 
     def _leave(self, kept: bool) -> None:
         """Stop the clocks and part from the backend."""
@@ -330,10 +368,16 @@ class Relay:
     # -- clocks: what the watch calls ----------------------------------------------------------
 
     def _late(self, clock: str) -> None:
+        if self._target is None and self._told is not None:
+            self.end(self._told)  # the time was over before another was asked
+            return
         if clock == "patience" and self._target is not None:
             self._target.left(self._trial)  # no fault of the backend
             self._target = None
-        self.end(UpstreamTimeout(f"The backend took too long ({clock})."))
+        if self._reply is not None and self._reply.status != 200:
+            self.end(failed_reply(self._reply))
+        else:
+            self.end(UpstreamTimeout(f"The backend took too long ({clock})."))
 
     def _comment(self) -> None:
         self.commit()

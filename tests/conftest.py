@@ -1,8 +1,13 @@
 """What holds for all tests."""
 
+import hypothesis
 import pytest
 
 from tests import programs
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("gatewayd", deadline=None)
+hypothesis.settings.load_profile("gatewayd")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -97,8 +97,9 @@ class Asked:
 
     def whole(self, body: bytes, status: int = 200, media_type: str = "application/json") -> None:
         self.head(status, media_type)
-        self._receiver.dataReceived(body)
-        self.end()
+        if self.left is None:  # it may be enough
+            self.send(body)
+            self.end()
 
     # What gatewayd.backend.interface.Body promises.
 

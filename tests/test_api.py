@@ -156,6 +156,61 @@ def test_only_json_is_taken(value: str | None) -> None:
     assert Answer(gateway.request("POST", "/v1/chat/completions", BODY, gzip)).status == 415
 
 
+@pytest.mark.parametrize("coding", ["identity", "Identity , identity", "", "identity,"])
+def test_a_coding_that_means_nothing_is_fine(coding: str) -> None:
+    headers = {**JSON, "Content-Encoding": coding}
+    answer = Answer(echo_gateway().request("POST", "/v1/chat/completions", BODY, headers))
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("coding", ["gzip", "identity, gzip", "identity;q=1", "x"])
+def test_a_coding_is_refused_of_uploads_too(coding: str) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Encoding": coding}
+    for path, kind in (("/v1/audio/transcriptions", headers), ("/v1/chat/completions", JSON)):
+        answer = Answer(echo_gateway().request("POST", path, BODY, {**headers, **kind}))
+        assert (answer.status, answer.code) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/models/", "/v1/models"),
+        ("//v1//models", "/v1/models"),
+        ("/v1/healthz", "/healthz"),
+        ("/v1/completions/x", None),
+        ("/", None),
+        ("/v1" * 1000 + "/models", None),
+    ],
+)
+@pytest.mark.parametrize("root", ["", "/llm"])
+def test_a_path_that_is_nearly_right_is_answered_with_the_one_that_is_meant(
+    path: str, meant: str | None, root: str
+) -> None:
+    gateway = Gateway(FakeBackend(), settings=settings(gateway_root_path=root))
+    for asked in {path, root + path} - {root + (meant or "")}:
+        answer = Answer(gateway.request("GET", asked))
+        assert (answer.status, answer.code) == (404, "unknown_url")
+        said = answer.json["error"]["message"].partition(" Did you mean ")[2]
+        assert said == (f"{root}{meant}?" if meant else "")
+
+
+@pytest.mark.parametrize(
+    ("path", "logged"),
+    [
+        ("/api/generate?key=secret", "/api/generate"),
+        ("/v1/sk-0123456789abcdef0123456789", "/v1/*"),
+        ("/x%0a\"y/z", "/*/z"),
+        ("/a" * 1000, "/a" * 100),
+    ],
+)
+def test_the_path_of_a_404_is_logged_as_far_as_it_is_plain(path: str, logged: str) -> None:
+    gateway = echo_gateway()
+    assert Answer(gateway.request("GET", path)).status == 404
+    assert gateway.ended[0].detail == logged
+
+
 @pytest.mark.parametrize("value", ["application/json; charset=utf-8", "APPLICATION/JSON"])
 def test_json_may_be_spelled_otherwise(value: str) -> None:
     headers = {"Content-Type": value}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
+from twisted.internet.defer import Deferred
 
 from gatewayd.backend.health import FAILURES
+from gatewayd.backend.interface import Clocks, Reply
 from gatewayd.exchange import End
 from gatewayd.wire import errors
-from tests.memory import Answer, FakeBackend, Gateway, completion
+from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion, settings
 from tests.test_others import SPEECH
 from tests.test_routing import backends, gateway_of
 from tests.test_usage import post
@@ -55,3 +60,169 @@ def test_a_page_in_place_of_speech_is_a_502(kind: str) -> None:
     client = post(Gateway(backend), SPEECH, input="hi")
     backend.calls[0].head(media_type=kind)
     assert (Answer(client).status, Answer(client).code) == (502, "upstream_bad_response")
+
+
+# -- one end for each attempt --------------------------------------------------------------------
+
+
+def two(**said: str) -> tuple[FakeBackend, FakeBackend, Gateway]:
+    first, second = FakeBackend("first"), FakeBackend("second")
+    return first, second, Gateway(first, second, settings=settings(**said))
+
+
+def settled(gateway: Gateway) -> bool:
+    return all(target.in_flight == 0 for target in gateway.targets) and not gateway.site.active
+
+
+def watched(gateway: Gateway) -> bool:
+    """Whether a relay's clocks still run."""
+    return "Watch._look" in str(gateway.clock.getDelayedCalls())
+
+
+@pytest.mark.parametrize("problem", [ValueError("odd host"), errors.Unreachable("No.")])
+def test_what_asking_raises_ends_the_attempt(problem: Exception) -> None:
+    backend = FakeBackend()
+
+    def send(*_: object) -> Deferred[Reply]:
+        raise problem
+
+    backend.send = send  # type: ignore[method-assign, assignment]
+    gateway = Gateway(backend)
+    answer = Answer(gateway.chat())
+    known = isinstance(problem, errors.Unreachable)
+    assert answer.status == (502 if known else 500) and answer.complete
+    assert settled(gateway) and not watched(gateway)
+    (exchange,) = gateway.ended
+    assert exchange.end is (End.BACKEND_UNREACHABLE if known else End.INTERNAL)
+    assert exchange.stop is None
+
+
+def test_another_is_asked_where_asking_the_first_raises_that_it_is_unreachable() -> None:
+    first, second, gateway = two()
+
+    def send(*_: object) -> Deferred[Reply]:
+        raise errors.Unreachable("No.")
+
+    first.send = send  # type: ignore[method-assign, assignment]
+    client = gateway.chat()
+    second.calls[0].whole(completion())
+    assert Answer(client).status == 200 and settled(gateway)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("refused_first", [True, False])
+def test_a_refusal_is_told_rather_than_that_another_was_not_reached(
+    status: int, refused_first: bool
+) -> None:
+    first, second, gateway = two()
+    busy, gone = (first, second) if refused_first else (second, first)
+    gone.failing = [errors.Unreachable("No.")]
+    client = gateway.chat()
+    envelope = b'{"error":{"message":"busy","code":"slow_down"}}'
+    busy.calls[0].answer.callback(
+        Reply(status, "application/json", ((b"retry-after", b"7"),), Early(busy.calls[0], envelope))
+    )
+    answer = Answer(client)
+    assert (answer.status, answer.header("retry-after")) == (status, "7")
+    assert answer.body == envelope and settled(gateway)
+    (exchange,) = gateway.ended
+    assert exchange.code == "slow_down" and exchange.backends == ["first", "second"]
+
+
+class Early:
+    """A body that came with its head."""
+
+    def __init__(self, asked: Asked, body: bytes) -> None:
+        self._asked, self._body = asked, body
+
+    def deliverBody(self, protocol: Any) -> None:
+        self._asked.deliverBody(protocol)
+        self._asked.send(self._body)
+        self._asked.end()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_body_of_a_refusal_is_not_waited_for(status: int) -> None:
+    first, second, gateway = two()
+    client = gateway.chat()
+    first.calls[0].head(status, "application/json")
+    assert first.calls[0].left == "released"  # its end may keep the connection
+    second.calls[0].whole(completion())
+    assert Answer(client).status == 200 and settled(gateway)
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+@pytest.mark.parametrize("how", ["stalls", "breaks off"])
+def test_an_error_whose_body_does_not_come_is_told_by_its_head(status: int, how: str) -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend)
+    client = gateway.chat()
+    backend.calls[0].head(status, "application/json", ((b"retry-after", b"7"),))
+    backend.calls[0].send(b'{"error":')
+    if how == "stalls":
+        gateway.clock.advance(5)
+        gateway.clock.advance(5)
+        assert backend.calls[0].left == "aborted"
+    else:
+        backend.calls[0].end(errors.Truncated("Cut."))
+    answer = Answer(client)
+    assert (answer.status, answer.code) == (status, "upstream_error")
+    assert answer.header("retry-after") == "7" and settled(gateway)
+
+
+def test_a_clock_that_was_due_before_the_second_was_asked_asks_it_not() -> None:
+    first = FakeBackend("first")
+    second = FakeBackend("second", Clocks(total=2))
+    gateway = Gateway(first, second)
+    client = gateway.chat()
+    gateway.clock.advance(3)
+    first.calls[0].answer.errback(errors.Unreachable("No."))
+    answer = Answer(client)
+    assert (answer.status, answer.code) == (502, "upstream_unreachable")
+    assert not second.calls and settled(gateway)
+    assert gateway.ended[0].backends == ["first"]
+    assert gateway.targets[1].health.state == "well"
+
+
+PHASES = ["asking", "asking the second", "reading", "an error's body", "pinged", "streaming"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("how", ["client leaves", "stop"])
+def test_who_ends_it_in_any_phase_settles_every_attempt_once(phase: str, how: str) -> None:
+    first, second, gateway = two(timeouts_ping="1")
+    client = gateway.chat(stream=True)
+    call = first.calls[0]
+    if phase == "asking the second":
+        call.answer.errback(errors.Unreachable("No."))
+        call = second.calls[0]
+    elif phase == "reading":
+        call.head()
+    elif phase == "an error's body":
+        call.head(400, "application/json")
+    elif phase == "pinged":
+        gateway.clock.advance(1)
+    elif phase == "streaming":
+        call.head()
+        call.event(chunk("a"))
+    if how == "stop":
+        (exchange,) = gateway.site.active
+        assert exchange.stop is not None
+        exchange.stop(errors.Drained())
+    else:
+        client.leave()
+    assert call.left == ("cancelled" if phase in (*PHASES[:2], "pinged") else "aborted")
+    assert settled(gateway)
+    (ended,) = gateway.ended
+    assert ended.end is (End.DRAINED if how == "stop" else End.CLIENT_GONE)
+    assert ended.stop is None
+    assert not watched(gateway)
+
+
+def test_a_failure_after_a_ping_is_an_error_event_and_asks_no_other() -> None:
+    first, second, gateway = two(timeouts_ping="1")
+    client = gateway.chat(stream=True)
+    gateway.clock.advance(1)
+    first.calls[0].answer.errback(errors.Unreachable("No."))
+    assert json.loads(Answer(client).payloads[-1])["error"]["code"] == "upstream_unreachable"
+    assert not second.calls and settled(gateway) and not Answer(client).complete

@@ -126,6 +126,7 @@ class API:
         types = request.fields.all(b"content-type") or [b""]
         if len(types) != 1 or not _UPLOAD.fullmatch(types[0]):
             raise UnsupportedMediaType("Send a form, as 'Content-Type: multipart/form-data'.")
+        _check_coding(request)
         path = self._path(request)
         return self._relay(
             request, path, lambda depth: UploadCall.parse(path, request.body, types[0])
@@ -243,7 +244,12 @@ def _check_media_type(request: Request) -> None:
     types = request.fields.all(b"content-type")
     if len(types) != 1 or not _JSON.fullmatch(types[0]):
         raise UnsupportedMediaType("Send JSON, with the header 'Content-Type: application/json'.")
-    if b"content-encoding" in request.fields:
+    _check_coding(request)
+
+
+def _check_coding(request: Request) -> None:
+    codings = b",".join(request.fields.all(b"content-encoding")).lower().split(b",")
+    if any(coding.strip(b" \t") not in (b"", b"identity") for coding in codings):
         raise UnsupportedMediaType("Send the body as it is, without a Content-Encoding.")
 
 

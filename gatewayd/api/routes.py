@@ -8,6 +8,7 @@ variable part, and turns whatever a handler raises into an answer, in one place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 _log = Logger()
 
 
+#: How much of an unknown path is looked at, and which parts of it are logged: others may be keys.
+_MAX_SHOWN = 200
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{0,24}")
+
+
+def _shown(path: bytes) -> str:
+    """An unknown path for the log."""
+    parts = path[:_MAX_SHOWN].decode("ascii", "replace").split("/")
+    return "/".join(part if _PLAIN.fullmatch(part) else "*" for part in parts)
+
+
 class Routes(KleinResource):
     """
     :param root_path: the path under which every route answers.
@@ -36,6 +48,7 @@ class Routes(KleinResource):
         super().__init__(app)
         self._root = root_path.encode("ascii")
         self._found: dict[tuple[bytes, bytes], str] = {}
+        self._paths = {rule.rule for rule in app.url_map.iter_rules() if not rule.arguments}
 
     def render(self, request: Request) -> Any:  # type: ignore[override]  # our Request, not any
         try:
@@ -54,7 +67,7 @@ class Routes(KleinResource):
         if known is not None:
             return known, {}
         if not path.startswith(self._root + b"/") or path.startswith(self._root + b"//"):
-            raise UnknownURL("There is nothing at this URL.")
+            raise self._unknown(path)
         adapter = self._app.url_map.bind(
             "gateway",
             path_info=path[len(self._root) :].decode("ascii"),
@@ -68,10 +81,25 @@ class Routes(KleinResource):
                 f"This URL takes {allowed} only.", headers=((b"allow", allowed.encode("ascii")),)
             ) from None
         except HTTPException:
-            raise UnknownURL("There is nothing at this URL.") from None
+            raise self._unknown(path) from None
         if not variables:  # so there are as many entries as there are routes and methods
             self._found[method, path] = endpoint
         return endpoint, dict(variables)
+
+    def _unknown(self, path: bytes) -> UnknownURL:
+        near = self._near(path[:_MAX_SHOWN].decode("ascii"))
+        hint = f" Did you mean {near}?" if near else ""
+        return UnknownURL(f"There is nothing at this URL.{hint}", detail=_shown(path))
+
+    def _near(self, path: str) -> str | None:
+        """The path that was meant, where slashes, ``/v1`` or the root path are wrong."""
+        root = self._root.decode("ascii")
+        plain = re.sub("//+", "/", path).rstrip("/").removeprefix(root)
+        rest = re.sub("^(/v1)+(?=/)", "", plain)
+        for meant in (f"/v1{rest}", rest):
+            if meant in self._paths:
+                return root + meant
+        return None
 
     @staticmethod
     def _failed(failure: Failure, request: Request) -> None:

@@ -33,6 +33,7 @@ class Reply:
     :param headers: those that may cross to the client.
     :param parameters: of the content type, with the ``;`` before them, as far as they may cross.
     :param connect_seconds: what it took to have a connection; 0 where one was at hand.
+    :param key: the backend's, which no error that leaves may show; "" if it has none.
     """
 
     status: int
@@ -41,6 +42,7 @@ class Reply:
     body: Body
     connect_seconds: float = 0.0
     parameters: str = ""
+    key: str = attrs.field(default="", repr=False)
 
 
 @attrs.frozen
@@ -49,7 +51,7 @@ class Clocks:
 
     :param first_byte: from the request until the first byte of content.
     :param idle: between bytes of content; comments and pings are none.
-    :param total: from the request to the end of the reply.
+    :param total: from the request to the end of the reply; tries of other backends count.
     """
 
     first_byte: float = 0.0

@@ -78,9 +78,9 @@ class OpenAIBackend:
         self._count_usage = settings.count_usage
         self._health = settings.health
         self._headers = {b"User-Agent": [b"gatewayd"]}
-        if settings.api_key is not None:
-            key = settings.api_key.reveal().encode("ascii")
-            self._headers[b"Authorization"] = [b"Bearer " + key]
+        self._key = "" if settings.api_key is None else settings.api_key.reveal()
+        if self._key:
+            self._headers[b"Authorization"] = [b"Bearer " + self._key.encode("ascii")]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -109,7 +109,7 @@ class OpenAIBackend:
         if call.stream and self._count_usage and call.path in _COUNTED:
             body = with_usage(body)
         headers = self._head(request_id, accept, call.content_type, traceparent)
-        return self._caller.post(call.path, body, headers).addCallback(_reply)
+        return self._caller.post(call.path, body, headers).addCallback(_reply, self._key)
 
     def check(self) -> Deferred[bool] | None:
         if self._health is None:
@@ -154,7 +154,7 @@ def _tls(settings: BackendSettings) -> ClientTLS | None:
     return ClientTLS(base.hostname or "", trusted)
 
 
-def _reply(response: IResponse) -> Reply:
+def _reply(response: IResponse, key: str = "") -> Reply:
     # treq wraps what the agent gave, which is all that is wanted here, and names it so.
     response = getattr(response, "original", response)
     crossing = []
@@ -172,6 +172,7 @@ def _reply(response: IResponse) -> Reply:
         body=response,
         connect_seconds=getattr(response, "connect_seconds", 0.0),
         parameters=parameters,
+        key=key,
     )
 
 

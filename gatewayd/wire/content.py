@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from .errors import BackendFailed, is_envelope
+from .failure import is_fit, message
 
 #: Events by which a server says that it is still there. They have no content.
 PINGS = frozenset({"ping", "keepalive"})
@@ -96,7 +97,9 @@ def counted(usage: Raw | UnsetType, before: Usage | None) -> Usage | None:
 def reported(payload: bytes) -> BackendFailed:
     """The error that a backend put where a reply belongs; llama.cpp gives a status as its code."""
     if not is_envelope(payload):
-        return BackendFailed("The backend reported an error without saying which.")
+        text = message(payload)
+        said = f": {text}" if is_fit(text) else " without saying which."
+        return BackendFailed(f"The backend reported an error{said}")
     code = msgspec.json.decode(payload)["error"].get("code")
     known = isinstance(code, int) and 400 <= code < 500 and code not in (401, 403)
     return BackendFailed("The backend reported an error.", payload, code if known else 502)

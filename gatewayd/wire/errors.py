@@ -275,6 +275,10 @@ class UpstreamTimeout(UpstreamError):
     end = "backend_timeout"
 
 
+#: The most characters of a backend's own code that the log takes over.
+MAX_CODE = 64
+
+
 class BackendFailed(UpstreamError):
     """An error that the backend itself reported, in place of its reply or within it.
 
@@ -299,7 +303,9 @@ class BackendFailed(UpstreamError):
         if payload is not None:
             code = parse(payload, 64)["error"].get("code")
             if isinstance(code, (str, int, float)):
-                self.code = code if isinstance(code, str) else f"{code:.0f}"
+                code = code if isinstance(code, str) else f"{code:.0f}"
+                if len(code) <= MAX_CODE and code.isprintable():
+                    self.code = code
 
     def body(self) -> bytes:
         return super().body() if self.payload is None else self.payload

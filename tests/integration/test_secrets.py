@@ -48,7 +48,7 @@ OTHER = "gw-sentinel-bob-91aa"
 METERED = "gw-sentinel-carol-77d0"
 WRONG = "gw-sentinel-wrong-c0de"
 KEY = "sk-sentinel-backend-5e1f"
-PROMPT = "sentinel-prompt-b4d5"
+PROMPT = "sentinel-prompt-b4d5-longer-than-a-word"
 SENTINELS = re.compile(b"sentinel|" + b"|".join(
     hashlib.sha256(t.encode()).hexdigest().encode() for t in (TOKEN, OTHER, METERED)
 ))  # fmt: skip
