@@ -20,10 +20,10 @@ MAX_LOGGED = 300
 #: The most entries of FastAPI's list that are told.
 _ENTRIES = 3
 
-#: Markup, traces, addresses, paths, hosts, what looks like a key.
+#: Markup, traces, paths, names in code, addresses, hosts, what looks like a key.
 _INSIDES = re.compile(
     r"""<[a-z!/?]|://|\btraceback\b|\bfile\ "|\bbearer\b
-    |(?<![\w.-])/[\w.+-]+/|[a-z]:\\
+    |(?<![\w.-])/[\w.+-]+/|[a-z]:\\|\w(Error|Exception)\b|\berrno\b|\.(py|so|cpp|cu|go|rs|js)\b
     |\b\d{1,3}(\.\d{1,3}){3}\b|\b[\w-]+(\.[\w-]+)*:\d{2,5}\b|\blocalhost\b
     |\.(com|net|org|io|dev|ai|corp|local|internal|lan|svc|cluster)\b
     |\b(sk|hf|gw|ghp)[-_][\w-]{4}|[a-z0-9]{24}""",

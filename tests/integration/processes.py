@@ -44,6 +44,10 @@ def clean_environment() -> dict[str, str]:
     }
 
 
+#: An error of the gateway's own in its log. A line there may quote a backend's traceback.
+UNHANDLED = re.compile(r"^\s*Traceback|Unhandled", re.MULTILINE)
+
+
 class Server:
     """An HTTP server in a process of its own: a context manager that leaves nothing running.
 
@@ -204,8 +208,7 @@ class Gateway(Server):
         """
         status = super().stop()
         assert status in (0, -signal.SIGKILL), f"exit status {status}:\n{self.output}"
-        # A line of the log may quote a backend's traceback; one of the gateway's begins a line.
-        assert not re.search(r"^\s*Traceback|Unhandled", self.output, re.MULTILINE), self.output
+        assert not UNHANDLED.search(self.output), self.output
         return status
 
 
