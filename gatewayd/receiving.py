@@ -19,11 +19,20 @@ from gatewayd.backend.interface import Reply
 from gatewayd.exchange import Exchange
 from gatewayd.watch import Watch
 from gatewayd.wire import failure, sse
-from gatewayd.wire.errors import BackendFailed, BadReply, GatewayError, Truncated
+from gatewayd.wire.errors import (
+    AuthRefused,
+    BackendFailed,
+    BadReply,
+    GatewayError,
+    Truncated,
+    UpstreamError,
+)
 from gatewayd.wire.others import Call, Reader
 
 #: A backend's error is read up to here; what is longer is replaced by an envelope of our own.
 MAX_ERROR_BODY = 256 * 1024
+#: How long more of it is waited for.
+ERROR_SECONDS = 5.0
 
 
 class BodyTransport(Protocol):
@@ -182,6 +191,16 @@ class ErrorDocument(Gathered):
 def failed_reply(reply: Reply, body: bytes = b"") -> BackendFailed:
     """The error that a reply with an error status is; of its head alone without ``body``."""
     return failure.answered(body, reply.status, reply.headers, reply.key)
+
+
+def never_relayed(status: int) -> UpstreamError | None:
+    """What is wrong with a status other than 200 that the client does not get."""
+    if status in (401, 403):
+        return AuthRefused("The backend refused the gateway's credentials.")
+    if not 400 <= status < 600:
+        said = f"status {status}"
+        return BadReply("The backend's reply is not one to relay.", detail=said)
+    return None
 
 
 class Opaque(Receiver):

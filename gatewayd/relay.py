@@ -8,31 +8,28 @@ A :class:`Relay` lives for one request and passes through these phases, never ba
 ``ASKING``
     A backend was asked; no head yet. If it fails and cannot have run, the next backend is asked.
 ``READING``
-    A head is here and its body comes. Whole bodies (JSON, errors) are gathered up to a limit; an
-    event stream is read until its first event. Nothing has been sent to the client, so a failure
-    is still an HTTP status.
+    A head is here and its body comes: gathered whole up to a limit, or an event stream up to its
+    first event. Nothing has been sent to the client, so a failure is still an HTTP status.
 ``STREAMING``
-    Committed: the status line is out. From here on a failure is one ``error`` event, after which
-    the connection closes without the last chunk.
+    Committed: the status line is out. A failure is now one ``error`` event, after which the
+    connection closes without the last chunk.
 ``ENDED``
-    Whatever happens now happens to nobody.
+    Terminal: later events are ignored.
 
-Commit comes with the first event that is good (or the whole body), or after ``ping`` seconds of
-silence, when comments begin so that nobody in between gives up on the connection. Then an error
-can only be told in-band, even from a backend that has not answered yet.
+Commit comes with the first good event (or the whole body), or after ``ping`` seconds of silence,
+when comments begin. Then an error can only be told in-band, even before the backend has answered.
 
 Rules:
 
 1. :meth:`Relay.end` is called once and decides everything: what the client is sent, how the
    exchange ends, and that the backend is left (aborted, or released when its reply was whole).
-2. Only ``[DONE]``, or the body's own end, ends a stream well, and only when every choice was
-   finished. ``[DONE]`` to the client is written in :mod:`gatewayd.receiving` and nowhere else, and
-   nothing follows it.
-3. Only bytes of content move the clocks (:mod:`gatewayd.watch`): a backend that sends comments is
-   silent. While the client is too slow to take what it was sent, the backend's silence is our
-   doing and does not count.
-4. The client leaving cancels :meth:`Relay.run`'s Deferred, and that aborts the backend, whatever
-   the phase.
+2. ``[DONE]``, or the body's end, ends a stream well only when every choice was finished. It is
+   written in :mod:`gatewayd.receiving` alone, and nothing follows it.
+3. Only content moves the clocks (:mod:`gatewayd.watch`); comments do not. While the client is too
+   slow, the backend's silence does not count. Of an error its head decides: its body is not waited
+   for where another backend can be asked, and never for long.
+4. A client that leaves cancels :meth:`Relay.run`'s Deferred; that aborts the backend in any phase.
+5. Each target that was asked is settled once, by :class:`gatewayd.tries.Tries`.
 """
 
 from __future__ import annotations
@@ -46,10 +43,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from gatewayd.backend.interface import Clocks, Reply
-from gatewayd.backend.routing import Choice, Target
+from gatewayd.backend.interface import Reply
+from gatewayd.backend.routing import Choice
 from gatewayd.config import Limits
 from gatewayd.receiving import (
+    ERROR_SECONDS,
     BodyTransport,
     Client,
     Document,
@@ -58,12 +56,12 @@ from gatewayd.receiving import (
     Opaque,
     Receiver,
     failed_reply,
+    never_relayed,
 )
+from gatewayd.tries import Tries
 from gatewayd.watch import Watch
 from gatewayd.wire import sse
 from gatewayd.wire.errors import (
-    AuthRefused,
-    BackendFailed,
     BadReply,
     GatewayError,
     Internal,
@@ -76,9 +74,6 @@ _log = Logger()
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
-
-#: How long the body of an error is waited for; its head says nearly all.
-ERROR_SECONDS = 5.0
 
 
 class Phase(enum.Enum):
@@ -118,10 +113,6 @@ class Relay:
         self._transport: BodyTransport | None = None
         self._reply: Reply | None = None
         self._reader: Reader | None = None
-        self._target: Target | None = None
-        self._trial = 0
-        #: What the client is told if no other backend answers.
-        self._told: GatewayError | None = None
         self._paused = False
         self._opaque = False  # the body crosses unread
 
@@ -132,9 +123,9 @@ class Relay:
         that the client has left.
         """
         self.exchange.stop = self.end
-        self._choices = list(choices)
-        assert self._done is not None
+        self._tries = Tries(choices)
         done = self._done
+        assert done is not None
         self._ask()
         return done
 
@@ -143,7 +134,7 @@ class Relay:
     def _ask(self) -> None:
         """Ask the next target. Whatever asking it raises ends the attempt as a failure does."""
         try:
-            self._send_to(self._choices.pop(0))
+            self._send_to(self._tries.next())
         except GatewayError as problem:
             self.failed(problem)
         except Exception:
@@ -159,9 +150,9 @@ class Relay:
         if self.is_over:  # a clock that runs from the first try on was due
             return
         exchange.backends.append(target.backend.name)
-        self._target, self._trial = target, target.asked()
-        send = target.backend.send
-        asked = self._asked = send(call, body, exchange.id, exchange.traceparent)
+        self._tries.ask(target)
+        asked = target.backend.send(call, body, exchange.id, exchange.traceparent)
+        self._asked = asked
         asked.addCallbacks(self._got_reply, self._got_no_reply)
         asked.addErrback(self._broken)
 
@@ -178,20 +169,13 @@ class Relay:
         if not problem.elsewhere:
             self.end(problem)
             return
-        told = self._told
-        if not isinstance(told, BackendFailed) or isinstance(problem, BackendFailed):
-            self._told = told = problem
-        self._part_from_target(problem)
-        if self._may_ask_another():
+        told = self._tries.passed_over(problem)
+        self._drop(kept=True)  # a backend that goes on answering an error is well
+        if self._phase is not Phase.STREAMING and self._tries.another():
             self._reply, self._phase = None, Phase.ASKING
             self._ask()
         else:
             self.end(told)
-
-    def _may_ask_another(self) -> bool:
-        # What was free when they were chosen may have filled up or failed.
-        self._choices = [choice for choice in self._choices if choice.target.ready]
-        return bool(self._choices) and self._phase is not Phase.STREAMING
 
     def _got_reply(self, reply: Reply) -> None:
         self._reply = reply
@@ -200,28 +184,23 @@ class Relay:
             self._phase = Phase.READING
         receiver = self._receiver(reply)
         reply.body.deliverBody(receiver)  # type: ignore[arg-type]  # what it calls
-        if self._transport is not None and isinstance(receiver, ErrorDocument):
+        if isinstance(receiver, ErrorDocument) and self._reply is reply and self._transport:
             self._await_error(reply)
 
     def _await_error(self, reply: Reply) -> None:
         """The head of an error is here and its body is not: the head says nearly all."""
         problem = failed_reply(reply)
-        if problem.elsewhere and self._may_ask_another():
+        if problem.elsewhere and self._phase is not Phase.STREAMING and self._tries.another():
             self.failed(problem)
-        elif self._target is not None:
-            clocks = self._target.backend.clocks
-            first_byte = min(clocks.first_byte or ERROR_SECONDS, ERROR_SECONDS)
-            idle = min(clocks.idle or ERROR_SECONDS, ERROR_SECONDS)
-            self.watch.asked(Clocks(first_byte, idle, clocks.total))
+        elif self._tries.target is not None:
+            self.watch.asked(self._tries.target.backend.clocks.at_most(ERROR_SECONDS))
 
     def _receiver(self, reply: Reply) -> Receiver:
         """What takes the body of a reply. One that is not to be relayed ends here."""
         if reply.status != 200:
-            if reply.status in (401, 403):
-                self.end(AuthRefused("The backend refused the gateway's credentials."))
-            elif not 400 <= reply.status < 600:
-                said = f"status {reply.status}"
-                self.end(BadReply("The backend's reply is not one to relay.", detail=said))
+            problem = never_relayed(reply.status)
+            if problem is not None:
+                self.end(problem)
             return ErrorDocument(self, reply)
         receiver: Receiver
         if self._reader is not None and self.call.stream and reply.media_type == EVENTS:
@@ -272,9 +251,8 @@ class Relay:
         self.end(problem)
 
     def send(self, data: bytes) -> None:
-        if self._trial and self._target is not None:
-            self._target.answers()  # who tries it need not wait for the end of a long stream
-            self._trial = 0
+        if self._tries.trial:
+            self._tries.answers()
         self.watch.wrote()
         self.commit()
         self.client.write(data)
@@ -304,7 +282,7 @@ class Relay:
         if problem is None and self._reader is not None:
             self.exchange.usage = self._reader.usage
         self._leave(kept=problem is None)
-        self._part_from_target(problem)
+        self._tries.settle(problem)
         if phase is Phase.STREAMING:
             self.client.unregisterProducer()
             if problem is None:
@@ -316,17 +294,9 @@ class Relay:
             self.client.fail(problem)
         else:
             self.client.respond(200, body, () if self._reply is None else self._reply.headers)
-        done, self._done = self._done, None  # its canceller holds this
+        done, self._done = self._done, None  # break the reference cycle
         if done is not None:
             done.callback(None)
-
-    def _part_from_target(self, problem: GatewayError | None) -> None:
-        target, self._target = self._target, None
-        if target is not None:
-            target.ended(problem, self._trial)
-        transport, self._transport = self._transport, None
-        if transport is not None:  # a backend that goes on answering an error is well
-            transport.loseConnection()
 
     def _leave(self, kept: bool) -> None:
         """Stop the clocks and part from the backend."""
@@ -335,18 +305,18 @@ class Relay:
         asked, self._asked = self._asked, None
         if asked is not None and self._reply is None:
             asked.cancel()
+        self._drop(kept)
+
+    def _drop(self, kept: bool) -> None:
+        """Take no more of the body; ``kept`` if its connection may be used again."""
         transport, self._transport = self._transport, None
         if transport is not None:
-            if kept:
-                transport.loseConnection()
-            else:
-                transport.abortConnection()
+            (transport.loseConnection if kept else transport.abortConnection)()
 
     def _client_left(self, _: Deferred[None]) -> None:
         self._phase, self._done = Phase.ENDED, None
         self._leave(kept=False)
-        if self._target is not None:
-            self._target.left(self._trial)
+        self._tries.left()
 
     # -- the client's pace: IPushProducer ------------------------------------------------------
 
@@ -368,12 +338,12 @@ class Relay:
     # -- clocks: what the watch calls ----------------------------------------------------------
 
     def _late(self, clock: str) -> None:
-        if self._target is None and self._told is not None:
-            self.end(self._told)  # the time was over before another was asked
+        tries = self._tries
+        if tries.target is None and tries.told is not None:  # before another was asked
+            self.end(tries.told)
             return
-        if clock == "patience" and self._target is not None:
-            self._target.left(self._trial)  # no fault of the backend
-            self._target = None
+        if clock == "patience":
+            tries.left()  # no fault of the backend
         if self._reply is not None and self._reply.status != 200:
             self.end(failed_reply(self._reply))
         else:

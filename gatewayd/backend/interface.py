@@ -58,6 +58,11 @@ class Clocks:
     idle: float = 0.0
     total: float = 0.0
 
+    def at_most(self, seconds: float) -> Clocks:
+        """The same with no wait longer than ``seconds``, but for the whole."""
+        first_byte = min(self.first_byte or seconds, seconds)
+        return Clocks(first_byte, min(self.idle or seconds, seconds), self.total)
+
 
 class Backend(Protocol):
     """Something that answers requests. Errors are :class:`gatewayd.wire.errors.GatewayError`."""
