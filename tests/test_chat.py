@@ -575,7 +575,7 @@ def test_an_error_among_the_events_is_passed_on_byte_for_byte(payload: bytes) ->
 @pytest.mark.parametrize(
     "payload",
     [
-        b'{"error":"boom"}',
+        b'{"error":"boom in /srv/x/y"}',
         b'{"error":{"text":"boom"}}',
         b'{"error":{"message":null}}',
         b'{"error":true}',
