@@ -173,7 +173,7 @@ def check_flag(value: Any, name: str) -> bool:
     """A flag; missing, null and 0 are false.
 
     Every server that takes a 0 reads it as false. 1 and strings are read differently: vLLM takes
-    1 and "true" for true, llama.cpp takes them for a mistake and goes on with false.
+    1 and "true" for true, older llama.cpp goes on with false, newer and Ollama refuse them.
 
     :raises InvalidValue: it is anything else.
     """
