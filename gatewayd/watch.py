@@ -78,8 +78,9 @@ class Watch:
         """Events came, and whether one was content is known now."""
         if content:
             self.content()
-        else:
+        elif self._part_at is not None:
             self._part_at = None
+            self._look_later()  # an earlier clock may be due already
 
     def part(self) -> None:
         """Bytes of an event came whose end has not."""
@@ -145,8 +146,6 @@ class Watch:
         """See which clock is due, and look again when the next one can be."""
         if self._stopped:
             return
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
         now = self._reactor.seconds()
         for due, clock in self._deadlines():
             if due > now:
@@ -164,9 +163,11 @@ class Watch:
             self._look_later()
 
     def _look_later(self) -> None:
-        """Look again when the next clock can be due."""
+        """Look again when the next clock can be due, never within this call."""
         if self._stopped:
             return
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
         now = self._reactor.seconds()
         soonest = min((due for due, _ in self._deadlines()), default=None)
         if soonest is not None:

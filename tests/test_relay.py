@@ -498,6 +498,24 @@ def test_promise_9_events_without_content_hold_off_no_clock(
     assert f"({clock})".encode() in client.value()
 
 
+@pytest.mark.parametrize("clock", ["first_byte", "idle"])
+def test_promise_9_a_ping_in_two_pieces_delays_a_clock_by_no_more_than_itself(
+    gateway: Gateway, backend: FakeBackend, clock: str
+) -> None:
+    client = gateway.chat(stream=True)
+    call = backend.calls[0]
+    call.head()
+    if clock == "idle":
+        call.event(chunk("a"))
+    gateway.clock.advance(29.5 if clock == "first_byte" else 9.5)
+    call.send(b"event: ping\ndata: {")
+    gateway.clock.advance(1)
+    assert call.left is None
+    call.send(b"}\n\n")
+    gateway.clock.advance(0.01)
+    assert call.left == "aborted" and f"({clock})".encode() in client.value()
+
+
 def test_promise_9_an_event_that_begins_and_stalls_is_late_by_idle(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
