@@ -312,6 +312,19 @@ def test_many_pipelined_requests_do_not_nest() -> None:
     assert client.value().count(b"HTTP/1.1 200 OK") == 1500
 
 
+@pytest.mark.parametrize("before", [0, 15, 16, 31])
+def test_a_connection_that_closes_is_read_whatever_came_before(before: int) -> None:
+    """And it waits for no further turn: what comes is only dropped."""
+    gateway = echo_gateway()
+    health = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+    client = raw(gateway, health * before + health[:-2] + b"Connection: close\r\n\r\n" + health)
+    while not client.disconnecting:
+        gateway.clock.advance(0)
+    assert client.producerState == "producing"
+    assert min(call.getTime() for call in gateway.clock.getDelayedCalls()) > 0
+    assert len(gateway.ended) == before + 1
+
+
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_a_request_may_come_in_any_pieces(size: int) -> None:
     gateway = echo_gateway()

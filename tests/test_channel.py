@@ -230,7 +230,7 @@ def test_a_silent_connection_is_closed_on_time(
 def test_a_slow_head_is_answered_and_the_connection_is_closed(
     tls: bool, client_write: str, tmp_path: Path
 ) -> None:
-    """Within the time that it may linger, although this client never answers a farewell."""
+    """Within the time that it may linger, although this client never sends a ``close_notify``."""
     clocks = settings(timeouts_request_head="2", timeouts_client_write=client_write)
     with Wired(folder=tmp_path, settings=clocks) as wired:
         client = wired.connect(tls)
@@ -352,6 +352,14 @@ def test_tls_agrees_on_what_is_spoken_here(
 # -- HTTP/1.0, which has no chunks ---------------------------------------------------------------
 
 
+def streams_over_http_1_0(wired: Wired, tls: bool) -> Client:
+    """A client that has asked for a stream."""
+    client = wired.connect(tls)
+    data = client.request("POST", PATH, chat(stream=True))
+    client.send(data.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    return client
+
+
 @tls_or_not
 @pytest.mark.parametrize("size", [10, 400 * KIB])
 def test_a_reply_that_broke_off_does_not_look_whole_over_http_1_0(
@@ -360,9 +368,7 @@ def test_a_reply_that_broke_off_does_not_look_whole_over_http_1_0(
     """All that was sent comes, and then a reset in place of the end that would make it whole."""
     backend = FakeBackend()
     with Wired(backend, folder=tmp_path) as wired:
-        client = wired.connect(tls)
-        data = client.request("POST", PATH, chat(stream=True))
-        client.send(data.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        client = streams_over_http_1_0(wired, tls)
         backend.calls[0].head()
         backend.calls[0].event(chunk("x" * size))
         backend.calls[0].end(ConnectionResetError())
@@ -379,9 +385,7 @@ def test_a_reply_that_broke_off_does_not_look_whole_over_http_1_0(
 def test_a_whole_reply_over_http_1_0_ends_with_its_connection(tls: bool, tmp_path: Path) -> None:
     backend = FakeBackend()
     with Wired(backend, folder=tmp_path) as wired:
-        client = wired.connect(tls)
-        data = client.request("POST", PATH, chat(stream=True))
-        client.send(data.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        client = streams_over_http_1_0(wired, tls)
         backend.calls[0].head()
         backend.calls[0].event(chunk("a", "stop"))
         backend.calls[0].event(b"[DONE]")

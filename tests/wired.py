@@ -169,8 +169,8 @@ class Client:
         self.transport = transport
         self._trust = trust
         self._sock: Any = raw
-        #: All that it has read, and how the connection ended: ``closed``, ``reset`` or, without a
-        #: farewell of TLS, ``cut``.
+        #: All that it has read, and how the connection ended: ``closed``, ``reset`` or, under TLS
+        #: without a ``close_notify``, ``cut``.
         self.heard = b""
         self.ended = ""
 

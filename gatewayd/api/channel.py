@@ -133,8 +133,9 @@ class Channel(Protocol):
                 if not (self._read_head() if self._arriving is None else self._read_body()):
                     break
             else:
-                self._turn = self.site.reactor.callLater(0, self._take_turn)
-                self._read_or_not()
+                if not self.outgoing.closing:
+                    self._turn = self.site.reactor.callLater(0, self._take_turn)
+                    self._read_or_not()
         except GatewayError as error:
             self._refuse(error)
         finally:
@@ -152,15 +153,14 @@ class Channel(Protocol):
 
     def _read_or_not(self) -> None:
         """Have the socket read exactly when it should be, as the module says above."""
-        self.outgoing.read(
-            self._handled is not None or not (self.outgoing.full or self._turn is not None)
-        )
+        if not self.outgoing.closing:  # else it is read
+            waits = self.outgoing.full or self._turn is not None
+            self.outgoing.read(self._handled is not None or not waits)
 
     def _turned(self) -> None:
         """The transport has become full, or empty."""
-        if not self.outgoing.closing:
-            self._read_or_not()
-            self._pump()
+        self._read_or_not()
+        self._pump()
 
     # -- step 1: the head ----------------------------------------------------------------------
 

@@ -172,7 +172,7 @@ class Outgoing:
         self._transport.unregisterProducer()
         if tcp_of(self._transport) is self._transport:
             self._transport.loseWriteConnection()
-        else:  # TLS says goodbye and waits for the client to do so
+        else:  # sends a close_notify, and waits for the client's
             self._transport.loseConnection()
 
     def _close_both_sides(self) -> None:
