@@ -77,9 +77,13 @@ def test_a_worker_that_starts_is_told_to_stop_and_does(tmp_path: Path) -> None:
     """It hears every signal when it can handle it, not before."""
     with Unready(folder=tmp_path, config=TWO) as gateway:
         started = wait_for(lambda: workers(gateway), START, "the workers")
-        for pid in started:
-            os.kill(pid, signal.SIGHUP)
-        assert pester(gateway, [signal.SIGTERM, signal.SIGHUP], *started) == 0
+        gateway.send(signal.SIGTERM)
+        while gateway.runs:
+            for number, pid in itertools.product((signal.SIGHUP, signal.SIGTERM), started):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(0.001)
+        assert gateway.wait() == 0
         assert "ended" not in gateway.output
 
 
