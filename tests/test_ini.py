@@ -30,11 +30,14 @@ def by_configparser(text: str) -> list[tuple[str, list[tuple[str, str]]]] | None
 @given(TEXTS)
 @example("[a]\nk = one\n  two\n\n  # no\n  four\n\nl =\n")
 @example("[a]\n  k = v\n l = w\n   m = x\n")
+@example("[;];]")
 def test_what_configparser_takes_is_read_as_by_configparser(text: str) -> None:
     expected = by_configparser(text)
     sections, mistakes = ini.parse(text)
     if expected is None or mistakes:
         return
+    if any("]" in name for name, _ in expected):
+        return  # configparser ends a header at its last bracket, and takes a comment for the name
     assert [(s.name, [(e.key, e.text) for e in s.entries]) for s in sections] == [
         (" ".join(name.split()), entries) for name, entries in expected
     ]
