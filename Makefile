@@ -10,7 +10,7 @@ PACKAGING = setup.cfg pyproject.toml requirements.lock Makefile
 INSTALL_LOCKED = $(INSTALL) --require-hashes --requirement requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint check bench lock clean
+.PHONY: help run test lint check soak bench lock clean
 
 help:   ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ lint: $(VENV)/.lint   ## ruff and mypy
 	$(BIN)/mypy --no-error-summary
 
 check: lint test   ## lint, then test
+
+soak: $(VENV)/.test   ## random exchanges against the promises [MINUTES=5]
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),5)
 
 bench: $(VENV)/.bench   ## measure gatewayd beside its peers, minutes [ARGS='--quick']
 	$(BIN)/python -m benchmarks.run $(ARGS)

@@ -160,9 +160,16 @@ class ClientTransport(StringTransport):
 
     protocol: Channel
     aborted = False
+    half_closed = False
 
     def loseWriteConnection(self) -> None:
-        self.loseConnection()
+        self.half_closed = True
+        super().loseConnection()
+
+    def loseConnection(self) -> None:
+        super().loseConnection()
+        if self.half_closed:
+            self.leave()
 
     def abortConnection(self) -> None:
         self.aborted = True

@@ -388,8 +388,9 @@ def test_after_the_last_answer_the_rest_is_dropped_and_the_connection_ends() -> 
     client = raw(gateway, b"GET /healthz HTTP/1.1\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")
     client.protocol.dataReceived(b"more")
     assert Answer(client).status == 400 and len(gateway.ended) == 1
+    assert client.connected
     gateway.clock.advance(2)
-    assert client.aborted
+    assert not client.connected and not client.aborted
 
 
 def test_one_connection_too_many_is_told_so() -> None:

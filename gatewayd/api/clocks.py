@@ -95,19 +95,22 @@ class WriteClock:
             self._timer = None
 
     def _again(self) -> None:
-        left = self._since + self._seconds - self._reactor.seconds()
+        left = self._left()
         self._timer = self._reactor.callLater(min(self._seconds / 8, 5.0, left), self._look)
 
     def _look(self) -> None:
         self._timer = None
-        now, before = self._reactor.seconds(), self._pending
-        self._pending = pending(self._transport)
+        before, self._pending = self._pending, pending(self._transport)
         if self._pending < before:
-            self._since = now
-        if now - self._since >= self._seconds:
+            self._since = self._reactor.seconds()
+        if self._left() <= 0:
             self._late()
         else:
             self._again()
+
+    def _left(self) -> float:
+        """Seconds until it is due. Rounding must be the same for the timer and for the check."""
+        return self._since + self._seconds - self._reactor.seconds()
 
 
 def pending(transport: Any) -> int:

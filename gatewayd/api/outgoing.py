@@ -75,6 +75,7 @@ class Outgoing:
         self._taken: list[Callable[[], None]] = []
         self._hang_up: Callable[[], None] | None = None  # when the transport is empty
         self._look_every = LINGER_SECONDS
+        self._resets = False
         tune(transport)
         transport.registerProducer(self, True)
 
@@ -143,6 +144,7 @@ class Outgoing:
     def close_by_reset(self) -> None:
         """Send what waits; when the client has taken it, reset the connection."""
         if not self.closing:
+            self._resets = True
             self._begin_closing(LOOK_SECONDS)
 
     def abort(self) -> None:
@@ -184,8 +186,10 @@ class Outgoing:
     def _look(self) -> None:
         if pending(self._transport):  # how long that may take is for the write clock to say
             self._deadline.set(self._look_every, self._look)
-        else:
+        elif self._resets:
             self._transport.abortConnection()
+        else:  # not by a reset: some systems drop what a program has not read by then
+            tcp_of(self._transport).loseConnection()
 
     def _watch(self) -> None:
         """See that the client goes on taking what it is sent."""
