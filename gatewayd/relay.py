@@ -122,8 +122,9 @@ class Relay:
         The Deferred fires when the reply has ended, however; it never fails. Cancelling it means
         that the client has left.
         """
-        self.exchange.stop = self.end
-        self._tries = Tries(choices)
+        exchange = self.exchange
+        exchange.stop = self.end
+        self._tries = Tries(choices, exchange.caller or exchange.client, self.call.body)
         done = self._done
         assert done is not None
         self._ask()
@@ -197,7 +198,9 @@ class Relay:
 
     def _receiver(self, reply: Reply) -> Receiver:
         """What takes the body of a reply. One that is not to be relayed ends here."""
-        if reply.status != 200:
+        if reply.status == 200:
+            self._tries.has_head(sure=not self.call.stream)
+        else:
             problem = never_relayed(reply.status)
             if problem is not None:
                 self.end(problem)
@@ -251,8 +254,7 @@ class Relay:
         self.end(problem)
 
     def send(self, data: bytes) -> None:
-        if self._tries.trial:
-            self._tries.answers()
+        self._tries.answers()
         self.watch.wrote()
         self.commit()
         self.client.write(data)
@@ -316,7 +318,7 @@ class Relay:
     def _client_left(self, _: Deferred[None]) -> None:
         self._phase, self._done = Phase.ENDED, None
         self._leave(kept=False)
-        self._tries.left()
+        self._tries.left(self.watch.waited)
 
     # -- the client's pace: IPushProducer ------------------------------------------------------
 
@@ -343,7 +345,7 @@ class Relay:
             self.end(tries.told)
             return
         if clock == "patience":
-            tries.left()  # no fault of the backend
+            tries.left(self.watch.waited)
         if self._reply is not None and self._reply.status != 200:
             self.end(failed_reply(self._reply))
         else:

@@ -63,6 +63,11 @@ class Watch:
         self._part_at = None
         self._look()
 
+    @property
+    def waited(self) -> float:
+        """Seconds since the backend was asked; 0 if any content has come."""
+        return 0.0 if self._content_at is not None else self._reactor.seconds() - self._asked_at
+
     def content(self) -> None:
         """Bytes of content came."""
         now, before = self._reactor.seconds(), self._content_at

@@ -17,6 +17,8 @@ from gatewayd.api.app import API
 from gatewayd.api.channel import Channel
 from gatewayd.api.site import Site
 from gatewayd.backend.echo import EchoBackend
+from gatewayd.backend.health import Evidence, Health
+from gatewayd.backend.health import Failure as Failed
 from gatewayd.backend.interface import Backend, Clocks, Reply
 from gatewayd.backend.routing import Router, Target
 from gatewayd.config import Settings, load
@@ -24,6 +26,11 @@ from gatewayd.exchange import Exchange
 from gatewayd.wire.others import Call
 
 EVENTS = "text/event-stream"
+
+
+def fails(health: Health, trial: int | None = None) -> None:
+    """A request fails at a backend: a new one unless ``trial`` says which."""
+    health.failed(Failed(Evidence.LOST), health.asked() if trial is None else trial)
 
 
 def settings(**values: str) -> Settings:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
 from gatewayd.backend.health import FAILURES
 from gatewayd.backend.interface import Clocks, Reply
 from gatewayd.exchange import End
 from gatewayd.wire import errors
-from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion, settings
+from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion, fails, settings
 from tests.test_others import SPEECH
 from tests.test_routing import backends, gateway_of
 from tests.test_usage import post
@@ -34,7 +35,7 @@ def test_a_trial_is_alone_even_when_others_were_refused_elsewhere() -> None:
     gateway = gateway_of(a, b)
     health = gateway.targets[1].health
     for _ in range(FAILURES):
-        health.failed(health.asked())
+        fails(health)
     gateway.clock.advance(1)
     for _ in range(3):
         gateway.chat()
@@ -226,3 +227,61 @@ def test_a_failure_after_a_ping_is_an_error_event_and_asks_no_other() -> None:
     first.calls[0].answer.errback(errors.Unreachable("No."))
     assert json.loads(Answer(client).payloads[-1])["error"]["code"] == "upstream_unreachable"
     assert not second.calls and settled(gateway) and not Answer(client).complete
+
+
+# -- callers that wait and give up ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["says how long it waits", "leaves"])
+def test_a_backend_that_callers_gave_up_on_is_asked_behind_the_others(how: str) -> None:
+    hanging, good = backends("hanging", "good")
+    gateway = gateway_of(hanging, good)
+    met = []
+    for _ in range(20):
+        asked = len(hanging.calls)
+        timeout = {"x-stainless-read-timeout": "6"} if how != "leaves" else {}
+        client = gateway.chat(model="m", headers=timeout)
+        if len(hanging.calls) > asked:
+            gateway.clock.advance(6)
+            if how == "leaves":
+                client.leave()
+            else:
+                assert Answer(client).status == 504
+        else:
+            good.calls[-1].whole(completion())
+            assert Answer(client).status == 200
+        met.append(len(hanging.calls) > asked)
+    # Three in a row, then one trial for each back-off that is over; no time passes meanwhile.
+    assert sum(met) == FAILURES and gateway.api.router.states()["hanging"] is False
+    for call in (hanging, good):
+        call.failing = [errors.Unreachable("No.") for _ in range(9)]
+    assert Answer(gateway.chat(model="m")).status == 502
+    assert gateway.ended[-1].backends == ["good", "hanging"]  # it is asked for want of another
+
+
+def test_a_caller_that_leaves_within_a_moment_says_nothing() -> None:
+    hanging, good = backends("hanging", "good")
+    gateway = gateway_of(hanging, good)
+    for _ in range(20):
+        client = gateway.chat(model="m")
+        gateway.clock.advance(1)
+        client.leave()
+    assert gateway.api.router.states() == {"hanging": True, "good": True}
+
+
+def test_a_backend_that_is_ejected_or_back_is_in_the_daemons_log() -> None:
+    first, second, gateway = two()
+    first.failing = [errors.Unreachable("No.", detail="refused") for _ in range(FAILURES)]
+    with capturedLogs() as events:
+        for _ in range(2 * FAILURES):
+            gateway.chat()
+            if second.calls and not second.calls[-1].answer.called:
+                second.calls[-1].whole(completion())
+        gateway.clock.advance(15)
+        gateway.chat()
+        first.calls[-1].whole(completion())
+    said = [event["log_format"].format(**event) for event in events]
+    assert said == [
+        "backend first is ejected after 3 failures in a row, the last: No. refused",
+        "backend first is well again after 15.0 s",
+    ]

@@ -9,13 +9,21 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
+from twisted.python import failure
 
-from gatewayd.backend.health import FAILURES, FIRST_BACKOFF, LONGEST_BACKOFF, Health
-from gatewayd.backend.prober import EVERY_SECONDS, WAIT_SECONDS, Prober
-from gatewayd.backend.routing import Router, Target
+from gatewayd.backend.health import (
+    FAILURES,
+    FIRST_BACKOFF,
+    LONGEST_BACKOFF,
+    TRIAL_SECONDS,
+    Evidence,
+    Failure,
+    Health,
+)
+from gatewayd.backend.prober import EVERY_SECONDS, SOON_SECONDS, WAIT_SECONDS, Prober
+from gatewayd.backend.routing import Router, Target, evidence_of
 from gatewayd.wire import errors
-from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion
+from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion, fails
 
 
 @pytest.fixture
@@ -30,7 +38,7 @@ def health(clock: Clock) -> Health:
 
 def eject(health: Health) -> None:
     for _ in range(FAILURES):
-        health.failed(health.asked())
+        fails(health)
     assert health.state == "ejected"
 
 
@@ -47,16 +55,16 @@ def back_off(health: Health, clock: Clock) -> float:
 
 def test_failures_in_a_row_eject(health: Health) -> None:
     for _ in range(FAILURES - 1):
-        health.failed(health.asked())
+        fails(health)
     assert health.usable
-    health.failed(health.asked())
+    fails(health)
     assert health.state == "ejected" and not health.usable
 
 
 def test_a_success_in_between_starts_the_count_anew(health: Health) -> None:
     for _ in range(20):
         for _ in range(FAILURES - 1):
-            health.failed(health.asked())
+            fails(health)
         health.succeeded()
     assert health.usable
 
@@ -131,7 +139,7 @@ def test_a_trial_that_fails_ejects_at_once_for_longer_up_to_a_cap(
     eject(health)
     took = [back_off(health, clock)]
     for _ in range(10):
-        health.failed(health.asked())
+        fails(health)
         assert health.state == "ejected"
         took.append(back_off(health, clock))
     for n, seconds in enumerate(took):
@@ -159,7 +167,7 @@ def test_a_backend_that_is_down_for_a_week_is_still_tried_and_comes_back(
     while clock.seconds() < 7 * 86400:
         clock.advance(LONGEST_BACKOFF)
         assert health.usable
-        health.failed(health.asked())
+        fails(health)
         assert not health.usable
     clock.advance(LONGEST_BACKOFF)
     health.asked()
@@ -174,11 +182,11 @@ def test_a_client_that_leaves_during_the_trial_makes_the_next_request_the_trial(
     clock.advance(FIRST_BACKOFF)
     health.learned_nothing(health.asked())
     assert health.state == "waiting" and health.usable
-    health.failed(health.asked())
+    fails(health)
     assert health.state == "ejected"
 
 
-@pytest.mark.parametrize("how", [Health.failed, Health.learned_nothing])
+@pytest.mark.parametrize("how", [fails, Health.learned_nothing])
 def test_what_began_before_the_trial_does_not_end_it(
     health: Health, clock: Clock, how: Callable[[Health, int], None]
 ) -> None:
@@ -193,7 +201,7 @@ def test_what_began_before_the_trial_does_not_end_it(
     second = health.asked()
     how(health, first)  # nor what was a trial once
     assert health.state == "trying"
-    health.failed(second)
+    fails(health, second)
     assert health.state == "ejected"
 
 
@@ -244,9 +252,83 @@ def test_a_trial_that_takes_its_time_is_not_waited_for_when_the_server_says_it_i
     back_off(health, clock)
     trial = health.asked()
     health.looks_well()
+    assert health.state == "trying"  # its reply decides
+    clock.advance(TRIAL_SECONDS)
+    assert not health.usable
+    health.looks_well()
+    assert health.usable  # one more may try it
+    second = health.asked()
+    fails(health, trial)
+    assert health.state == "trying"
+    fails(health, second)
+    assert health.state == "ejected"
+
+
+def test_errors_that_are_answered_do_not_count_while_the_health_path_is_good(
+    health: Health,
+) -> None:
+    answered = Failure(Evidence.ANSWERED)
+    for _ in range(FAILURES):
+        health.failed(answered, health.asked())
+    assert health.state == "ejected"
+    health.looks_well()
     assert health.state == "well"
-    health.failed(trial)
-    assert health.state == "well"  # one failure
+    for _ in range(10):
+        health.failed(answered, health.asked())
+    assert health.state == "well"
+    for _ in range(FAILURES):
+        fails(health)
+    assert health.state == "ejected"
+    health.looks_well()
+    assert health.state == "ejected"  # a server whose model hangs says 200 too
+
+
+LOST, ANSWERED = Evidence.LOST, Evidence.ANSWERED
+
+
+@pytest.mark.parametrize(
+    ("failures", "dead"),
+    [
+        ([Failure(LOST, n, n) for n in range(3)], True),
+        ([Failure(LOST, 1, n) for n in range(3)], False),  # one caller alone
+        ([Failure(LOST, n, 1) for n in range(3)], False),  # one body alone
+        ([Failure(ANSWERED, n, n) for n in range(3)], False),
+        ([Failure(Evidence.GAVE_UP, n, n) for n in range(3)], False),
+        ([Failure(Evidence.NOT_REACHED, n, n) for n in range(3)], False),
+        ([Failure(LOST, 1, 1), Failure(ANSWERED, 2, 2), Failure(LOST, 3, 3)], False),
+    ],
+)
+def test_only_silence_and_lost_connections_of_several_say_that_it_is_dead(
+    health: Health, failures: list[Failure], dead: bool
+) -> None:
+    for each in failures:
+        health.failed(each, health.asked())
+    assert health.state == "ejected" and not health.usable
+    assert health.may_answer is not dead
+    health.succeeded()
+    assert health.may_answer and health.usable
+
+
+def test_what_changes_is_said_once_and_with_the_reason(clock: Clock) -> None:
+    said: list[str] = []
+    health = Health(clock, said.append)
+    for n in range(FAILURES):
+        health.failed(Failure(Evidence.NOT_REACHED, why=f"refused {n}"), health.asked())
+    clock.advance(LONGEST_BACKOFF)
+    fails(health)  # the trial: the same outage
+    clock.advance(LONGEST_BACKOFF)
+    health.asked()
+    health.succeeded()
+    health.succeeded()
+    health.not_yet()
+    health.not_yet()
+    health.looks_well()
+    assert said == [
+        "is ejected after 3 failures in a row, the last: refused 2",
+        "is well again after 30.0 s",
+        "is loading its model",
+        "has loaded its model",
+    ]
 
 
 def test_while_the_health_path_fails_there_is_no_trial(health: Health, clock: Clock) -> None:
@@ -271,9 +353,13 @@ def test_the_health_path_is_looked_at_at_once_and_then_regularly() -> None:
     assert len(backend.checks) == 1
     backend.checks[0].callback(False)
     assert target.health.state == "loading"
-    clock.advance(EVERY_SECONDS)
+    clock.advance(SOON_SECONDS)  # it may be ready any moment
     backend.checks[1].callback(True)
     assert target.health.state == "well"
+    clock.pump([SOON_SECONDS] * 4)
+    assert len(backend.checks) == 2
+    clock.advance(EVERY_SECONDS - 4 * SOON_SECONDS)
+    assert len(backend.checks) == 3
 
 
 def test_a_look_that_hangs_is_given_up_and_delays_nobody() -> None:
@@ -282,9 +368,9 @@ def test_a_look_that_hangs_is_given_up_and_delays_nobody() -> None:
     for n in range(FAILURES):
         assert len(hanging.checks) == len(answering.checks) == n + 1
         answering.checks[n].callback(True)
-        clock.advance(WAIT_SECONDS)
+        clock.pump([SOON_SECONDS] * int(WAIT_SECONDS))
         assert hanging.checks[n].called  # cancelled
-        clock.advance(EVERY_SECONDS - WAIT_SECONDS)
+        clock.pump([SOON_SECONDS] * int(EVERY_SECONDS - WAIT_SECONDS))
     assert [target.health.usable for target in targets] == [False, True]
 
 
@@ -292,9 +378,10 @@ def test_looks_that_fail_eject_and_the_first_good_one_leads_to_a_trial() -> None
     backend = FakeBackend()
     clock, (target,) = probed(backend)
     for _ in range(20):
-        backend.checks[-1].errback(Failure(errors.Unreachable("No.")))
-        clock.advance(EVERY_SECONDS)
-    assert not target.health.usable
+        if not backend.checks[-1].called:
+            backend.checks[-1].errback(failure.Failure(errors.Unreachable("No.")))
+        clock.advance(SOON_SECONDS)
+    assert not target.health.usable and not target.health.may_answer
     backend.checks[-1].callback(True)
     clock.advance(LONGEST_BACKOFF)
     assert target.health.state == "waiting" and target.health.usable
@@ -380,21 +467,17 @@ def test_a_stream_that_breaks_off_after_its_trial_counts_as_any_other() -> None:
     assert gateway.targets[0].health.state == "ejected"
 
 
-def test_k09_while_all_are_down_the_answer_is_a_503_that_names_no_host() -> None:
+def test_k09_while_none_can_be_reached_the_answer_names_no_host() -> None:
     backends = [FakeBackend("secret-1"), FakeBackend("secret-2")]
     gateway = Gateway(*backends)
     for backend in backends:
         backend.failing = [errors.Unreachable("No.", detail="10.0.0.7") for _ in range(100)]
-    for _ in range(FAILURES):
-        assert Answer(gateway.chat(model="m")).code == "upstream_unreachable"
-    asked = sum(len(backend.calls) for backend in backends)
-    assert asked == 2 * FAILURES
-    client = gateway.chat(model="m")
-    answer = Answer(client)
-    assert (answer.status, answer.code) == (503, "overloaded") and answer.header("retry-after")
-    assert b"secret" not in client.value() and b"10.0.0.7" not in client.value()
-    assert sum(len(backend.calls) for backend in backends) == asked  # nobody was asked
-    gateway.clock.advance(FIRST_BACKOFF)
+    for _ in range(10):  # each is asked once for each request: it may be up again
+        client = gateway.chat(model="m")
+        assert Answer(client).code == "upstream_unreachable"
+        assert b"secret" not in client.value() and b"10.0.0.7" not in client.value()
+    assert [len(backend.calls) for backend in backends] == [10, 10]
+    assert gateway.api.router.states() == {"secret-1": False, "secret-2": False}
     for backend in backends:
         backend.failing.clear()
     client = gateway.chat(model="m")
@@ -446,6 +529,7 @@ class AnyEvents(RuleBasedStateMachine):
         self.trial: int | None = None  # the one that was let through last
         self.bad_news_at = 0.0
         self.bad_news = 0  # since something good was heard
+        self.looks: bool | None = None
 
     @precondition(lambda self: self.health.usable)
     @rule()
@@ -475,8 +559,9 @@ class AnyEvents(RuleBasedStateMachine):
         before, request = self.health.state, self.one_ends(data)
         self.target.ended(problem, request)
         self.note_bad_news()
+        outweighed = self.looks and evidence_of(problem) is Evidence.ANSWERED
         if before == "trying" and request == self.trial:
-            assert self.health.state == "ejected"
+            assert self.health.state == ("waiting" if outweighed else "ejected")
         elif before == "trying":
             assert self.health.state == "trying"
 
@@ -504,8 +589,12 @@ class AnyEvents(RuleBasedStateMachine):
     def it_looks_well(self) -> None:
         before = self.health.state
         self.health.looks_well()
-        after = "well" if before in ("loading", "trying") else before
-        assert self.health.state == after
+        self.looks = True
+        after = self.health.state
+        if before in ("well", "loading"):
+            assert after == "well"
+        else:
+            assert after in {before, "well", "waiting"}
         if after == "well" != before:
             self.bad_news = 0
 
@@ -514,11 +603,13 @@ class AnyEvents(RuleBasedStateMachine):
         self.health.not_yet()
         assert self.health.state == "loading"
         self.bad_news = 0
+        self.looks = None
 
     @rule()
     def it_looks_broken(self) -> None:
         self.health.looks_broken()
         self.note_bad_news()
+        self.looks = False
 
     def note_bad_news(self) -> None:
         self.bad_news += 1

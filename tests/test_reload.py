@@ -19,6 +19,7 @@ from gatewayd.backend.routing import Target
 from gatewayd.config import BackendSettings, ConfigError, Settings, load
 from gatewayd.service import GatewayService
 from tests.integration.faults import certificate
+from tests.memory import fails
 
 ASKED = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
 CHAT = (
@@ -245,7 +246,7 @@ class KeptTargets(Reloads):
         self.serve(backend("a", 1) + backend("b", 2))
         target = self.targets[0]
         for _ in range(9):
-            target.health.failed(0)
+            fails(target.health, 0)
         assert not target.health.usable
         self.reload(backend("a", 1, models="m") + backend("b", 2))
         assert self.targets[0] is target and not target.health.usable

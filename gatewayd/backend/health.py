@@ -1,198 +1,203 @@
 """Whether a backend is worth asking: one small state machine for each.
 
-It is told how exchanges ended and, where a ``health`` path is configured, what that said, and
-decides from that and the time alone. Connection failures, 5xx, broken and stalled replies count
-against a backend; what a client did wrong does not.
+It is told how requests ended (:class:`Evidence`) and, where a ``health`` path is configured, what
+that said, and decides from these and the time alone; ``docs/routing.rst`` has the reasons.
 
-``well`` -> failures in a row -> ``ejected`` -> back-off over -> ``waiting`` -> one request is let
-through -> ``trying`` -> ``well`` (with the first event of a stream, or a whole reply), or
-``ejected`` again for twice as long. What began before the trial may end during it: its success is
-good news, its failure decides nothing.
+============ ======================================= ==============================================
+state        meaning                                 leaves it
+============ ======================================= ==============================================
+``well``     nothing is known against it             :data:`FAILURES` failures in a row: ``ejected``
+``ejected``  left alone while another can be asked   the back-off is over: ``waiting``
+``waiting``  one request may try it                  that request is sent: ``trying``
+``trying``   that request is under way               it fails: ``ejected``, for longer
+``loading``  its health path says "not yet"          its health path says 200: ``well``
+============ ======================================= ==============================================
 
-A backend whose ``health`` path says that it is loading its model is ``loading``: not broken, not
-usable yet. While that path fails there is no trial; its saying "well" shortens no back-off, because
-a server whose model hangs says so too.
+A good answer makes it ``well`` in every state. A request that began before the trial may fail
+during it, which decides nothing.
+
+Ejected is not dead. Only silence and lost connections, of more than one caller and with more than
+one body, or a failing health path, say that a backend is dead. In all other cases it
+:attr:`Health.may_answer`: it is asked when no better one can be.
 """
 
 from __future__ import annotations
 
+import enum
 import random
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Hashable
 
 import attrs
-from automat import TypeMachineBuilder
 from twisted.internet.interfaces import IReactorTime
 
-#: Failures in a row after which a backend is left alone.
+#: Failures in a row after which a backend is ejected.
 FAILURES = 3
 #: Seconds that the first back-off takes, and the most that a later one may.
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 15.0
-#: More than it takes to get there: a power of the number of ejections would overflow in hours.
+#: Cap the exponent; 2**ejections would overflow within hours.
 _DOUBLINGS = 10
+#: A trial that runs longer than this no longer keeps others away while the health path is good.
+TRIAL_SECONDS = 5.0
 
 
-class _Inputs(Protocol):
-    def answered(self) -> None:
-        """A request was answered."""
+class Evidence(enum.Enum):
+    """What a request that ended says of the backend."""
 
-    def gave_up(self) -> None:
-        """Too many requests failed, or the one on trial."""
-
-    def backed_off(self) -> None:
-        """The back-off is over."""
-
-    def asked(self) -> None:
-        """A request is on its way."""
-
-    def learned_nothing(self) -> None:
-        """It ended, but not by what the backend did."""
-
-    def not_yet(self) -> None:
-        """It says that it will be ready later."""
-
-    def looks_well(self) -> None:
-        """It says that it is well."""
+    #: It answered well, or refused with a reason (4xx, 501).
+    GOOD = enum.auto()
+    #: Nothing: the client left at once, or the gateway stopped it.
+    NONE = enum.auto()
+    #: It answered, but with an error of its own or with something that is no answer.
+    ANSWERED = enum.auto()
+    #: The caller waited for seconds without a byte and gave up.
+    GAVE_UP = enum.auto()
+    #: It was silent for too long, or the connection broke: the request may be to blame.
+    LOST = enum.auto()
+    #: No connection came about: no request can be to blame.
+    NOT_REACHED = enum.auto()
 
 
-@attrs.define
-class _Memory:
-    """:param state: its name, for operators."""
+@attrs.frozen
+class Failure:
+    """
+    :param caller: who asked, where that may matter.
+    :param body: a digest of what was asked.
+    :param why: in words, for the log.
+    """
 
-    state: str = "well"
-    ejections: int = 0
-
-
-_builder = TypeMachineBuilder(_Inputs, _Memory)
-_well, _ejected = _builder.state("well"), _builder.state("ejected")
-_waiting, _trying = _builder.state("waiting"), _builder.state("trying")
-_loading = _builder.state("loading")
-
-
-def _recover(inputs: _Inputs, memory: _Memory) -> None:
-    memory.state, memory.ejections = "well", 0
-
-
-def _eject(inputs: _Inputs, memory: _Memory) -> None:
-    memory.state = "ejected"
-    memory.ejections += 1
-
-
-def _wait(inputs: _Inputs, memory: _Memory) -> None:
-    memory.state = "waiting"
-
-
-def _try(inputs: _Inputs, memory: _Memory) -> None:
-    memory.state = "trying"
-
-
-def _load(inputs: _Inputs, memory: _Memory) -> None:
-    memory.state = "loading"
-
-
-_well.upon(_Inputs.gave_up).to(_ejected)(_eject)
-_trying.upon(_Inputs.gave_up).to(_ejected)(_eject)
-_ejected.upon(_Inputs.backed_off).to(_waiting)(_wait)
-_waiting.upon(_Inputs.asked).to(_trying)(_try)
-_trying.upon(_Inputs.learned_nothing).to(_waiting)(_wait)
-for _state in (_well, _ejected, _waiting, _trying):
-    _state.upon(_Inputs.not_yet).to(_loading)(_load)
-for _state in (_ejected, _waiting, _trying, _loading):
-    _state.upon(_Inputs.answered).to(_well)(_recover)
-_loading.upon(_Inputs.gave_up).to(_ejected)(_eject)
-for _state in (_loading, _trying):
-    _state.upon(_Inputs.looks_well).to(_well)(_recover)
-for _state in (_well, _ejected, _waiting):
-    _state.upon(_Inputs.looks_well).loop().returns(None)
-for _input in (_Inputs.not_yet, _Inputs.asked, _Inputs.backed_off, _Inputs.learned_nothing):
-    _loading.upon(_input).loop().returns(None)
-# An exchange that began before an ejection ends after it: that says nothing new.
-for _state in (_ejected, _waiting):
-    _state.upon(_Inputs.gave_up).loop().returns(None)
-for _state in (_well, _ejected, _trying):
-    _state.upon(_Inputs.asked).loop().returns(None)
-for _state in (_well, _waiting, _trying):
-    _state.upon(_Inputs.backed_off).loop().returns(None)
-for _state in (_well, _ejected, _waiting):
-    _state.upon(_Inputs.learned_nothing).loop().returns(None)
-_well.upon(_Inputs.answered).loop().returns(None)
-_new_machine = _builder.build()
+    evidence: Evidence
+    caller: Hashable = None
+    body: Hashable = None
+    why: str = ""
 
 
 class Health:
     """
     :param clock: tells the time; nothing is scheduled.
+    :param changed: told in words when the backend is ejected, loading, or well again.
     """
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(
+        self, clock: IReactorTime, changed: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._clock = clock
-        self._memory = _Memory()
-        self._machine = _new_machine(self._memory)
-        self._failures = 0
+        self._changed = changed
+        self._state = "well"
+        self._failures: deque[Failure] = deque(maxlen=2 * FAILURES)  # since the last good answer
+        self._ejections = 0
+        self._ejected_at = self._until = self._tried_at = 0.0
         self._trial = 0  # the number of the latest
-        self._until = 0.0
-        self._looks_broken = False
+        self._dead = False
+        self._looks: bool | None = None  # what the health path said last; None if nothing
 
     @property
     def state(self) -> str:
         """``well``, ``ejected``, ``waiting``, ``trying`` or ``loading``."""
-        if self._memory.state == "ejected" and self._clock.seconds() >= self._until:
-            self._machine.backed_off()
-        return self._memory.state
+        if self._state == "ejected" and self._clock.seconds() >= self._until:
+            self._state = "waiting"
+        return self._state
 
     @property
     def usable(self) -> bool:
         """Whether to send the next request there."""
-        return self.state == "well" or (self.state == "waiting" and not self._looks_broken)
+        return self.state == "well" or (self._state == "waiting" and self._looks is not False)
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether to send a request there when no usable backend can take it."""
+        return self.state != "loading" and self._looks is not False and not self._dead
+
+    @property
+    def looks_fine(self) -> bool:
+        """Whether its health path said 200 when it was asked last."""
+        return self._looks is True
 
     def asked(self) -> int:
-        """A request is sent there, and will end in one of the three below.
+        """A request is sent there, and will end in :meth:`ended`.
 
-        :returns: what to tell these: the number of the trial that it begins, 0 if it does not.
+        :returns: what to tell that: the number of the trial that it begins, 0 if it does not.
         """
         if self.state != "waiting":
             return 0
-        self._machine.asked()
+        self._state, self._tried_at = "trying", self._clock.seconds()
         self._trial += 1
         return self._trial
 
     def succeeded(self) -> None:
         """It answered, be it that the client had asked for something wrong."""
-        if self._failures or self._memory.state != "well":  # nearly never: spare the machine
-            self._failures = 0
-            self._machine.answered()
+        if self._failures or self._state != "well":
+            self._recover()
 
-    def failed(self, trial: int) -> None:
-        """A request failed there, by no fault of its client."""
-        self._failures += 1
-        trying = self.state == "trying"
-        if trial != self._trial if trying else self._failures < FAILURES:
+    def failed(self, failure: Failure, trial: int = 0) -> None:
+        """A request failed there.
+
+        :param trial: what :meth:`asked` returned for it.
+        """
+        if failure.evidence is Evidence.ANSWERED and self._looks:
+            self.learned_nothing(trial)  # its health path, which says 200, outweighs that
             return
-        self._failures = 0
-        before = self._memory.ejections
-        self._machine.gave_up()
-        if self._memory.ejections > before:
-            longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(before, _DOUBLINGS))
-            # Jitter: several gateways should not try a backend that comes up at the same time.
-            self._until = self._clock.seconds() + longest * random.uniform(0.5, 1.0)
+        self._failures.append(failure)
+        if self.state == "trying":
+            if trial == self._trial:
+                self._eject()
+        elif self._state in ("well", "loading") and len(self._failures) >= FAILURES:
+            self._eject()
 
     def learned_nothing(self, trial: int) -> None:
         """The client left, or the like: the next request is the trial, if this one was."""
-        if trial == self._trial:
-            self._machine.learned_nothing()
+        if self._state == "trying" and trial == self._trial:
+            self._state = "waiting"
 
-    # What its health path says.
+    # -- what its health path says ---------------------------------------------------------------
 
     def looks_well(self) -> None:
-        self._looks_broken = False
-        self._machine.looks_well()
+        self._looks = True
+        answered = all(f.evidence is Evidence.ANSWERED for f in self._failures)
+        if self.state == "loading" or (self._state != "well" and answered):
+            self._recover()
+        elif self._state == "trying" and self._clock.seconds() - self._tried_at >= TRIAL_SECONDS:
+            self._state = "waiting"
 
     def not_yet(self) -> None:
         """It will be ready later."""
-        self._failures, self._looks_broken = 0, False
-        self._machine.not_yet()
+        self._looks = None
+        self._failures.clear()
+        if self._state != "loading":
+            self._state = "loading"
+            self._changed("is loading its model")
 
-    def looks_broken(self) -> None:
+    def looks_broken(self, why: str = "") -> None:
         """It says something else, or nothing."""
-        self._looks_broken = True
-        self.failed(0)
+        self._looks = False
+        self.failed(Failure(Evidence.NOT_REACHED, why=why or "its health path fails"))
+
+    # --------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        before, down = self.state, self._clock.seconds() - self._ejected_at
+        self._failures.clear()
+        self._state, self._dead = "well", False
+        if self._ejections:
+            self._ejections = 0
+            self._changed(f"is well again after {down:.1f} s")
+        elif before == "loading":
+            self._changed("has loaded its model")
+
+    def _eject(self) -> None:
+        lost = [f for f in self._failures if f.evidence is Evidence.LOST]
+        self._dead = (
+            len(lost) >= FAILURES
+            and len({f.caller for f in lost}) > 1
+            and len({f.body for f in lost}) > 1
+        )
+        longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._ejections, _DOUBLINGS))
+        # Jitter: several gateways should not try a backend that comes up at the same time.
+        self._until = self._clock.seconds() + longest * random.uniform(0.5, 1.0)
+        self._state = "ejected"
+        self._ejections += 1
+        if self._ejections == 1:  # later ones belong to the same outage
+            self._ejected_at = self._clock.seconds()
+            count, why = len(self._failures), self._failures[-1].why
+            self._changed(f"is ejected after {count} failures in a row, the last: {why}")

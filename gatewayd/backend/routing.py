@@ -1,23 +1,39 @@
 """Which backends may answer a request, and in which order they are asked.
 
 A model's backends share its load: the one with the fewest requests in flight comes first, ties
-take turns. One that is ejected or at its ``in_flight`` is passed over. What is left is the order
-in which a request tries them (see :mod:`gatewayd.relay` for when it tries the next).
+take turns. One at its ``in_flight`` is passed over. One that is ejected comes behind the others,
+unless it is known to be dead or loading. What is left is the order in which a request tries them
+(see :mod:`gatewayd.relay` for when it tries the next).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
-from gatewayd.wire.errors import GatewayError, ModelNotFound, Overloaded, UpstreamError
+from gatewayd.wire.errors import (
+    BackendFailed,
+    ConnectionReset,
+    GatewayError,
+    ModelNotFound,
+    Overloaded,
+    Truncated,
+    UpstreamError,
+    UpstreamTimeout,
+)
 
-from .health import Health
+from .health import Evidence, Failure, Health
 from .interface import Backend
+
+_log = Logger()
+
+#: A caller that waited this long without a byte, and then gave up, says something of the backend.
+GAVE_UP_SECONDS = 5.0
 
 #: How many model names an error may list.
 _NAMES_SHOWN = 20
@@ -39,7 +55,7 @@ class Target:
     ) -> None:
         self.backend = backend
         self._clock = clock
-        self.health = Health(clock)
+        self.health = self._new_health()
         self.in_flight = 0
         self.turn = 0
         self._models = models
@@ -58,7 +74,13 @@ class Target:
         """
         self.backend, self._models, self._limit = backend, models, limit
         if unknown:
-            self.health = Health(self._clock)
+            self.health = self._new_health()
+
+    def _new_health(self) -> Health:
+        def changed(said: str) -> None:
+            _log.warn("backend {name} {said}", name=self.backend.name, said=said)
+
+        return Health(self._clock, changed)
 
     def serves(self, model: str) -> bool:
         return not self._models or self._entry(model) is not None
@@ -80,6 +102,11 @@ class Target:
     def ready(self) -> bool:
         """Whether the next request may go there."""
         return not self.full and self.health.usable
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether a request may go there that no other backend can take."""
+        return not self.full and self.health.may_answer
 
     @property
     def names(self) -> list[str]:
@@ -114,37 +141,80 @@ class Target:
         """A request that was :meth:`asked` has its first event, and goes on."""
         self.health.succeeded()
 
-    def ended(self, problem: GatewayError | None, trial: int) -> None:
-        """A request that was :meth:`asked` has ended; ``problem`` is what went wrong there."""
-        self.in_flight -= 1
-        if problem is None or (isinstance(problem, UpstreamError) and _is_an_answer(problem)):
-            self.health.succeeded()
-        elif isinstance(problem, UpstreamError):
-            self.health.failed(trial)
-        else:
-            self.health.learned_nothing(trial)
+    def ended(
+        self,
+        problem: GatewayError | None,
+        trial: int,
+        caller: Hashable = None,
+        body: bytes = b"",
+    ) -> None:
+        """A request that was :meth:`asked` has ended; ``problem`` is what went wrong there.
 
-    def left(self, trial: int) -> None:
-        """A request that was :meth:`asked` was given up by its client."""
+        :param caller: who asked; with ``body`` it tells many failures from one that is repeated.
+        """
         self.in_flight -= 1
-        self.health.learned_nothing(trial)
+        evidence = evidence_of(problem)
+        if evidence is Evidence.GOOD:
+            self.health.succeeded()
+        elif evidence is Evidence.NONE or problem is None:
+            self.health.learned_nothing(trial)
+        else:
+            why = f"{problem.message} {problem.detail}".strip()
+            self.health.failed(Failure(evidence, caller, hash(body), why), trial)
+
+    def left(
+        self, trial: int, waited: float = 0.0, caller: Hashable = None, body: bytes = b""
+    ) -> None:
+        """A request that was :meth:`asked` was given up by its client.
+
+        :param waited: seconds without a byte of the reply; 0 if there was one.
+        """
+        self.in_flight -= 1
+        if waited < GAVE_UP_SECONDS:
+            self.health.learned_nothing(trial)
+            return
+        why = f"The caller gave up after {waited:.1f} s without a byte."
+        self.health.failed(Failure(Evidence.GAVE_UP, caller, hash(body), why), trial)
+
+
+def evidence_of(problem: GatewayError | None) -> Evidence:
+    """What a request that ended so says of its backend."""
+    if problem is None:
+        return Evidence.GOOD
+    if not isinstance(problem, UpstreamError):
+        return Evidence.NONE
+    if problem.status < 500 or problem.status == 501:  # the client's fault, or no such endpoint
+        return Evidence.GOOD
+    if not problem.executed and not isinstance(problem, BackendFailed):
+        return Evidence.NOT_REACHED
+    if isinstance(problem, (ConnectionReset, Truncated, UpstreamTimeout)):
+        return Evidence.LOST
+    return Evidence.ANSWERED
 
 
 def _is_glob(name: str) -> bool:
     return bool(set("*?[") & set(name))
 
 
-def _is_an_answer(problem: UpstreamError) -> bool:
-    """Whether the backend is well: the client's fault, or (501) it does not have this endpoint."""
-    return problem.status < 500 or problem.status == 501
-
-
 @attrs.frozen
 class Choice:
-    """One target to ask, and the name of the model to ask it for; None leaves it as it is."""
+    """One target to ask, and the name of the model to ask it for; None leaves it as it is.
+
+    :param last: whether it is asked only because no usable one can take the request.
+    """
 
     target: Target
     model: str | None = None
+    last: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether the target may still be asked."""
+        return self.target.may_answer if self.last else self.target.ready
+
+
+def _least_busy(target: Target) -> tuple[int, int]:
+    return target.in_flight, target.turn
 
 
 class Router:
@@ -169,23 +239,29 @@ class Router:
         if not serving:
             raise self._unknown(model, visible())
         usable = [target for target in serving if target.ready]
-        if not usable and len(serving) == 1 and not serving[0].full:
-            # With nobody to take its place, not asking would gain nothing but later good news.
+        rest = [target for target in serving if target.may_answer and target not in usable]
+        if not usable and not rest and len(serving) == 1 and not serving[0].full:
+            # No other backend could take its place, and its own error says more than ours.
             usable = serving
-        if not usable:
+        if not usable and not rest:
             raise Overloaded("No backend for this model is available.")
         if model is not None:  # else the settings' order: these need not be alike
-            usable.sort(key=lambda target: (target.in_flight, target.turn))
-            usable[0].turn = next(self._turns)
-        return [Choice(target, self._renamed(target, model)) for target in usable]
+            usable.sort(key=_least_busy)
+            rest.sort(key=_least_busy)
+            (usable or rest)[0].turn = next(self._turns)
+        return [
+            Choice(target, self._renamed(target, model), last)
+            for last, targets in ((False, usable), (True, rest))
+            for target in targets
+        ]
 
     def usable(self) -> bool:
         """Whether any backend is worth asking."""
         return any(target.health.usable for target in self.targets)
 
     def states(self) -> dict[str, bool]:
-        """Which backends are worth asking, by name."""
-        return {target.backend.name: target.health.usable for target in self.targets}
+        """Which backends are well as far as is known, by name."""
+        return {target.backend.name: target.health.state == "well" for target in self.targets}
 
     def _serving(self, model: str | None) -> list[Target]:
         if model is not None:
