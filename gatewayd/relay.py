@@ -238,7 +238,7 @@ class Relay:
             transport.pauseProducing()
 
     def receives(self) -> bool:
-        """The body has ended: there is nothing to leave any more. False: nobody minds how."""
+        """The body has ended, so no connection is left. False if the relay had ended before."""
         self._transport = None
         return not self.is_over
 
@@ -302,7 +302,7 @@ class Relay:
 
     def _leave(self, kept: bool) -> None:
         """Stop the clocks and part from the backend."""
-        self.exchange.stop = None  # it holds this, and this holds it
+        self.exchange.stop = None  # break the reference cycle
         self.watch.stop()
         asked, self._asked = self._asked, None
         if asked is not None and self._reply is None:

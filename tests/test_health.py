@@ -397,7 +397,7 @@ def test_a_prober_that_was_stopped_looks_no_more() -> None:
     assert len(backend.checks) == 1 and not clock.getDelayedCalls()
 
 
-# -- K09: a backend that is down for a while -----------------------------------------------------
+# -- a backend that is down for a while ----------------------------------------------------------
 
 
 def under_way(gateway: Gateway, *backends: FakeBackend) -> Asked:
@@ -407,7 +407,7 @@ def under_way(gateway: Gateway, *backends: FakeBackend) -> Asked:
     return backend.calls[-1]
 
 
-def test_k09_a_backend_that_fails_is_passed_over_tried_again_and_back_within_30_s() -> None:
+def test_a_backend_that_fails_is_passed_over_tried_again_and_back_within_30_s() -> None:
     first, second = FakeBackend("first"), FakeBackend("second")
     first.failing = [errors.Unreachable("No.") for _ in range(20)]
     gateway = Gateway(first, second)
@@ -467,7 +467,7 @@ def test_a_stream_that_breaks_off_after_its_trial_counts_as_any_other() -> None:
     assert gateway.targets[0].health.state == "ejected"
 
 
-def test_k09_while_none_can_be_reached_the_answer_names_no_host() -> None:
+def test_while_none_can_be_reached_the_answer_names_no_host() -> None:
     backends = [FakeBackend("secret-1"), FakeBackend("secret-2")]
     gateway = Gateway(*backends)
     for backend in backends:

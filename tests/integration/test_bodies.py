@@ -53,76 +53,76 @@ def content(data: bytes) -> bytes:
 
 
 BAD = [
-    Bad("J01-cut", b'{"a":'),
-    Bad("J01-empty", b""),
-    Bad("J01-blank", b" \n"),
-    Bad("J01-empty-string", b'""'),
-    Bad("J01-array", b"[]"),
-    Bad("J01-null", b"null"),
-    Bad("J01-number", b"42"),
-    Bad("J01-two-documents", whole("") * 2),
-    Bad("J01-two-lines", whole("") + b"\n" + whole("")),
-    Bad("J01-trailing-comma", b'{"messages":[{"role":"user","content":"hi"}],}'),
-    Bad("J01-comment", b"/* hi */" + whole("")),
-    Bad("J01-single-quotes", b"{'messages':[{'role':'user','content':'hi'}]}"),
-    Bad("J01-nan", whole('"temperature":NaN')),
-    Bad("J01-minus-infinity", whole('"temperature":-Infinity')),
-    Bad("J01-overflow", whole('"temperature":1e999')),
-    Bad("J01-400-digits", whole('"seed":' + "9" * 400)),
-    Bad("J01-5000-digits", whole('"seed":' + "9" * 5000)),
-    Bad("J01-leading-zero", whole('"seed":01')),
-    Bad("J01-bare-tab", content(b"a\tb")),
-    Bad("J01-bare-nul", content(b"a\0b")),
-    Bad("J01-bad-escape", content(b"\\x41")),
-    Bad("J01-no-end-of-string", b'{"messages":"'),
-    Bad("J03-arrays", b"[" * 100_000),
-    Bad("J03-objects", b'{"a":' * 100_000),
-    Bad("J03-arrays-closed", b"[" * 100_000 + b"]" * 100_000),
-    Bad("J03-arrays-in-tools", whole('"tools":[{"function":{"parameters":' + "[" * 100_000)),
-    Bad("J03-objects-in-tools", whole('"tools":[{"function":{"parameters":' + '{"a":' * 100_000)),
-    Bad("J03-65-levels", whole('"x":' + "[" * 64 + "]" * 64)),
-    Bad("J03-100-001-arrays", whole('"x":[' + "[]," * 99_997 + "[]]")),
-    Bad("J05-model-twice", whole('"model":"a","model":"b"')),
-    Bad("J05-model-twice-the-same", whole('"model":"a","model":"a"')),
-    Bad("J05-stream-twice", whole('"stream":false,"stream":true')),
-    Bad("J05-escaped-key", whole(r'"model":"a","\u006dodel":"b"')),
-    Bad("J05-escaped-key-and-colon", whole(r'"model":"\u003a","\u006dodel":"b"')),
-    Bad("J05-in-messages", b'{"messages":[{"role":"user","content":"a","role":"system"}]}'),
-    Bad("J05-deep", whole('"x":[[{"y":{"a":1,"b":2,"a":1}}]]')),
-    Bad("J05-messages-twice", whole('"messages":[]')),
-    Bad("J06-ff", content(b"\xff")),
-    Bad("J06-overlong", content(b"\xc0\xaf")),
-    Bad("J06-cesu", content(b"\xed\xa0\xbd\xed\xb8\x80")),
-    Bad("J06-truncated", content(b"\xf0\x9f\x8e")),
-    Bad("J06-past-the-end", content(b"\xf4\x90\x80\x80")),
-    Bad("J06-bom", b"\xef\xbb\xbf" + whole("")),
-    *[Bad(f"J06-{name}", whole("").decode().encode(name))
+    Bad("json-cut", b'{"a":'),
+    Bad("json-empty", b""),
+    Bad("json-blank", b" \n"),
+    Bad("json-empty-string", b'""'),
+    Bad("json-array", b"[]"),
+    Bad("json-null", b"null"),
+    Bad("json-number", b"42"),
+    Bad("json-two-documents", whole("") * 2),
+    Bad("json-two-lines", whole("") + b"\n" + whole("")),
+    Bad("json-trailing-comma", b'{"messages":[{"role":"user","content":"hi"}],}'),
+    Bad("json-comment", b"/* hi */" + whole("")),
+    Bad("json-single-quotes", b"{'messages':[{'role':'user','content':'hi'}]}"),
+    Bad("json-nan", whole('"temperature":NaN')),
+    Bad("json-minus-infinity", whole('"temperature":-Infinity')),
+    Bad("json-overflow", whole('"temperature":1e999')),
+    Bad("json-400-digits", whole('"seed":' + "9" * 400)),
+    Bad("json-5000-digits", whole('"seed":' + "9" * 5000)),
+    Bad("json-leading-zero", whole('"seed":01')),
+    Bad("json-bare-tab", content(b"a\tb")),
+    Bad("json-bare-nul", content(b"a\0b")),
+    Bad("json-bad-escape", content(b"\\x41")),
+    Bad("json-no-end-of-string", b'{"messages":"'),
+    Bad("depth-arrays", b"[" * 100_000),
+    Bad("depth-objects", b'{"a":' * 100_000),
+    Bad("depth-arrays-closed", b"[" * 100_000 + b"]" * 100_000),
+    Bad("depth-arrays-in-tools", whole('"tools":[{"function":{"parameters":' + "[" * 100_000)),
+    Bad("depth-objects-in-tools", whole('"tools":[{"function":{"parameters":' + '{"a":' * 100_000)),
+    Bad("depth-65-levels", whole('"x":' + "[" * 64 + "]" * 64)),
+    Bad("depth-100-001-arrays", whole('"x":[' + "[]," * 99_997 + "[]]")),
+    Bad("keys-model-twice", whole('"model":"a","model":"b"')),
+    Bad("keys-model-twice-the-same", whole('"model":"a","model":"a"')),
+    Bad("keys-stream-twice", whole('"stream":false,"stream":true')),
+    Bad("keys-escaped-key", whole(r'"model":"a","\u006dodel":"b"')),
+    Bad("keys-escaped-key-and-colon", whole(r'"model":"\u003a","\u006dodel":"b"')),
+    Bad("keys-in-messages", b'{"messages":[{"role":"user","content":"a","role":"system"}]}'),
+    Bad("keys-deep", whole('"x":[[{"y":{"a":1,"b":2,"a":1}}]]')),
+    Bad("keys-messages-twice", whole('"messages":[]')),
+    Bad("utf8-ff", content(b"\xff")),
+    Bad("utf8-overlong", content(b"\xc0\xaf")),
+    Bad("utf8-cesu", content(b"\xed\xa0\xbd\xed\xb8\x80")),
+    Bad("utf8-truncated", content(b"\xf0\x9f\x8e")),
+    Bad("utf8-past-the-end", content(b"\xf4\x90\x80\x80")),
+    Bad("utf8-bom", b"\xef\xbb\xbf" + whole("")),
+    *[Bad(f"utf8-{name}", whole("").decode().encode(name))
       for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")],
-    Bad("J06-ff-in-key", b'{"\xff":1}'),
-    Bad("J06-high-surrogate", content(b"\\ud83c")),
-    Bad("J06-low-surrogate", content(b"\\udf89")),
-    Bad("J06-wrong-order", content(b"\\udf89\\ud83c")),
-    Bad("J09-no-messages", b'{"model":"m"}', VALUE, "messages"),
-    Bad("J09-empty-object", b"{}", VALUE, "messages"),
-    messages("J09-messages-object", "{}", "messages"),
-    messages("J09-messages-empty", "[]", "messages"),
-    messages("J09-messages-string", '"hi"', "messages"),
-    messages("J09-messages-null", "null", "messages"),
-    messages("J09-message-number", "[1]", "messages[0]"),
-    messages("J09-message-null", '[{"role":"user","content":"a"},null]', "messages[1]"),
-    messages("J09-no-role", "[{}]", "messages[0].role"),
-    messages("J09-role-number", '[{"role":5}]', "messages[0].role"),
-    invalid("J09-model-number", '"model":5', "model"),
-    invalid("J09-model-empty", '"model":""', "model"),
-    invalid("J09-model-long", f'"model":"{"a" * 10_000}"', "model"),
-    invalid("J09-model-crlf", r'"model":"a\r\nX: y"', "model"),
-    invalid("J09-model-nul", r'"model":"a\u0000"', "model"),
-    invalid("J09-model-dots", '"model":"../../x"', "model"),
-    invalid("J09-model-list", '"model":["m"]', "model"),
-    invalid("J10-stream-string", '"stream":"true"', "stream"),
-    invalid("J10-stream-number", '"stream":1', "stream"),
-    invalid("J10-stream-zero", '"stream":0', "stream"),
-    invalid("J10-stream-list", '"stream":[]', "stream"),
+    Bad("utf8-ff-in-key", b'{"\xff":1}'),
+    Bad("utf8-high-surrogate", content(b"\\ud83c")),
+    Bad("utf8-low-surrogate", content(b"\\udf89")),
+    Bad("utf8-wrong-order", content(b"\\udf89\\ud83c")),
+    Bad("value-no-messages", b'{"model":"m"}', VALUE, "messages"),
+    Bad("value-empty-object", b"{}", VALUE, "messages"),
+    messages("value-messages-object", "{}", "messages"),
+    messages("value-messages-empty", "[]", "messages"),
+    messages("value-messages-string", '"hi"', "messages"),
+    messages("value-messages-null", "null", "messages"),
+    messages("value-message-number", "[1]", "messages[0]"),
+    messages("value-message-null", '[{"role":"user","content":"a"},null]', "messages[1]"),
+    messages("value-no-role", "[{}]", "messages[0].role"),
+    messages("value-role-number", '[{"role":5}]', "messages[0].role"),
+    invalid("value-model-number", '"model":5', "model"),
+    invalid("value-model-empty", '"model":""', "model"),
+    invalid("value-model-long", f'"model":"{"a" * 10_000}"', "model"),
+    invalid("value-model-crlf", r'"model":"a\r\nX: y"', "model"),
+    invalid("value-model-nul", r'"model":"a\u0000"', "model"),
+    invalid("value-model-dots", '"model":"../../x"', "model"),
+    invalid("value-model-list", '"model":["m"]', "model"),
+    invalid("stream-string", '"stream":"true"', "stream"),
+    invalid("stream-number", '"stream":1', "stream"),
+    invalid("stream-zero", '"stream":0', "stream"),
+    invalid("stream-list", '"stream":[]', "stream"),
 ]  # fmt: skip
 
 PARTS = '[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"data:,"}}]'
@@ -136,27 +136,27 @@ ROLES = ",".join(
 NUMBERS = '"temperature":1.0,"top_p":1e0,"seed":12345678901234567890,"x":0.1,"y":-0,"z":1E+2'
 SPACED = b' {\r\n\t"z" : 1 ,"messages" :[ {"role":"user" , "content":"hi"}]\n, "a":2} \n'
 GOOD = {
-    "J03-64-levels": whole('"x":' + "[" * 63 + "]" * 63),
-    "J08-nul": content(b"a\\u0000b"),
-    "J08-zwj": content("👩\u200d👩\u200d👧".encode()),
-    "J08-rtl": content("\u202e\u05e9\u05dc\u05d5\u05dd\u202c".encode()),
-    "J08-4-bytes": content("\U0001d518\U0001f409".encode()),
-    "J08-escaped-pair": content(b"\\uD83C\\udf89"),
-    "J08-900-kb-of-cjk": content("漢字".encode() * 150_000),
-    "J08-line-separators": content("\u2028\u2029\x7f\x85".encode()),
-    "J10-stream-null": whole('"stream":null'),
-    "J10-stream-false": whole('"stream":false'),
-    "J11-parts": b'{"messages":[{"role":"user","content":%b}]}' % PARTS.encode(),
-    "J11-tool-calls": talk(HELLO, CALLING, CALLED),
-    "J11-content-list-empty": b'{"messages":[{"role":"user","content":[]}]}',
-    "J11-content-object": b'{"messages":[{"role":"user","content":{"a":1}}]}',
-    "J11-no-content": b'{"messages":[{"role":"user"}]}',
-    "J11-roles": talk(ROLES),
-    "J11-unknown-fields": whole('"frobnicate":{"b":[1,{"a":null}]},"":0,"__proto__":{}'),
-    "J12-numbers": whole(NUMBERS),
-    "J12-spaces-and-order": SPACED,
-    "J12-escapes": whole(r'"x":"\/\u0041\b\f"'),
-    "J12-escaped-key": b'{"\\u006dessages":[{"\\u0072ole":"user","content":"hi"}]}',
+    "depth-64-levels": whole('"x":' + "[" * 63 + "]" * 63),
+    "text-nul": content(b"a\\u0000b"),
+    "text-zwj": content("👩\u200d👩\u200d👧".encode()),
+    "text-rtl": content("\u202e\u05e9\u05dc\u05d5\u05dd\u202c".encode()),
+    "text-4-bytes": content("\U0001d518\U0001f409".encode()),
+    "text-escaped-pair": content(b"\\uD83C\\udf89"),
+    "text-900-kb-of-cjk": content("漢字".encode() * 150_000),
+    "text-line-separators": content("\u2028\u2029\x7f\x85".encode()),
+    "stream-null": whole('"stream":null'),
+    "stream-false": whole('"stream":false'),
+    "fields-parts": b'{"messages":[{"role":"user","content":%b}]}' % PARTS.encode(),
+    "fields-tool-calls": talk(HELLO, CALLING, CALLED),
+    "fields-content-list-empty": b'{"messages":[{"role":"user","content":[]}]}',
+    "fields-content-object": b'{"messages":[{"role":"user","content":{"a":1}}]}',
+    "fields-no-content": b'{"messages":[{"role":"user"}]}',
+    "fields-roles": talk(ROLES),
+    "fields-unknown-fields": whole('"frobnicate":{"b":[1,{"a":null}]},"":0,"__proto__":{}'),
+    "spelling-numbers": whole(NUMBERS),
+    "spelling-spaces-and-order": SPACED,
+    "spelling-escapes": whole(r'"x":"\/\u0041\b\f"'),
+    "spelling-escaped-key": b'{"\\u006dessages":[{"\\u0072ole":"user","content":"hi"}]}',
 }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def test_a_body_that_is_refused(
     gateway: Daemon, alone: Daemon, sim: FaultBackend, row: Bad
 ) -> None:
-    """J01 to J10, and J15: the echo judges as any backend's gateway does."""
+    """The echo judges as a gateway with any backend does."""
     sim.reset()
     for daemon in (gateway, alone):
         answer = tell(daemon.port, chat(row.body)).answer
@@ -189,7 +189,6 @@ def test_a_body_that_is_refused(
 
 @pytest.mark.parametrize("id", GOOD)
 def test_a_body_that_is_taken(gateway: Daemon, alone: Daemon, sim: FaultBackend, id: str) -> None:
-    """J08, J10 to J12."""
     body = GOOD[id]
     answer = tell(gateway.port, chat(body)).answer
     assert answer.status == 200 and answer.header("content-type") == ["application/json"]
@@ -212,7 +211,6 @@ def asked(*, stream: bool, usage: bool | None = None, text: str = "häl\u2028lo 
 
 
 def test_the_echo_is_a_chat_completion(alone: Daemon) -> None:
-    """J15."""
     reply = tell(alone.port, asked(stream=False)).answer.json()
     assert (reply["id"], reply["object"]) == ("same-echo", "chat.completion")
     assert reply["choices"][0]["message"] == {
@@ -226,7 +224,6 @@ def test_the_echo_is_a_chat_completion(alone: Daemon) -> None:
 
 @pytest.mark.parametrize("usage", [None, False, True])
 def test_the_echo_streams(alone: Daemon, usage: bool | None) -> None:
-    """J15."""
     answer = tell(alone.port, asked(stream=True, usage=usage)).answer
     *payloads, done = answer.payloads()
     chunks = [json.loads(payload) for payload in payloads]
@@ -246,7 +243,7 @@ def test_the_echo_streams(alone: Daemon, usage: bool | None) -> None:
 def test_usage_reaches_who_asked(
     gateway: Daemon, sim: FaultBackend, fault: str, option: bool | None
 ) -> None:
-    """J14: a chunk of usage alone is for who asked; on another chunk it is part of that."""
+    """A chunk of usage alone is for who asked; on another chunk it is part of that."""
     body = asked(stream=True, usage=option, text=f"fault:{fault}")
     answer: Any = tell(gateway.port, body.replace(b"same-echo", b"same-usage")).answer
     payloads = answer.payloads()
@@ -290,7 +287,7 @@ WORST = {
 
 
 def test_a_neighbour_does_not_notice_the_worst_documents(alone: Daemon) -> None:
-    """J03 and P09: 1 MiB each; the loop must not stand still for long."""
+    """1 MiB each; the loop must not stand still for long."""
     tell(alone.port, chat(WORST["messages"]))  # what every first time costs
     worst: dict[str, float] = {}
     for name, body in WORST.items():

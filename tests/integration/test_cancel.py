@@ -166,7 +166,6 @@ def closed_at(connection: ConnectionRecord) -> float | None:
 def test_the_backend_is_left_at_once(
     gateway: Daemon, sim: FaultBackend, summary: Summary, phase: Phase, how: str
 ) -> None:
-    """C01 to C08."""
     with ExitStack() as stack:
         times = TIMES // 4 if phase.receive_buffer else TIMES
         callers = [Caller.asking(stack, gateway, phase) for _ in range(times)]
@@ -227,7 +226,7 @@ def links(pid: int) -> Iterator[Path]:
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 def test_the_backend_is_left_over_tls(tmp_path: Path, summary: Summary, how: str) -> None:
-    """C12: the backend's side never answers a close_notify."""
+    """The backend's side never answers a close_notify."""
     pair = certificate(tmp_path, "sim")
     with (
         FaultBackend(tls=pair, answer_close_notify=False, so_sndbuf=65536) as sim,
@@ -252,7 +251,6 @@ def test_the_backend_is_left_over_tls(tmp_path: Path, summary: Summary, how: str
 def test_three_hundred_streams_at_once(
     gateway: Daemon, sim: FaultBackend, summary: Summary
 ) -> None:
-    """C10."""
     idle = gateway.descriptors() - sim.connections_open
     resident = gateway.memory()
     phase = Phase("300 streams", "tokens:1000:0.5", True, committed)

@@ -1,6 +1,6 @@
 """The daemon as its operator meets it: start, stop, reload, logs, metrics, certificates, systemd.
 
-Faults O01 to O13. What was measured is printed at the end (``pytest -s``).
+What was measured is printed at the end (``pytest -s``).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def figures() -> Iterator[dict[str, str]]:
 def test_an_idle_daemon_goes_at_once_and_closes_idle_connections(
     tmp_path: Path, figures: dict[str, str]
 ) -> None:
-    """O01, beside a pid file that names a process which lives."""
+    """A pid file beside it names a process that lives."""
     (tmp_path / "twistd.pid").write_text(str(os.getpid()))
     began = time.monotonic()
     with Gateway(folder=tmp_path) as gateway:
@@ -88,7 +88,7 @@ def test_an_idle_daemon_goes_at_once_and_closes_idle_connections(
 
 
 def test_a_drain_loses_nothing(tmp_path: Path, sim: FaultBackend, figures: dict[str, str]) -> None:
-    """O02, with reloads meanwhile that come too late."""
+    """Reloads that come meanwhile are too late."""
     log = tmp_path / "access.log"
     with (
         Gateway(folder=tmp_path, config=in_front_of(sim, log)) as gateway,
@@ -123,7 +123,6 @@ def test_a_drain_loses_nothing(tmp_path: Path, sim: FaultBackend, figures: dict[
 def test_what_outlives_the_drain_gets_an_error_and_its_backend_is_left(
     tmp_path: Path, sim: FaultBackend
 ) -> None:
-    """O03."""
     log = tmp_path / "access.log"
     with (
         Gateway(folder=tmp_path, config=in_front_of(sim, log, drain=1)) as gateway,
@@ -176,7 +175,6 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, sim: FaultBackend) -> None
 def test_killed_under_load_it_serves_again_on_the_same_port(
     tmp_path: Path, sim: FaultBackend, figures: dict[str, str]
 ) -> None:
-    """O06."""
     port, over = free_port(), threading.Event()
 
     def insist(number: int) -> int:
@@ -253,7 +251,6 @@ def log_of(base: str) -> Path:
 def test_running_streams_keep_their_settings_and_new_requests_get_the_new_ones(
     gateway: Gateway, base: str, sim: FaultBackend, other: FaultBackend
 ) -> None:
-    """O07."""
     with crowd(gateway) as clients:
         clients.begin(20, "kept", "tokens:40:0.05", True)
         sim.wait_for(lambda: reached(sim, clients.ids))
@@ -353,7 +350,6 @@ BROKEN = {
 def test_broken_settings_change_nothing_and_are_named(
     gateway: Gateway, base: str, sim: FaultBackend
 ) -> None:
-    """O08."""
     gateway.reload(base + ini(token__alice=TOKEN))
     for name, (text, expected) in BROKEN.items():
         said = gateway.reload(text)
@@ -452,7 +448,6 @@ def test_each_request_has_one_line_however_it_ends(
 def test_a_full_disk_or_a_missing_folder_is_said_once_and_disturbs_nobody(
     gateway: Gateway, base: str, tmp_path: Path
 ) -> None:
-    """O13."""
     log = log_of(base)
     for path in ("/dev/full", tmp_path / "later" / "access.log"):
         before = len(gateway.output)
@@ -493,7 +488,7 @@ def test_in_the_foreground_lines_go_to_standard_output(tmp_path: Path) -> None:
 
 
 def test_a_standard_output_that_is_full_disturbs_nobody(tmp_path: Path) -> None:
-    """O13: access log and error log."""
+    """Access log and error log."""
     port = free_port()
     command = [str(BIN / "twistd"), "--nodaemon", "--pidfile=", "gatewayd", "--port", str(port)]
     with Path("/dev/full").open("wb") as full:
@@ -538,7 +533,6 @@ def start(*arguments: str, before: tuple[str, ...] = ()) -> tuple[int, str, str]
 
 
 def test_mistakes_end_the_start_with_one_line_each(tmp_path: Path) -> None:
-    """O10, O11."""
     files = []
     for number, text in enumerate([*START_ERRORS, "".join(START_ERRORS)]):
         files.append(tmp_path / f"{number}.ini")
@@ -571,7 +565,6 @@ UNPRIVILEGED = (
 
 
 def test_an_address_that_cannot_be_bound_ends_the_start_with_a_sentence(tmp_path: Path) -> None:
-    """O12."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         reserved = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) - 1

@@ -91,111 +91,111 @@ def replaced(status: int) -> Err:
 
 ROWS = [
     # The head of the reply.
-    both("B03-hang", "hang", LATE),
-    both("B03-head-without-content", f"head-immediately:{FIRST_BYTE + 2}", LATE),
-    Row("B03-head-and-comments", f"head-immediately:{FIRST_BYTE + 2}:0.2", None, LATE),
-    both("B04-garbage", "garbage", BAD),
-    both("B04-http09", "http09", BAD),
-    both("B08-reset-mid-headers", "reset-mid-headers", RESET),
-    both("B08-close-mid-headers", "close-mid-headers", RESET),
-    both("B08-stall-mid-headers", "stall-mid-headers", LATE),
-    both("B11-100", "1xx", WHOLE),
-    both("B11-five-103", "1xx:103:5", WHOLE),
-    both("B11-1xx-flood", "1xx-flood", LATE),
-    both("B11-switch", "switch", BAD),
-    both("B13-huge-header", "huge-header:64KB", BAD),
-    both("B13-many-headers", "many-headers:5000", BAD),
-    both("B13-endless-headers", "endless-headers", BAD),
-    *[both(f"B15-{code}", f"redirect:{code}", BAD) for code in (301, 302, 303, 304, 307, 308)],
-    both("B15-elsewhere", "redirect:302:http://169.254.169.254/", BAD),
+    both("reply-hang", "hang", LATE),
+    both("reply-head-without-content", f"head-immediately:{FIRST_BYTE + 2}", LATE),
+    Row("reply-head-and-comments", f"head-immediately:{FIRST_BYTE + 2}:0.2", None, LATE),
+    both("reply-garbage", "garbage", BAD),
+    both("reply-http09", "http09", BAD),
+    both("reply-reset-mid-headers", "reset-mid-headers", RESET),
+    both("reply-close-mid-headers", "close-mid-headers", RESET),
+    both("reply-stall-mid-headers", "stall-mid-headers", LATE),
+    both("reply-100", "1xx", WHOLE),
+    both("reply-five-103", "1xx:103:5", WHOLE),
+    both("reply-1xx-flood", "1xx-flood", LATE),
+    both("reply-switch", "switch", BAD),
+    both("reply-huge-header", "huge-header:64KB", BAD),
+    both("reply-many-headers", "many-headers:5000", BAD),
+    both("reply-endless-headers", "endless-headers", BAD),
+    *[both(f"reply-{code}", f"redirect:{code}", BAD) for code in (301, 302, 303, 304, 307, 308)],
+    both("reply-elsewhere", "redirect:302:http://169.254.169.254/", BAD),
     *[
-        both(f"B16-{code}", f"status:{code}", passed(code))
+        both(f"reply-{code}", f"status:{code}", passed(code))
         for code in (400, 404, 413, 422, 429, 500, 503, 529)
     ],
     *[
-        both(f"B16-{code}-{kind}", f"status:{code}:{kind}", replaced(code))
+        both(f"reply-{code}-{kind}", f"status:{code}:{kind}", replaced(code))
         for code in (400, 404, 413, 422, 429, 500, 503, 529)
         for kind in ("html", "text", "empty")
     ],
-    both("B16-huge", "status:500:huge", replaced(500)),
-    both("B16-its-own-401", "401-upstream", Err(502, "upstream_auth")),
+    both("reply-huge", "status:500:huge", replaced(500)),
+    both("reply-its-own-401", "401-upstream", Err(502, "upstream_auth")),
     # A whole JSON body.
-    Row("B09-reset-mid-body", "reset-mid-body", TRUNCATED, None),
-    Row("B09-close-mid-body", "close-mid-body", TRUNCATED, None),
-    Row("B09-chunked-truncated", "chunked-truncated", TRUNCATED, None),
-    Row("B09-stall-mid-body", "stall-mid-body", STALLED, None),
-    Row("B09-bad-chunk", "bad-chunk", BAD, None),
+    Row("reply-reset-mid-body", "reset-mid-body", TRUNCATED, None),
+    Row("reply-close-mid-body", "close-mid-body", TRUNCATED, None),
+    Row("reply-chunked-truncated", "chunked-truncated", TRUNCATED, None),
+    Row("reply-stall-mid-body", "stall-mid-body", STALLED, None),
+    Row("reply-bad-chunk", "bad-chunk", BAD, None),
     Row("JSON-huge-trailer", "huge-trailer", BAD, None),
     Row("JSON-huge-extension", "huge-extension", BAD, None),
-    Row("B09-until-close", "eof-body", WHOLE, WHOLE),
-    Row("B09-until-close-too-early", "eof-body+end-after:2", TRUNCATED, CUT),
+    Row("reply-until-close", "eof-body", WHOLE, WHOLE),
+    Row("reply-until-close-too-early", "eof-body+end-after:2", TRUNCATED, CUT),
     *[
-        both(f"B17-{kind}", f"json-body:{kind}", BAD)
+        both(f"reply-{kind}", f"json-body:{kind}", BAD)
         for kind in (
             "text", "null", "array", "string", "truncated", "empty", "shape", "noct", "nan",
             "bad-utf8", "deep",
         )
     ],
-    both("B17-error200", "json-body:error200", Err(502, "", passed=True)),
-    both("B19-gzip", "gzip", BAD),
-    both("B19-br", "enc:br", BAD),
-    *[both(f"B19-gzip-{how}", f"gzip-bad:{how}", BAD) for how in ("garbage", "crc", "truncated")],
-    Row("B22-slow-bytes", "drip:1:0.008", WHOLE,
+    both("reply-error200", "json-body:error200", Err(502, "", passed=True)),
+    both("reply-gzip", "gzip", BAD),
+    both("reply-br", "enc:br", BAD),
+    *[both(f"reply-gzip-{how}", f"gzip-bad:{how}", BAD) for how in ("garbage", "crc", "truncated")],
+    Row("reply-slow-bytes", "drip:1:0.008", WHOLE,
         Cut(None, "upstream_timeout", "backend_timeout", at=TOTAL), slow=True),
-    Row("B22-too-slow-in-all", "drip:1:0.02",
+    Row("reply-too-slow-in-all", "drip:1:0.02",
         Err(504, "upstream_timeout", "backend_timeout", at=TOTAL), None),
-    both("B22-slow-pieces", "drip:250:0.5", WHOLE, slow=True),
-    both("B22-slow-first-byte", "slow-first-byte:2", WHOLE, slow=True),
-    Row("B25-sse-for-json", "sse-for-json", BAD, WHOLE),
-    both("B25-html", "ct:text/html", BAD),
+    both("reply-slow-pieces", "drip:250:0.5", WHOLE, slow=True),
+    both("reply-slow-first-byte", "slow-first-byte:2", WHOLE, slow=True),
+    Row("reply-sse-for-json", "sse-for-json", BAD, WHOLE),
+    both("reply-html", "ct:text/html", BAD),
     # The bytes of an event stream.
-    both("E01-plain", "", WHOLE),
-    both("E01-coalesce", "coalesce", WHOLE),
-    both("E01-split-event", "split-event", WHOLE),
-    both("E01-bytes", "bytes", WHOLE),
-    both("E01-drip", "drip:7:0.001", WHOLE, slow=True),
+    both("stream-plain", "", WHOLE),
+    both("stream-coalesce", "coalesce", WHOLE),
+    both("stream-split-event", "split-event", WHOLE),
+    both("stream-bytes", "bytes", WHOLE),
+    both("stream-drip", "drip:7:0.001", WHOLE, slow=True),
     *[
-        both(f"E02-{fault.replace(':', '-')}", fault, WHOLE)
+        both(f"stream-{fault.replace(':', '-')}", fault, WHOLE)
         for fault in ("utf8", "split-utf8", "utf8+split-utf8", "utf8+drip:1:0",
                       "split-utf8+drip:1:0")
     ],
     *[
-        both(f"E03-{fault}", fault, WHOLE)
+        both(f"stream-{fault}", fault, WHOLE)
         for fault in ("crlf", "cr", "no-space", "bom", "fields", "comments")
     ],
-    both("E03-crlf-drip", "crlf+drip:1:0.001", WHOLE, slow=True),
-    both("E03-multi-data", "multi-data", Whole(spaced=True)),
-    both("E03-all-at-once", "bom+cr+fields+comments+drip:1:0", WHOLE),
-    both("E05-no-done", "no-done", WHOLE),
-    Row("E09-end-after", "end-after:2", None, CUT),
-    Row("E09-close-mid-body", "close-mid-body:2", None, CUT),
-    Row("E09-reset-mid-body", "reset-mid-body:2", None, CUT),
-    Row("E09-chunked-truncated", "chunked-truncated:2", None, CUT),
-    Row("E09-bad-chunk", "bad-chunk", None, Cut(2, "upstream_bad_response|upstream_reset")),
+    both("stream-crlf-drip", "crlf+drip:1:0.001", WHOLE, slow=True),
+    both("stream-multi-data", "multi-data", Whole(spaced=True)),
+    both("stream-all-at-once", "bom+cr+fields+comments+drip:1:0", WHOLE),
+    both("stream-no-done", "no-done", WHOLE),
+    Row("stream-end-after", "end-after:2", None, CUT),
+    Row("stream-close-mid-body", "close-mid-body:2", None, CUT),
+    Row("stream-reset-mid-body", "reset-mid-body:2", None, CUT),
+    Row("stream-chunked-truncated", "chunked-truncated:2", None, CUT),
+    Row("stream-bad-chunk", "bad-chunk", None, Cut(2, "upstream_bad_response|upstream_reset")),
     Row("SSE-huge-trailer", "huge-trailer", None, Cut(2, "upstream_bad_response")),
     Row("SSE-huge-extension", "huge-extension", None, Cut(2, "upstream_bad_response")),
-    Row("E09-until-close", "eof-body+end-after:3", None, Cut(3, "upstream_reset")),
-    Row("E09-before-the-first-event", "close-mid-body:0", TRUNCATED, TRUNCATED),
-    Row("E11-stall-after", "stall-after:2", STALLED, CUT_STALLED),
-    Row("E11-stall-mid-event", "stall-mid-body:2", None, CUT_STALLED),
-    Row("E11-stall-mid-first-event", "stall-mid-body:0", LATE, STALLED),
-    Row("E11-pause", f"pause:1:{IDLE - 0.5}", WHOLE, WHOLE, slow=True),
-    Row("E12-error-event", "error-event:2", WHOLE,
+    Row("stream-until-close", "eof-body+end-after:3", None, Cut(3, "upstream_reset")),
+    Row("stream-before-the-first-event", "close-mid-body:0", TRUNCATED, TRUNCATED),
+    Row("stream-stall-after", "stall-after:2", STALLED, CUT_STALLED),
+    Row("stream-stall-mid-event", "stall-mid-body:2", None, CUT_STALLED),
+    Row("stream-stall-mid-first-event", "stall-mid-body:0", LATE, STALLED),
+    Row("stream-pause", f"pause:1:{IDLE - 0.5}", WHOLE, WHOLE, slow=True),
+    Row("stream-error-event", "error-event:2", WHOLE,
         Cut(2, "", "backend_error", passed=True)),
-    Row("E12-error-and-done", "error-then-done:2", WHOLE,
+    Row("stream-error-and-done", "error-then-done:2", WHOLE,
         Cut(2, "", "backend_error", passed=True)),
-    both("E14-surrogates", "surrogate-event", WHOLE),
-    both("E14-tools", "tools", WHOLE),
-    both("E14-usage-on-finish", "usage:finish", WHOLE),
-    Row("E15-empty-stream", "empty-stream", WHOLE, BAD),
-    Row("E16-comment-only", "comment-only", WHOLE, LATE),
+    both("stream-surrogates", "surrogate-event", WHOLE),
+    both("stream-tools", "tools", WHOLE),
+    both("stream-usage-on-finish", "usage:finish", WHOLE),
+    Row("stream-empty-stream", "empty-stream", WHOLE, BAD),
+    Row("stream-comment-only", "comment-only", WHOLE, LATE),
     Row("pings-in-place-of-a-reply", "pings:0", WHOLE, LATE),
     Row("pings-after-two-events", "pings:2", WHOLE, CUT_STALLED),
     Row("chunks-without-text-after-two-events", "empty-chunks:2", WHOLE,
         Cut(None, "upstream_timeout", "backend_timeout")),
     both("null-in-place-of-the-first-event", "null-first", WHOLE),
     Row("a-document-with-an-open-choice", "json-for-sse+two-choices:open", WHOLE, TRUNCATED),
-    Row("E18-huge-event", "huge-event:900KB", WHOLE, WHOLE),
+    Row("stream-huge-event", "huge-event:900KB", WHOLE, WHOLE),
     # What the page's promises say besides.
     Row("promise-3-done-with-an-open-choice", "done-early:2", WHOLE, CUT),
     Row("promise-3-one-choice-of-two-open", "two-choices:open", WHOLE,
@@ -254,7 +254,7 @@ def test_a_failing_backend(
 
 
 def test_json_for_a_stream_becomes_one(gateway: Daemon, sim: FaultBackend) -> None:
-    """B25: never JSON under the name of an event stream."""
+    """Never JSON under the name of an event stream."""
     case = play(gateway, sim, "json-for-sse", True)
     *chunks, done = case.answer.payloads()
     sent = json.loads(case.record.want_json_as(case.answer.id))
@@ -270,7 +270,6 @@ def test_json_for_a_stream_becomes_one(gateway: Daemon, sim: FaultBackend) -> No
 def test_a_stream_that_begins_with_an_error_is_an_http_error(
     gateway: Daemon, sim: FaultBackend, fault: str
 ) -> None:
-    """E12."""
     case = play(gateway, sim, fault, True)
     answer = case.answer
     assert (answer.status, answer.whole) == (502, True)
@@ -288,7 +287,6 @@ def test_a_reply_ends_with_done_although_the_backend_lingers(
 
 
 def test_tokens_arrive_one_by_one(gateway: Daemon, sim: FaultBackend) -> None:
-    """E20."""
     waited = kept_waiting(gateway.pid)
     case = play(gateway, sim, "tokens:20:0.1", True)
     check(case, WHOLE)
@@ -301,7 +299,6 @@ def test_tokens_arrive_one_by_one(gateway: Daemon, sim: FaultBackend) -> None:
 
 
 def test_many_streams_at_once_stay_apart(tmp_path: Path) -> None:
-    """E21."""
     with (
         FaultBackend() as sim,
         watched(Daemon(tmp_path, sim.url, **PATIENT), sim) as daemon,
@@ -348,7 +345,6 @@ STREAM = pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
 
 @STREAM
 def test_a_closed_port(before_door: Daemon, closed: FaultBackend, stream: bool) -> None:
-    """B01."""
     case = play(before_door, closed, "", stream)
     check(case, UNREACHABLE, attempts=0)
     assert case.answer.seconds < 0.2 + 0.3
@@ -359,7 +355,7 @@ def test_a_closed_port(before_door: Daemon, closed: FaultBackend, stream: bool) 
 def test_a_fresh_connection_that_dies(
     before_door: Daemon, door: FaultBackend, fault: str, stream: bool
 ) -> None:
-    """B07: the backend may have run, so the request is not sent again."""
+    """The backend may have run, so the request is not sent again."""
     check(play(before_door, door, fault, stream), RESET, attempts=1)
 
 
@@ -375,7 +371,6 @@ def test_a_fresh_connection_that_dies(
 def test_a_port_that_speaks_no_http(
     before_door: Daemon, door: FaultBackend, mode: str, expected: Err
 ) -> None:
-    """B04."""
     door.on_accept = mode
     try:
         with ThreadPoolExecutor(2) as pool:
@@ -399,7 +394,7 @@ class Silent:
 
 
 def test_a_port_that_is_silent(tmp_path: Path) -> None:
-    """B02, B03, and B06's stalled handshake: all at once, each behind a gateway of its own."""
+    """No answer to a SYN, a mute port, a stalled handshake: each has its own gateway."""
     pair = certificate(tmp_path, "silent")
     late = Err(504, "upstream_timeout", "backend_unreachable", at=CONNECT, ran=False)
     with (
@@ -507,7 +502,7 @@ def test_a_certificate_that_proves_nothing(
 def test_a_port_that_speaks_no_tls(
     secure: tuple[Daemon, FaultBackend], mode: str, expected: Err
 ) -> None:
-    """B06: no byte of the request goes there."""
+    """No byte of the request goes there."""
     daemon, backend = secure
     backend.on_accept = mode
     try:
@@ -558,7 +553,6 @@ def test_silence_is_filled_with_comments(
     comments: int,
     expected: Expectation,
 ) -> None:
-    """E16 and E17."""
     case = pinged[fault].result()
     answer = case.answer
     frames = zip(answer.arrivals, answer.frames(), strict=True)
@@ -592,7 +586,7 @@ def test_silence_is_filled_with_comments(
 def test_too_much_costs_little(
     gateway: Daemon, sim: FaultBackend, fault: str, stream: bool, expected: Expectation, memory: int
 ) -> None:
-    """B13, B20, B21, E18 and E19; meanwhile the gateway answers others without delay."""
+    """Heads, replies and events without end; meanwhile others are answered without delay."""
     play(gateway, sim, fault, stream)  # what every first time costs
     with Neighbour(gateway) as neighbour:
         resident = gateway.forget_peak()

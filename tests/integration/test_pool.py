@@ -72,7 +72,6 @@ def close_idle_connections(folder: Path) -> str:
 def test_an_idle_connection_that_dies_is_replaced(
     gateway: Daemon, sim: FaultBackend, how: str, stream: bool
 ) -> None:
-    """K01."""
     first = play(gateway, sim, f"stale-next:{how}", stream)
     check(first, WHOLE)
     second = play(gateway, sim, "", stream)
@@ -83,7 +82,6 @@ def test_an_idle_connection_that_dies_is_replaced(
 
 @STREAM
 def test_it_is_replaced_once_only(gateway: Daemon, sim: FaultBackend, stream: bool) -> None:
-    """K05."""
     check(play(gateway, sim, "", stream), WHOLE)
     case = play(gateway, sim, "reset-after-request", stream)
     assert len(case.records) in (1, 2)
@@ -94,7 +92,7 @@ def test_it_is_replaced_once_only(gateway: Daemon, sim: FaultBackend, stream: bo
 def test_what_was_under_way_is_not_sent_again(
     gateway: Daemon, sim: FaultBackend, stream: bool
 ) -> None:
-    """K05's other half: the connection dies later than an idle one that had been closed would."""
+    """The connection dies later than an idle one that had been closed would."""
     check(play(gateway, sim, "", stream), WHOLE)
     check(play(gateway, sim, "slow-first-byte:1.2+reset-after-request", stream), RESET)
 
@@ -113,12 +111,10 @@ def test_what_was_under_way_is_not_sent_again(
 def test_one_backend_is_asked_once(
     gateway: Daemon, sim: FaultBackend, fault: str, expected: Err, stream: bool
 ) -> None:
-    """K06."""
     check(play(gateway, sim, fault, stream), expected)
 
 
 def test_a_backend_that_hangs_is_asked_once(gateway: Daemon, sim: FaultBackend) -> None:
-    """K06."""
     late = Err(504, "upstream_timeout", "backend_timeout", at=FIRST_BYTE)
     with ThreadPoolExecutor(2) as pool:
         cases = list(pool.map(partial(play, gateway, sim, "flaky:1:hang"), (False, True)))
@@ -127,7 +123,6 @@ def test_a_backend_that_hangs_is_asked_once(gateway: Daemon, sim: FaultBackend) 
 
 
 def test_three_requests_of_one_id_are_three(gateway: Daemon, sim: FaultBackend) -> None:
-    """K15."""
     for stream in (False, True, False):
         assert ask(gateway, "", stream, id="same-id").status == 200
     assert attempts_of(sim)["same-id"] == 3
@@ -135,7 +130,6 @@ def test_three_requests_of_one_id_are_three(gateway: Daemon, sim: FaultBackend) 
 
 
 def test_a_hundred_connections_serve_two_hundred_requests(tmp_path: Path) -> None:
-    """K10."""
     with (
         FaultBackend() as sim,
         watched(Daemon(tmp_path, sim.url, **PATIENT), sim) as daemon,
@@ -151,7 +145,6 @@ def test_a_hundred_connections_serve_two_hundred_requests(tmp_path: Path) -> Non
 
 
 def test_the_newest_idle_connection_is_used(gateway: Daemon, sim: FaultBackend) -> None:
-    """K11."""
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(lambda _: ask(gateway, "slow-first-byte:0.2"), range(20)))
     used = {play(gateway, sim, "", False).record.connection for _ in range(10)}
@@ -165,7 +158,6 @@ def test_the_newest_idle_connection_is_used(gateway: Daemon, sim: FaultBackend) 
 def test_a_connection_is_not_kept(
     gateway: Daemon, sim: FaultBackend, fault: str, stream: bool
 ) -> None:
-    """K12."""
     case = play(gateway, sim, fault, stream)
     (connection,) = [c for c in sim.connections if c.number == case.record.connection]
     wait_for(lambda: connection.closed, 1, f"the end of {connection}")
@@ -190,7 +182,7 @@ def test_it_is_used_again_over_tls(tmp_path: Path, stream: bool) -> None:
 def test_a_connection_with_surplus_bytes_in_the_same_segment_is_not_kept(
     gateway: Daemon, sim: FaultBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """K12: what follows the reply is nobody's, however early it comes."""
+    """What follows the reply is nobody's, however early it comes."""
     body = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"finish_reason":"stop"}]}'
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     data = head % len(body) + body + faultbackend_faults.SURPLUS
@@ -217,7 +209,6 @@ def test_a_connection_with_surplus_bytes_in_the_same_segment_is_not_kept(
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
 def test_backends_that_close_connections(name: str, sim: FaultBackend, tmp_path: Path) -> None:
-    """K03."""
     with (
         sim,
         watched(Daemon(tmp_path, sim.url), sim) as daemon,
@@ -233,7 +224,7 @@ def test_backends_that_close_connections(name: str, sim: FaultBackend, tmp_path:
 
 
 def test_backends_that_close_idle_connections(idle_closer: Future[str]) -> None:
-    """K03: unannounced after 1 s, just when the next request comes."""
+    """Unannounced after 1 s, just when the next request comes."""
     print(idle_closer.result())
 
 
@@ -257,7 +248,6 @@ def report(name: str, sim: FaultBackend, answers: list[Answer]) -> str:
 
 @pytest.mark.parametrize("mode", ["down", "reset"])
 def test_a_backend_that_is_down_is_not_hammered(mode: str, tmp_path: Path) -> None:
-    """K07."""
     sim = FaultBackend(on_accept="reset").start()
     try:
         if mode == "down":
@@ -358,7 +348,7 @@ def first_is_asked(daemon: Daemon) -> bool:
 
 
 def test_the_second_backend_is_asked_when_the_first_cannot_be(tmp_path: Path) -> None:
-    """K08: with a closed port, and with one that answers no SYN."""
+    """With a closed port, and with one that answers no SYN."""
     with blackhole() as port, FaultBackend() as sim, FaultBackend() as closed:
         closed.stop()
         for name, url, limit in (
@@ -376,7 +366,7 @@ def test_the_second_backend_is_asked_when_the_first_cannot_be(tmp_path: Path) ->
 
 
 def test_a_backend_that_is_back_is_used_again(tmp_path: Path) -> None:
-    """K09, and what happens when all are down."""
+    """And what happens when all are down."""
     with (
         FaultBackend() as first,
         FaultBackend() as second,

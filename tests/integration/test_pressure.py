@@ -86,7 +86,7 @@ def plateau(records: list[Record]) -> list[int]:
 def test_who_does_not_read_stops_its_backend(
     gateway: Daemon, sim: FaultBackend, count: int
 ) -> None:
-    """P01 to P03: bounded memory, then the end."""
+    """Bounded memory, then the end."""
     with ExitStack() as stack, Neighbour(gateway) as neighbour:
         with ExitStack() as once:  # what every first time costs
             plateau(stalled(once, gateway, sim, 1))
@@ -111,7 +111,7 @@ def test_who_does_not_read_stops_its_backend(
 
 
 def test_who_reads_slowly_is_not_cut_off(gateway: Daemon, sim: FaultBackend) -> None:
-    """P02's other half: a little now and then, for longer than ``client_write``."""
+    """It reads a little now and then, for longer than ``client_write``."""
     with Client(gateway.port, RECEIVE_BUFFER) as client:
         answer = Answer(client.ask("huge:1MB", True), time.monotonic())
         began = time.monotonic()
@@ -128,7 +128,7 @@ def test_who_reads_slowly_is_not_cut_off(gateway: Daemon, sim: FaultBackend) -> 
 
 
 def test_slow_readers_of_large_replies(gateway: Daemon, sim: FaultBackend) -> None:
-    """P05, with 10 clients."""
+    """With 10 clients."""
     count = 10
     resident = gateway.memory()
 
@@ -157,7 +157,6 @@ def test_slow_readers_of_large_replies(gateway: Daemon, sim: FaultBackend) -> No
 def test_too_many_at_once_are_refused_at_once(
     gateway: Daemon, sim: FaultBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P07."""
     told = threading.Event()
 
     async def until_told() -> None:
@@ -217,7 +216,7 @@ MIXED = (
 def test_thousands_of_mixed_requests_leave_nothing_behind(
     gateway: Daemon, sim: FaultBackend
 ) -> None:
-    """P10, with 3000 requests."""
+    """With 3,000 requests."""
     rng = random.Random(10)
 
     def one(fault: str, stream: bool) -> None:

@@ -152,7 +152,6 @@ KNOCKING = {
 
 @pytest.mark.parametrize("id", KNOCKING)
 def test_who_may_come_in(gateway: Daemon, sim: FaultBackend, id: str) -> None:
-    """S01."""
     sim.reset()
     headers, expected = KNOCKING[id]
     answer = tell(gateway.port, chat(BODY, *headers)).answer
@@ -167,7 +166,6 @@ def test_who_may_come_in(gateway: Daemon, sim: FaultBackend, id: str) -> None:
 
 
 def test_a_token_in_the_url_is_none(gateway: Daemon) -> None:
-    """S01."""
     answer = tell(gateway.port, get(f"/v1/models?api_key={TOKEN}&key={TOKEN}".encode())).answer
     check_refused(gateway, answer, MISSING)
 
@@ -176,7 +174,6 @@ def test_a_token_in_the_url_is_none(gateway: Daemon) -> None:
 def test_a_wrong_token_is_told_before_the_body_comes(
     gateway: Daemon, sim: FaultBackend, expect: list[bytes]
 ) -> None:
-    """S03."""
     sim.reset()
     heard = tell(gateway.port, post(b"Content-Length: 1048576", BAD, *expect))
     check_refused(gateway, heard.answer, INVALID)
@@ -193,7 +190,7 @@ PATHS = [
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "DELETE"])
 def test_nobody_learns_what_there_is(gateway: Daemon, method: str) -> None:
-    """S05: on each route, and where there is none."""
+    """On each route, and where there is none."""
     for path in PATHS:
         for headers, code in (([], "missing_api_key"), ([BAD], "invalid_api_key")):
             line = f"{method} {path} HTTP/1.1".encode()
@@ -222,7 +219,7 @@ def keys(count: int) -> Settings:
 def test_comparing_does_the_same_work_whatever_is_presented(
     presented: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S04, by what is done rather than by a clock, which on a shared machine tells anything.
+    """Judged by what is done rather than by a clock, which says nothing on a shared machine.
 
     Digests of one length, compared in constant time, each with all of them, match or not.
     """
@@ -265,7 +262,7 @@ def test_a_token_may_use_its_models_alone(gateway: Daemon, sim: FaultBackend) ->
 
 
 def test_a_token_may_have_so_many_in_flight(gateway: Daemon, sim: FaultBackend) -> None:
-    """P11: another token's requests do not notice."""
+    """Another token's requests do not notice."""
     slow = {"messages": [{"role": "user", "content": "fault:slow-first-byte:0.7"}], "model": "b-1"}
     data = chat(json.dumps(slow).encode(), bearer(OTHER))
     with ThreadPoolExecutor(1) as pool:
@@ -305,7 +302,6 @@ def test_the_openai_sdk_obeys_the_rate_limit(gateway: Daemon) -> None:
 
 
 def test_a_backends_own_limit_is_passed_on(gateway: Daemon) -> None:
-    """S17."""
     answer = tell(gateway.port, asking("fault:429-retry-after")).answer
     assert answer.status == 429 and answer.header("retry-after") == ["7"]
     assert answer.header("x-ratelimit-limit-requests") == ["60"]
@@ -350,7 +346,7 @@ ORIGINS = {
 
 @pytest.mark.parametrize("origin", ORIGINS)
 def test_a_page_may_call_or_not(unguarded: Daemon, origin: str) -> None:
-    """L15: its answers and streams carry what the browser wants to see, or it gets none."""
+    """Its answers and streams carry what the browser wants to see, or it gets none."""
     header = f"Origin: {origin}".encode()
     stream = BODY.replace(b'"messages"', b'"stream":true,"messages"')
     for data in (chat(BODY, header), chat(stream, header), get(b"/v1/models", CLOSE, header)):
@@ -388,7 +384,6 @@ REPLACED = [
 @pytest.mark.parametrize("header", ["X-Request-ID", "x-request-id", "Request-Id"])
 @pytest.mark.parametrize("id", KEPT)
 def test_a_good_id_is_kept(gateway: Daemon, sim: FaultBackend, id: str, header: str) -> None:
-    """S10."""
     sim.reset()
     id = id + header[:2] if len(id) < 100 else header[:2] + id[2:]  # each only once
     answer = tell(gateway.port, asking("", f"{header}: {id}".encode())).answer
@@ -400,7 +395,6 @@ def test_a_good_id_is_kept(gateway: Daemon, sim: FaultBackend, id: str, header: 
     "id", [[i] for i in REPLACED] + [["one-a", "one-b"]], ids=lambda i: i[0][:20]
 )
 def test_any_other_id_is_replaced(gateway: Daemon, sim: FaultBackend, id: list[str]) -> None:
-    """S11."""
     sim.reset()
     headers = [f"X-Request-ID: {i}".encode("latin-1") for i in id]
     answer = tell(gateway.port, asking("", *headers)).answer
@@ -421,7 +415,6 @@ def closed_port() -> str:
 
 
 def test_every_status_carries_one_id(gateway: Daemon, start: Start) -> None:
-    """S13."""
     with blackhole() as hole:
         others = [
             start("refused", **{"backend b0_url": closed_port()}),
@@ -482,7 +475,6 @@ ALLOWED = {
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
 def test_a_backend_sees_only_what_it_must(gateway: Daemon, sim: FaultBackend, stream: bool) -> None:
-    """S07 and S14."""
     sim.reset()
     heard: Heard = tell(
         gateway.port, asking("", *HOPS, stream=stream).replace(CLOSE + b"\r\n", b"")
@@ -498,7 +490,7 @@ def test_a_backend_sees_only_what_it_must(gateway: Daemon, sim: FaultBackend, st
 
 
 def test_without_a_key_a_backend_gets_none(unguarded: Daemon) -> None:
-    """S07: the client's own is not passed on; the backend looks."""
+    """The client's own is not passed on; the backend looks."""
     for headers in ([], [GOOD], [f"x-api-key: {TOKEN}".encode()]):
         answer = tell(unguarded.port, chat(BODY, *headers)).answer
         assert answer.status == 200
@@ -508,7 +500,6 @@ def test_without_a_key_a_backend_gets_none(unguarded: Daemon) -> None:
 
 
 def test_an_answer_tells_nothing_of_the_software(gateway: Daemon) -> None:
-    """S18."""
     stream, whole = (tell(gateway.port, asking("", stream=s)).answer for s in (True, False))
     for answer in (stream, whole):
         assert answer.header("server") == ["gatewayd"]
@@ -535,7 +526,6 @@ REPLACED_ERRORS = {
 @pytest.mark.parametrize("fault", REPLACED_ERRORS)
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
 def test_a_backends_own_troubles_stay_behind(gateway: Daemon, fault: str, stream: bool) -> None:
-    """S09."""
     answer = tell(gateway.port, asking(f"fault:{fault}", stream=stream)).answer
     status, code, kind = REPLACED_ERRORS[fault].split()
     error = answer.json()["error"]
@@ -605,7 +595,7 @@ def leave(daemon: Daemon, data: bytes) -> None:
 
 
 def test_no_secret_is_written_anywhere(start: Start, temporary: Path) -> None:
-    """S08, with both kinds of log."""
+    """With both kinds of log."""
     daemons = [
         start(f"secret-{kind}", log_format=kind, log_access="-") for kind in ("json", "text")
     ]

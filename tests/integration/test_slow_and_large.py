@@ -93,16 +93,16 @@ def pieces(begin: bytes, each: bytes) -> Callable[[], Iterator[bytes]]:
 LATE = "408 request_timeout"
 LENGTH = b"Content-Length: 100000"
 SLOW = [
-    Slow("L01-nothing", lambda: iter(()), "", HEAD),
-    Slow("L01-one-byte", lambda: iter((b"G",)), LATE, HEAD),
-    Slow("L01-all-but-one-byte", lambda: iter((get(b"/healthz")[:-1],)), LATE, HEAD),
-    Slow("L02-head-byte-by-byte", pieces(b"GET /", b"a"), LATE, HEAD),
-    Slow("L02-header-by-header", pieces(b"GET / HTTP/1.1\r\n", b"X-A: a\r\n"), LATE, HEAD),
-    Slow("L03-body", pieces(post(LENGTH), b"x"), LATE, WHOLE_BODY),
-    Slow("L03-no-body", pieces(post(LENGTH), b""), LATE, WHOLE_BODY),
-    Slow("L03-chunked", pieces(post(CHUNKED), b"1\r\nx\r\n"), LATE, WHOLE_BODY),
-    Slow("L03-endless-size", pieces(post(CHUNKED), b"0"), LATE, WHOLE_BODY),
-    Slow("L03-no-100-waited-for", pieces(post(EXPECT, LENGTH), b""), LATE, WHOLE_BODY),
+    Slow("slow-nothing", lambda: iter(()), "", HEAD),
+    Slow("slow-one-byte", lambda: iter((b"G",)), LATE, HEAD),
+    Slow("slow-all-but-one-byte", lambda: iter((get(b"/healthz")[:-1],)), LATE, HEAD),
+    Slow("slow-head-byte-by-byte", pieces(b"GET /", b"a"), LATE, HEAD),
+    Slow("slow-header-by-header", pieces(b"GET / HTTP/1.1\r\n", b"X-A: a\r\n"), LATE, HEAD),
+    Slow("slow-body", pieces(post(LENGTH), b"x"), LATE, WHOLE_BODY),
+    Slow("slow-no-body", pieces(post(LENGTH), b""), LATE, WHOLE_BODY),
+    Slow("slow-chunked", pieces(post(CHUNKED), b"1\r\nx\r\n"), LATE, WHOLE_BODY),
+    Slow("slow-endless-size", pieces(post(CHUNKED), b"0"), LATE, WHOLE_BODY),
+    Slow("slow-no-100-waited-for", pieces(post(EXPECT, LENGTH), b""), LATE, WHOLE_BODY),
     Slow("idle-after-an-answer", lambda: iter((get(b"/healthz"),)), "", 3.0),
 ]  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_who_is_slow(gateway: Daemon, played: dict[str, Future[Heard]], row: Slo
 
 
 def test_a_hundred_slow_heads_at_once(gateway: Daemon) -> None:
-    """L02, and what a neighbour notices."""
+    """A neighbour notices nothing."""
     count = 100
     with ExitStack() as stack, Neighbour(gateway) as neighbour:
         clients = [stack.enter_context(Client(gateway.port)) for _ in range(count)]
@@ -161,14 +161,14 @@ def padded(size: int) -> bytes:
 
 HUGE = b"Content-Length: 99999999999"
 TOO_LARGE = {
-    "L04-announced": post(HUGE),
-    "L04-announced-with-expect": post(EXPECT, HUGE),
-    "L04-announced-19-digits": post(b"Content-Length: 9999999999999999999"),
-    "L04-announced-by-one": post(EXPECT, b"Content-Length: %d" % (MAX_BODY + 1)),
-    "L05-chunked": post(CHUNKED) + b"%x\r\n%b\r\n" % (MAX_BODY + 1, bytes(MAX_BODY + 1)),
-    "L05-many-chunks": post(CHUNKED) + (b"400\r\n%b\r\n" % bytes(1024)) * 1025,
-    "L05-chunked-with-expect": post(CHUNKED, EXPECT) + b"%x\r\n%b" % (2 << 30, bytes(MAX_BODY + 1)),
-    "L07-one-more": chat(padded(MAX_BODY + 1)),
+    "large-announced": post(HUGE),
+    "large-announced-with-expect": post(EXPECT, HUGE),
+    "large-announced-19-digits": post(b"Content-Length: 9999999999999999999"),
+    "large-announced-by-one": post(EXPECT, b"Content-Length: %d" % (MAX_BODY + 1)),
+    "large-chunked": post(CHUNKED) + b"%x\r\n%b\r\n" % (MAX_BODY + 1, bytes(MAX_BODY + 1)),
+    "large-many-chunks": post(CHUNKED) + (b"400\r\n%b\r\n" % bytes(1024)) * 1025,
+    "large-expected": post(CHUNKED, EXPECT) + b"%x\r\n%b" % (2 << 30, bytes(MAX_BODY + 1)),
+    "large-one-more": chat(padded(MAX_BODY + 1)),
 }
 
 
@@ -184,7 +184,6 @@ def test_a_body_that_is_too_large(gateway: Daemon, sim: FaultBackend, id: str) -
 
 
 def test_too_large_bodies_cost_no_memory_and_no_file(gateway: Daemon) -> None:
-    """L05."""
     data, resident = post(CHUNKED) + b"%x\r\n" % (64 * MIB) + bytes(16 * MIB), gateway.forget_peak()
     with ThreadPoolExecutor(4) as pool:
         heards = list(pool.map(lambda _: tell(gateway.port, data), range(4)))
@@ -201,7 +200,7 @@ def test_too_large_bodies_cost_no_memory_and_no_file(gateway: Daemon) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 def test_small_chunks_cost_no_more_than_large_ones(gateway: Daemon, size: int) -> None:
-    """L05: bodies that are all but whole, and are held so."""
+    """Bodies that are all but whole, and are held so."""
     count = 4
     data = post(CHUNKED) + (b"%x\r\n%b\r\n" % (size, b"a" * size)) * ((MAX_BODY - 1) // size)
     resident = gateway.memory()
@@ -223,7 +222,6 @@ def idle(daemon: Daemon) -> bool:
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_a_body_of_just_the_limit(gateway: Daemon, sim: FaultBackend, framing: str) -> None:
-    """L07."""
     body = padded(MAX_BODY)
     data = chat(body) if framing == "length" else post(CHUNKED, CLOSE, body=chunked(body, 60_000))
     heard = tell(gateway.port, data)
@@ -233,7 +231,6 @@ def test_a_body_of_just_the_limit(gateway: Daemon, sim: FaultBackend, framing: s
 
 
 def test_who_waits_for_a_100_gets_it(gateway: Daemon, sim: FaultBackend) -> None:
-    """L08."""
     with Client(gateway.port) as client:
         length = b"Content-Length: %d" % len(BODY)
         client.sock.sendall(post(EXPECT, length, CLOSE))
@@ -250,7 +247,6 @@ def test_who_waits_for_a_100_gets_it(gateway: Daemon, sim: FaultBackend) -> None
 def test_who_leaves_within_a_body(
     gateway: Daemon, sim: FaultBackend, framing: bytes, how: str
 ) -> None:
-    """L10."""
     sim.reset()
     id = f"left-{how}-{framing[0:1].decode()}"
     with Client(gateway.port) as client:
@@ -289,35 +285,34 @@ METHODS = ["GET, HEAD, POST, OPTIONS"]
 NO_TYPE = chat().replace(b"Content-Type", b"X-Type")
 MEDIA = "415 unsupported_media_type"
 REFUSED = {
-    "L12-get-on-chat": (get(b"/v1/chat/completions", CLOSE), METHOD, ["POST"]),
-    "L12-options-on-chat": (chat().replace(b"POST ", b"OPTIONS "), METHOD, ["POST"]),
-    "L12-post-on-healthz": (request(b"POST /healthz HTTP/1.1", CLOSE), METHOD, ["GET, HEAD"]),
-    "L12-delete-on-models": (request(b"DELETE /v1/models HTTP/1.1", CLOSE), METHOD, ["GET, HEAD"]),
-    "L12-unknown-path": (get(b"/v1/nothing", CLOSE), OTHER, []),
-    "L12-unknown-method": (request(b"BREW /healthz HTTP/1.1"), METHOD, METHODS),
-    "L12-lower-case-method": (request(b"get /healthz HTTP/1.1"), METHOD, METHODS),
-    "L12-connect": (request(b"CONNECT gateway:80 HTTP/1.1", CLOSE), ANY, None),
-    "L12-options-star": (request(b"OPTIONS * HTTP/1.1", CLOSE), ANY, None),
-    "L12-trace": (request(b"TRACE /healthz HTTP/1.1", CLOSE, b"X-Secret: echo"), METHOD, None),
-    "L13-none": (NO_TYPE, MEDIA, []),
-    "L13-text": (chat(media_type=b"text/plain"), MEDIA, []),
-    "L13-form": (chat(media_type=b"application/x-www-form-urlencoded"), MEDIA, []),
-    "L13-multipart": (chat(media_type=b"multipart/form-data"), MEDIA, []),
-    "L13-garbage": (chat(media_type=b"\xff;;="), MEDIA, []),
-    "L13-empty": (chat(media_type=b""), MEDIA, []),
-    "L13-twice": (chat(BODY, b"Content-Type: text/plain"), MEDIA, []),
-    "L13-list": (chat(media_type=b"application/json, text/plain"), MEDIA, []),
-    "L13-json-seq": (chat(media_type=b"application/json-seq"), MEDIA, []),
-    "L14-gzip": (chat(BODY, b"Content-Encoding: gzip"), MEDIA, []),
-    "L14-br": (chat(BODY, b"Content-Encoding: br"), MEDIA, []),
-    "L14-identity": (chat(BODY, b"Content-Encoding: identity"), MEDIA, []),
+    "method-get-on-chat": (get(b"/v1/chat/completions", CLOSE), METHOD, ["POST"]),
+    "method-options-on-chat": (chat().replace(b"POST ", b"OPTIONS "), METHOD, ["POST"]),
+    "method-post-on-healthz": (request(b"POST /healthz HTTP/1.1", CLOSE), METHOD, ["GET, HEAD"]),
+    "method-delete": (request(b"DELETE /v1/models HTTP/1.1", CLOSE), METHOD, ["GET, HEAD"]),
+    "method-unknown-path": (get(b"/v1/nothing", CLOSE), OTHER, []),
+    "method-unknown-method": (request(b"BREW /healthz HTTP/1.1"), METHOD, METHODS),
+    "method-lower-case-method": (request(b"get /healthz HTTP/1.1"), METHOD, METHODS),
+    "method-connect": (request(b"CONNECT gateway:80 HTTP/1.1", CLOSE), ANY, None),
+    "method-options-star": (request(b"OPTIONS * HTTP/1.1", CLOSE), ANY, None),
+    "method-trace": (request(b"TRACE /healthz HTTP/1.1", CLOSE, b"X-Secret: echo"), METHOD, None),
+    "type-none": (NO_TYPE, MEDIA, []),
+    "type-text": (chat(media_type=b"text/plain"), MEDIA, []),
+    "type-form": (chat(media_type=b"application/x-www-form-urlencoded"), MEDIA, []),
+    "type-multipart": (chat(media_type=b"multipart/form-data"), MEDIA, []),
+    "type-garbage": (chat(media_type=b"\xff;;="), MEDIA, []),
+    "type-empty": (chat(media_type=b""), MEDIA, []),
+    "type-twice": (chat(BODY, b"Content-Type: text/plain"), MEDIA, []),
+    "type-list": (chat(media_type=b"application/json, text/plain"), MEDIA, []),
+    "type-json-seq": (chat(media_type=b"application/json-seq"), MEDIA, []),
+    "coding-gzip": (chat(BODY, b"Content-Encoding: gzip"), MEDIA, []),
+    "coding-br": (chat(BODY, b"Content-Encoding: br"), MEDIA, []),
+    "coding-identity": (chat(BODY, b"Content-Encoding: identity"), MEDIA, []),
     "expect-other": (chat(BODY, b"Expect: 200-ok"), "417 bad_http", []),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("id", REFUSED)
 def test_what_http_says_of_it(gateway: Daemon, sim: FaultBackend, id: str) -> None:
-    """L12 to L14."""
     sim.reset()
     data, expected, allow = REFUSED[id]
     heard = tell(gateway.port, data)
@@ -327,10 +322,10 @@ def test_what_http_says_of_it(gateway: Daemon, sim: FaultBackend, id: str) -> No
 
 
 TAKEN = {
-    "L13-charset": chat(media_type=b"application/json; charset=utf-8"),
-    "L13-upper-case": chat(media_type=b"APPLICATION/JSON"),
-    "L14-accept-html": chat(BODY, b"Accept: text/html"),
-    "L14-accept-gzip": chat(BODY, b"Accept-Encoding: gzip, br"),
+    "type-charset": chat(media_type=b"application/json; charset=utf-8"),
+    "type-upper-case": chat(media_type=b"APPLICATION/JSON"),
+    "coding-accept-html": chat(BODY, b"Accept: text/html"),
+    "coding-accept-gzip": chat(BODY, b"Accept-Encoding: gzip, br"),
 }
 
 
@@ -345,7 +340,7 @@ def test_what_is_taken(gateway: Daemon, sim: FaultBackend, id: str) -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/v1/models", "/v1/nothing", "/v1/chat/completions"])
 def test_head_has_no_body(gateway: Daemon, path: str) -> None:
-    """L12: nothing but a head comes, and the connection goes on."""
+    """Nothing but a head comes, and the connection goes on."""
     with Client(gateway.port) as client:
         client.sock.sendall(f"HEAD {path} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
         client.sock.sendall(get(b"/healthz", CLOSE))
@@ -372,7 +367,7 @@ class Limited(Daemon):
 def test_thousands_of_idle_connections(
     sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """L16, with 5,000, of which the last 100 are too many."""
+    """With 5,000, of which the last 100 are too many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = min(5600, 5600 if hard == resource.RLIM_INFINITY else hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(room, soft), hard))
@@ -421,7 +416,7 @@ def spread_of(samples: list[float]) -> float:
 
 
 def test_no_descriptors_left(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """L17: it lives, waits without work, and serves again."""
+    """It lives, waits without work, and serves again."""
     settings = {"timeouts_request_head": "30", "timeouts_client_idle": "30"}
     daemon = Limited(tmp_path_factory.mktemp("few"), 256, **settings)
     with watched(daemon, warm=False):
