@@ -5,8 +5,7 @@ in the file, its parser and a sentence of documentation. The three sources, the 
 `describe()` and the tests of the documentation follow from that line.
 
 How the sources are read and mistakes are named is in :mod:`gatewayd.sources`, the parsers are in
-:mod:`gatewayd.values`, :mod:`gatewayd.files` and :mod:`gatewayd.pem`. The only input and output is
-reading the files that are named, and the date, which certificates are compared with.
+:mod:`gatewayd.values`, :mod:`.files` and :mod:`.pem`. All I/O is reading files that are named.
 """
 
 import ipaddress

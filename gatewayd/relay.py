@@ -61,13 +61,7 @@ from gatewayd.receiving import (
 from gatewayd.tries import Tries
 from gatewayd.watch import Watch
 from gatewayd.wire import sse
-from gatewayd.wire.errors import (
-    BadReply,
-    GatewayError,
-    Internal,
-    Truncated,
-    UpstreamTimeout,
-)
+from gatewayd.wire.errors import BadReply, GatewayError, Internal, Truncated, UpstreamTimeout
 from gatewayd.wire.others import Call, Reader, with_model
 
 _log = Logger()

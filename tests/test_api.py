@@ -7,6 +7,7 @@ import re
 import time
 
 import pytest
+from twisted.logger import capturedLogs
 
 from gatewayd.exchange import End
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion, settings
@@ -254,9 +255,13 @@ def test_promise_1_every_request_has_one_end() -> None:
 def test_a_fault_of_our_own_is_a_500_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = echo_gateway()
     monkeypatch.setattr(gateway.api, "router", None)  # what a bug might do
-    answer = Answer(gateway.chat())
+    with capturedLogs() as events:
+        answer = Answer(gateway.chat())
     assert (answer.status, answer.code) == (500, "internal_error")
     assert gateway.ended[0].end is End.INTERNAL
+    (event,) = events
+    assert event["log_format"].format(**event) == "handling req-1 failed"
+    assert event["log_failure"].check(AttributeError)
 
 
 # -- promise 10 ----------------------------------------------------------------------------------
