@@ -68,13 +68,6 @@ def _read(payload: bytes, depth: int, what: str) -> _Reply:
     return reply
 
 
-#: What usage chunks of all servers have besides usage, and padding.
-_COMMON = frozenset(
-    {"id", "object", "created", "model", "choices", "usage"}
-    | {"service_tier", "system_fingerprint", "obfuscation"}
-)
-
-
 class ChatReader:
     """Reads one reply, whole or streamed, and knows whether it is all of it.
 
@@ -188,15 +181,14 @@ class ChatReader:
             self._blank.add(index)
 
     def _besides_usage(self, payload: bytes) -> bytes | None:
-        """What a usage chunk that was not asked for holds besides: llama.cpp's timings, or nothing.
+        """The timings of llama.cpp that a usage chunk holds besides, in a chunk without usage.
 
-        A server that is not asked for usage sends it with the choice that it finishes last. There
-        it is put, with that choice's ``finish_reason`` again: clients that did not ask for usage
-        expect a choice in each chunk.
+        A server that is not asked for usage sends them with the choice that it finishes last. There
+        they are put, with that choice's ``finish_reason`` again: clients that did not ask for usage
+        expect a choice in each chunk. None if there are no timings.
         """
         members = json.decode(payload, dict[str, Raw], self._depth)
-        others = (value for name, value in members.items() if name not in _COMMON)
-        if self._finished is None or all(map(is_empty, others)):
+        if self._finished is None or is_empty(members.get("timings", UNSET)):
             return None
         index, reason = self._finished
         choice = {"index": index, **self._adds_nothing, "finish_reason": reason}
