@@ -285,3 +285,15 @@ def test_a_backend_that_is_ejected_or_back_is_in_the_daemons_log() -> None:
         "backend first is ejected after 3 failures in a row, the last: No. refused",
         "backend first is well again after 15.0 s",
     ]
+
+
+def test_one_clients_bad_requests_leave_the_gateway_ready() -> None:
+    first, second, gateway = two()
+    failed = b'{"error":{"message":"no image input"}}'
+    for _ in range(10):
+        gateway.chat()
+        for call in (*first.calls, *second.calls):
+            if not call.answer.called:
+                call.whole(failed, 500)
+    assert Answer(gateway.request("GET", "/readyz")).status == 200
+    assert gateway.api.router.states() == {"first": True, "second": True}

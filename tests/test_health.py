@@ -305,8 +305,11 @@ def test_only_silence_and_lost_connections_of_several_say_that_it_is_dead(
         health.failed(each, health.asked())
     assert health.state == "ejected" and not health.usable
     assert health.may_answer is not dead
+    health._clock.advance(FIRST_BACKOFF)  # type: ignore[attr-defined]
+    health.asked()
+    assert health.may_answer  # a slow trial keeps nobody from a server that is back
     health.succeeded()
-    assert health.may_answer and health.usable
+    assert health.usable
 
 
 def test_what_changes_is_said_once_and_with_the_reason(clock: Clock) -> None:

@@ -107,7 +107,16 @@ class Health:
     @property
     def may_answer(self) -> bool:
         """Whether to send a request there when no usable backend can take it."""
-        return self.state != "loading" and self._looks is not False and not self._dead
+        if self.state == "loading" or self._looks is False:
+            return False
+        return not self._dead or self._state == "trying"  # its trial may take long
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is well, or is known to live because all its failures are answers."""
+        if self.state in ("well", "loading") or self._looks is False:
+            return self._state == "well"
+        return all(failure.evidence is Evidence.ANSWERED for failure in self._failures)
 
     @property
     def looks_fine(self) -> bool:

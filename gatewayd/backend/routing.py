@@ -257,11 +257,11 @@ class Router:
 
     def usable(self) -> bool:
         """Whether any backend is worth asking."""
-        return any(target.health.usable for target in self.targets)
+        return any(target.health.usable or target.health.answers for target in self.targets)
 
     def states(self) -> dict[str, bool]:
-        """Which backends are well as far as is known, by name."""
-        return {target.backend.name: target.health.state == "well" for target in self.targets}
+        """Which backends are known to answer, by name."""
+        return {target.backend.name: target.health.answers for target in self.targets}
 
     def _serving(self, model: str | None) -> list[Target]:
         if model is not None:
