@@ -99,7 +99,7 @@ def _exchange(
         found.append(f"{len(attempts)} attempts, the log knows {line['backend']}")
     if answer is not None:
         found += _answer(client, ask, answer, line, attempts)
-    elif client.left is None and client.reads and line["end"] == "complete":
+    elif client.left is None and client.reads and line["end"] == "complete" and not client.broken:
         found.append("complete in the log, and no answer")
     if line["end"] == "internal":
         found.append("an internal error")
@@ -148,6 +148,7 @@ def _answer(
     if plan.complete and end not in ("complete", "refused", "client_gone", "backend_timeout"):
         found.append(f"{end} ({line['code']}, {line['detail']}), but the reply was {plan.name}")
     passed_on = good or answer.status == plan.status or attempts[-1].left is not None
+    passed_on |= line["backend"][-1] != attempts[-1].backend  # the last one never had the request
     if plan.status and answer.whole and not passed_on:
         found.append(f"{answer.status} for the backend's {plan.name}")
     return found
