@@ -132,6 +132,11 @@ class ClientEnd:
         return moved
 
     @property
+    def reads_all(self) -> bool:
+        """Whether it reads, and has lost no answer by sending more after the gateway had closed."""
+        return self.reads and not self.end.socket.sent_too_late
+
+    @property
     def reads(self) -> bool:
         return self._rate[0] > 0
 

@@ -39,6 +39,7 @@ class Socket:
         self.closed = False
         self.ended = False  # the peer sends no more
         self.broken = False  # the peer has reset the connection
+        self.sent_too_late = False  # ... because it was sent more after it had closed
         self._random = random
         self._number = next(_numbers)
         self._reset_on_close = False
@@ -59,7 +60,7 @@ class Socket:
         if self.broken:
             raise ConnectionResetError(errno.ECONNRESET, "reset")
         if self.peer.closed:
-            self.broken = True  # the answer to bytes for a socket that is closed
+            self.broken = self.sent_too_late = True  # the answer to bytes for a closed socket
             return len(data)
         room = self.peer.capacity - len(self.peer.received)
         if room <= 0:

@@ -99,7 +99,7 @@ def _exchange(
         found.append(f"{len(attempts)} attempts, the log knows {line['backend']}")
     if answer is not None:
         found += _answer(client, ask, answer, line, attempts)
-    elif client.left is None and client.reads and line["end"] == "complete" and not client.broken:
+    elif line["end"] == "complete" and client.left is None and client.reads_all:
         found.append("complete in the log, and no answer")
     if line["end"] == "internal":
         found.append("an internal error")
