@@ -12,7 +12,7 @@ import secrets
 import sys
 
 from gatewayd import __version__
-from gatewayd.reloading import ReloadError, reload
+from gatewayd.daemon.reloading import ReloadError, reload
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

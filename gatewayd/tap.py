@@ -17,9 +17,9 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from gatewayd import __version__
-from gatewayd.config import ConfigError, Settings, load, warnings_of
+from gatewayd.daemon.worker import Supervised, is_worker
+from gatewayd.settings.model import ConfigError, Settings, load, warnings_of
 from gatewayd.telemetry import errorlog
-from gatewayd.worker import Supervised, is_worker
 
 _OPTIONS = ("listen", "port", "backend-url")
 
@@ -74,7 +74,7 @@ class Options(usage.Options):
             raise SystemExit(0)
         if isinstance(self.parent, ServerOptions) and hasattr(select, "epoll"):
             # twistd installs one only later, unless --reactor said which; twist always does.
-            from gatewayd.reactor import install
+            from gatewayd.daemon.reactor import install
 
             install()
 
@@ -95,7 +95,7 @@ class Options(usage.Options):
         """Build what a start would build; leave with status 1 if that fails."""
         from twisted.internet import reactor
 
-        from gatewayd.world import build
+        from gatewayd.daemon.world import build
 
         try:
             build(self.settings, reactor, bytes)
@@ -106,16 +106,16 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The daemon's service; nothing is opened before twistd starts it."""
-    from gatewayd.signals import hold
+    from gatewayd.daemon.signals import hold
 
     hold()
     # twistd chooses the reactor, and --help needs none of this.
     from twisted.internet import reactor
 
-    from gatewayd import descriptors
-    from gatewayd.reactor import use_monotonic_time
-    from gatewayd.service import GatewayService
-    from gatewayd.supervisor import Supervisor
+    from gatewayd.daemon import descriptors
+    from gatewayd.daemon.reactor import use_monotonic_time
+    from gatewayd.daemon.service import GatewayService
+    from gatewayd.daemon.supervisor import Supervisor
 
     use_monotonic_time(reactor)
     descriptors.raise_limit()
@@ -155,8 +155,8 @@ def _print_errors(lines: Sequence[str]) -> None:
 
 def _refuse_waiting() -> None:
     """The start fails: tell the clients that wait in sockets of systemd's."""
-    from gatewayd.notify import inherited_sockets
-    from gatewayd.refusing import refuse_waiting
+    from gatewayd.daemon.notify import inherited_sockets
+    from gatewayd.daemon.refusing import refuse_waiting
 
     refuse_waiting(inherited_sockets())
 

@@ -17,12 +17,12 @@ from gatewayd.api.app import API
 from gatewayd.api.channel import Channel
 from gatewayd.api.site import Site
 from gatewayd.backend.echo import EchoBackend
-from gatewayd.backend.health import Evidence, Health
-from gatewayd.backend.health import Failure as Failed
 from gatewayd.backend.interface import Backend, Clocks, Reply
-from gatewayd.backend.routing import Router, Target
-from gatewayd.config import Settings, load
 from gatewayd.exchange import Exchange
+from gatewayd.routing.health import Evidence, Health
+from gatewayd.routing.health import Failure as Failed
+from gatewayd.routing.router import Router, Target
+from gatewayd.settings.model import Settings, load
 from gatewayd.wire.others import Call
 
 EVENTS = "text/event-stream"

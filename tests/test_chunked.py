@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatewayd.wire.chunked import LINE_BYTES, Chunked
+from gatewayd.http1.chunked import LINE_BYTES, Chunked
 from gatewayd.wire.errors import BadHTTP, HeadTooLarge, RequestTooLarge
 
 BEHIND = b"GET / HTTP/1.1\r\n"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gatewayd import ini, values
-from gatewayd.bound import BOUND, keep_bound
-from gatewayd.config import (
+from gatewayd.daemon.bound import BOUND, keep_bound
+from gatewayd.settings import ini, values
+from gatewayd.settings.model import (
     BackendSettings,
     ConfigError,
     Gateway,
@@ -26,8 +26,8 @@ from gatewayd.config import (
     load,
     warnings_of,
 )
-from gatewayd.sources import About
-from gatewayd.values import Secret
+from gatewayd.settings.sources import About
+from gatewayd.settings.values import Secret
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "configuration.rst").read_text()

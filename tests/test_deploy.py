@@ -22,9 +22,9 @@ from twisted.internet.task import Clock
 
 from gatewayd import __version__
 from gatewayd.api.app import API
-from gatewayd.config import Settings, load
-from gatewayd.drain import FLUSH_SECONDS
+from gatewayd.daemon.drain import FLUSH_SECONDS
 from gatewayd.exchange import End, Exchange
+from gatewayd.settings.model import Settings, load
 from gatewayd.tap import Options
 from gatewayd.telemetry.access import fields
 from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot

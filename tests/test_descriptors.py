@@ -6,9 +6,9 @@ import resource
 
 import pytest
 
-from gatewayd import descriptors
-from gatewayd.descriptors import FEWEST, RESERVE, for_clients, raise_limit
-from gatewayd.listening import CannotStart
+from gatewayd.daemon import descriptors
+from gatewayd.daemon.descriptors import FEWEST, RESERVE, for_clients, raise_limit
+from gatewayd.daemon.listening import CannotStart
 from tests.memory import settings
 
 

@@ -9,9 +9,9 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
-from gatewayd.backend.health import FAILURES
 from gatewayd.backend.interface import Clocks, Reply
 from gatewayd.exchange import End
+from gatewayd.routing.health import FAILURES
 from gatewayd.wire import errors
 from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion, fails, settings
 from tests.test_others import SPEECH

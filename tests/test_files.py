@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
-from gatewayd import pem, values
-from gatewayd.config import ConfigError, Settings, load
-from gatewayd.files import File, read_file
+from gatewayd.settings import pem, values
+from gatewayd.settings.files import File, read_file
+from gatewayd.settings.model import ConfigError, Settings, load
 from tests.integration.faults import certificate
 
 DIGEST = "ab" * 32

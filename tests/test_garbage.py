@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.testing import MemoryReactorClock
 
 from gatewayd.backend.openai import OpenAIBackend
-from gatewayd.config import BackendSettings, Limits
+from gatewayd.settings.model import BackendSettings, Limits
 from tests.memory import ClientTransport, Gateway, chunk, completion
 from tests.test_agent import ServerTransport, connected
 

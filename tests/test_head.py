@@ -2,6 +2,7 @@
 
 import pytest
 
+from gatewayd.http1.head import Fields, Framing, RequestLine
 from gatewayd.wire.errors import (
     BadHTTP,
     ExpectationFailed,
@@ -9,7 +10,6 @@ from gatewayd.wire.errors import (
     HeadTooLarge,
     RequestTooLarge,
 )
-from gatewayd.wire.head import Fields, Framing, RequestLine
 
 GET = RequestLine(b"GET", b"/", b"1")
 GET_1_0 = RequestLine(b"GET", b"/", b"0")

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted.internet.task import Clock
 from twisted.python import failure
 
-from gatewayd.backend.health import (
+from gatewayd.routing.health import (
     FAILURES,
     FIRST_BACKOFF,
     LONGEST_BACKOFF,
@@ -20,8 +20,8 @@ from gatewayd.backend.health import (
     Failure,
     Health,
 )
-from gatewayd.backend.prober import EVERY_SECONDS, SOON_SECONDS, WAIT_SECONDS, Prober
-from gatewayd.backend.routing import Router, Target, evidence_of
+from gatewayd.routing.prober import EVERY_SECONDS, SOON_SECONDS, WAIT_SECONDS, Prober
+from gatewayd.routing.router import Router, Target, evidence_of
 from gatewayd.wire import errors
 from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion, fails
 

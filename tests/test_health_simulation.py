@@ -12,7 +12,7 @@ import attrs
 import pytest
 from twisted.internet.task import Clock
 
-from gatewayd.backend.routing import Choice, Router, Target
+from gatewayd.routing.router import Choice, Router, Target
 from gatewayd.wire import errors
 from tests.memory import FakeBackend
 

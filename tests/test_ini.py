@@ -6,7 +6,7 @@ import time
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gatewayd import ini
+from gatewayd.settings import ini
 
 WORDS = st.text("ab =#;[]\t\r é\x1c\x85", max_size=8)
 LINES = st.one_of(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.logger import LogLevel, capturedLogs
 
-from gatewayd.notify import Systemd, inherited_sockets
+from gatewayd.daemon.notify import Systemd, inherited_sockets
 
 
 @pytest.fixture(params=["a path", "an abstract name"])

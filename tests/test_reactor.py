@@ -15,7 +15,7 @@ from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from gatewayd.reactor import Reactor, use_monotonic_time
+from gatewayd.daemon.reactor import Reactor, use_monotonic_time
 
 
 class Reader(FileDescriptor):
@@ -138,7 +138,7 @@ def test_time_is_measured_monotonically_by_calls_that_were_made_before_too(world
 
 @pytest.mark.parametrize(
     ("options", "chosen"),
-    [((), "gatewayd.reactor.Reactor"), (("--reactor", "poll"), "pollreactor.PollReactor")],
+    [((), "gatewayd.daemon.reactor.Reactor"), (("--reactor", "poll"), "pollreactor.PollReactor")],
 )
 def test_twistd_runs_it_unless_told_another(
     options: tuple[str, ...], chosen: str, tmp_path: Path

@@ -13,11 +13,11 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from gatewayd import world
 from gatewayd.backend.openai import OpenAIBackend
-from gatewayd.backend.routing import Target
-from gatewayd.config import BackendSettings, ConfigError, Settings, load
-from gatewayd.service import GatewayService
+from gatewayd.daemon import world
+from gatewayd.daemon.service import GatewayService
+from gatewayd.routing.router import Target
+from gatewayd.settings.model import BackendSettings, ConfigError, Settings, load
 from tests.integration.faults import certificate
 from tests.memory import fails
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gatewayd.__main__ import main
-from gatewayd.reloading import ReloadError, answer, reload
+from gatewayd.daemon.reloading import ReloadError, answer, reload
 
 StartDaemon = Callable[[str], int]
 
@@ -27,7 +27,7 @@ def start() -> Iterator[StartDaemon]:
         program = textwrap.dedent(
             f"""
             import signal
-            from gatewayd.reloading import answer
+            from gatewayd.daemon.reloading import answer
             signal.signal(signal.SIGHUP, lambda *_: {on_signal})
             print("runs", flush=True)
             while True:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from gatewayd.backend.routing import Router, Target
 from gatewayd.exchange import End
+from gatewayd.routing.router import Router, Target
 from gatewayd.telemetry.access import fields
 from gatewayd.wire import errors
 from gatewayd.wire.errors import ModelNotFound, Overloaded

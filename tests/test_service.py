@@ -8,8 +8,8 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from gatewayd.daemon.service import GatewayService
 from gatewayd.exchange import Exchange
-from gatewayd.service import GatewayService
 from tests.memory import settings
 
 REQUEST = b'{"messages": [{"role": "user", "content": "hi"}]}'

@@ -18,17 +18,17 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
-from gatewayd import workerprocess
-from gatewayd.config import ConfigError, Settings
-from gatewayd.supervisor import LAST_SECONDS, Supervisor
-from gatewayd.worker import FIRST_SOCKET, WORKER_NUMBER, Handover
-from gatewayd.workerprocess import (
+from gatewayd.daemon import workerprocess
+from gatewayd.daemon.supervisor import LAST_SECONDS, Supervisor
+from gatewayd.daemon.worker import FIRST_SOCKET, WORKER_NUMBER, Handover
+from gatewayd.daemon.workerprocess import (
     IDLE_LOOKS,
     LOOK_SECONDS,
     SILENT_LOOKS,
     Notices,
     WorkerProcess,
 )
+from gatewayd.settings.model import ConfigError, Settings
 from tests.memory import settings
 
 
@@ -290,7 +290,7 @@ def test_settings_that_workers_could_not_use_are_not_accepted(
     world.both_serve()
     accepted = world.supervisor.settings
     world.loaded = settings(gateway_workers="2", gateway_port="0", gateway_api_title="other")
-    monkeypatch.setattr("gatewayd.supervisor.build", fails)
+    monkeypatch.setattr("gatewayd.daemon.supervisor.build", fails)
     world.supervisor._reload()
     assert [process.told[1:] for process in world.processes] == [[None], [None]]
     assert world.supervisor.settings is accepted

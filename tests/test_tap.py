@@ -10,7 +10,7 @@ from twisted.application.service import IServiceMaker
 from twisted.plugin import getPlugins
 
 import gatewayd
-from gatewayd.config import BackendSettings, Gateway, Settings, describe
+from gatewayd.settings.model import BackendSettings, Gateway, Settings, describe
 from gatewayd.tap import Options, makeService
 
 ROOT = Path(__file__).parent.parent
@@ -129,9 +129,9 @@ def test_check_and_start_say_alike_what_cannot_be_built(
 
     monkeypatch.setattr("gatewayd.backend.openai.OpenAIBackend.__init__", fails)
     monkeypatch.setenv("GATEWAYD_GATEWAY_WORKERS", workers)
-    monkeypatch.setattr("gatewayd.signals.hold", lambda: None)
-    monkeypatch.setattr("gatewayd.descriptors.raise_limit", lambda: None)
-    monkeypatch.setattr("gatewayd.reactor.use_monotonic_time", lambda _: None)
+    monkeypatch.setattr("gatewayd.daemon.signals.hold", lambda: None)
+    monkeypatch.setattr("gatewayd.daemon.descriptors.raise_limit", lambda: None)
+    monkeypatch.setattr("gatewayd.daemon.reactor.use_monotonic_time", lambda _: None)
     said = "[backend default]: cannot be used (no such cipher)\n"
     assert leave("--check", "--backend-url", "http://a") == 1
     assert capsys.readouterr() == ("", said)

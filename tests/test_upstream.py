@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 
 from gatewayd.backend import endpoint
 from gatewayd.backend.openai import OpenAIBackend
-from gatewayd.config import BackendSettings, Limits
 from gatewayd.exchange import End
-from gatewayd.values import base_url
+from gatewayd.settings.model import BackendSettings, Limits
+from gatewayd.settings.values import base_url
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk
 from tests.test_agent import ServerTransport, connected
 

@@ -10,9 +10,9 @@ import pytest
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
-from gatewayd import worker
-from gatewayd.config import Settings
-from gatewayd.worker import WORKER_NUMBER, Handover, Lifeline, Supervised, is_worker, message
+from gatewayd.daemon import worker
+from gatewayd.daemon.worker import WORKER_NUMBER, Handover, Lifeline, Supervised, is_worker, message
+from gatewayd.settings.model import Settings
 from tests.memory import settings
 
 FIRST = settings(backend_a_url="http://a", backend_a_api_key="secret")

@@ -24,9 +24,9 @@ from twisted.python.failure import Failure
 
 from gatewayd.api.tls import Certificate
 from gatewayd.backend.interface import Backend
-from gatewayd.config import Settings
-from gatewayd.files import read_file
-from gatewayd.pem import server_context
+from gatewayd.settings.files import read_file
+from gatewayd.settings.model import Settings
+from gatewayd.settings.pem import server_context
 from tests.integration.faults import certificate
 from tests.memory import Gateway
 

@@ -13,10 +13,10 @@ from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from gatewayd.backend.catalog import Catalog
-from gatewayd.backend.routing import Router
-from gatewayd.config import Settings
-from gatewayd.relay import Relay
+from gatewayd.relaying.relay import Relay
+from gatewayd.routing.catalog import Catalog
+from gatewayd.routing.router import Router
+from gatewayd.settings.model import Settings
 from gatewayd.wire import models
 from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.errors import (

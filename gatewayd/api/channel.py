@@ -39,6 +39,8 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from gatewayd.exchange import End, request_id, traceparent
+from gatewayd.http1.head import Fields, Framing
+from gatewayd.http1.requests import Incoming
 from gatewayd.sending import send
 from gatewayd.wire.errors import (
     GatewayError,
@@ -46,10 +48,8 @@ from gatewayd.wire.errors import (
     RequestTimeout,
     RequestTooLarge,
 )
-from gatewayd.wire.head import Fields, Framing
 
 from .clocks import Deadline
-from .incoming import Incoming
 from .outgoing import Outgoing
 from .request import Request
 

@@ -8,8 +8,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from gatewayd.config import Settings
-from gatewayd.descriptors import FOR_METRICS
+from gatewayd.daemon.descriptors import FOR_METRICS
+from gatewayd.settings.model import Settings
 from gatewayd.wire.errors import GatewayError, UnknownURL
 
 from .request import Request

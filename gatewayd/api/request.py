@@ -13,10 +13,10 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from gatewayd.exchange import End, Exchange
+from gatewayd.http1.head import Fields, RequestLine
 from gatewayd.sending import send
 from gatewayd.wire import sse
 from gatewayd.wire.errors import GatewayError, Internal
-from gatewayd.wire.head import Fields, RequestLine
 
 from .security import ANYONE
 

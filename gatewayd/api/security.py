@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from gatewayd.config import TokenSettings
+from gatewayd.http1.head import Fields
+from gatewayd.settings.model import TokenSettings
 from gatewayd.wire.errors import Forbidden, Unauthorized
-from gatewayd.wire.head import Fields
 
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
 _HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]{1,4096}")

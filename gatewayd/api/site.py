@@ -10,9 +10,9 @@ from twisted.web import server
 from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource
 
-from gatewayd.config import Settings
-from gatewayd.descriptors import SURPLUS_AT_ONCE, for_clients
+from gatewayd.daemon.descriptors import SURPLUS_AT_ONCE, for_clients
 from gatewayd.exchange import Exchange
+from gatewayd.settings.model import Settings
 
 from .channel import Channel
 from .request import Request

@@ -12,7 +12,8 @@ from zope.interface import implementer
 class Certificate:
     """Opens TLS for new connections.
 
-    :param context: as of :func:`gatewayd.pem.server_context`; another one may take its place.
+    :param context: as of :func:`gatewayd.settings.pem.server_context`; another one may take its
+        place.
     """
 
     def __init__(self, context: SSL.Context) -> None:

@@ -24,6 +24,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
+from gatewayd.http1.replies import ReplyParser
 from gatewayd.sending import send
 from gatewayd.wire.errors import (
     ConnectionReset,
@@ -34,7 +35,6 @@ from gatewayd.wire.errors import (
 )
 
 from .failures import no_tls, why
-from .replying import ReplyParser
 from .response import Response
 from .sockets import has_unread, has_unsent
 from .tls import ClientTLS, explain

@@ -19,8 +19,8 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IAgent, IResponse
 
-from gatewayd.config import BackendSettings, Limits
-from gatewayd.pem import x509_of
+from gatewayd.settings.model import BackendSettings, Limits
+from gatewayd.settings.pem import x509_of
 from gatewayd.wire import models
 from gatewayd.wire.chat import with_usage
 from gatewayd.wire.errors import AuthRefused, BadReply, UpstreamError

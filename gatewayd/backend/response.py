@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IProtocol
 from twisted.web.iweb import IResponse
 from zope.interface import implementer
 
-from .replying import ReplyParser
+from gatewayd.http1.replies import ReplyParser
 
 
 class Source(Protocol):

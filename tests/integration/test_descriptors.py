@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gatewayd.descriptors import FEWEST, RESERVE
+from gatewayd.daemon.descriptors import FEWEST, RESERVE
 from tests.faultbackend import FaultBackend
 from tests.integration.operating import Caller, both_serve, ini, is_whole
 from tests.integration.operating import workers as children

@@ -25,9 +25,9 @@ import pytest
 
 from gatewayd.api import security
 from gatewayd.api.security import verify_token
-from gatewayd.config import Settings, load
+from gatewayd.http1.head import Fields
+from gatewayd.settings.model import Settings, load
 from gatewayd.wire.errors import Unauthorized
-from gatewayd.wire.head import Fields
 from tests.faultbackend import FaultBackend, blackhole
 from tests.integration.door import (
     BODY,

@@ -15,9 +15,9 @@ from unittest.mock import patch
 import attrs
 from twisted.internet import error
 
-from gatewayd.backend.routing import Target
-from gatewayd.config import Settings, load
-from gatewayd.service import GatewayService
+from gatewayd.daemon.service import GatewayService
+from gatewayd.routing.router import Target
+from gatewayd.settings.model import Settings, load
 from tests.integration.faults import certificate
 
 from .backend import Attempt, BackendEnd

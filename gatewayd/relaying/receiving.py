@@ -17,7 +17,6 @@ from twisted.web.http import PotentialDataLoss
 
 from gatewayd.backend.interface import Reply
 from gatewayd.exchange import Exchange
-from gatewayd.watch import Watch
 from gatewayd.wire import failure, sse
 from gatewayd.wire.errors import (
     AuthRefused,
@@ -28,6 +27,8 @@ from gatewayd.wire.errors import (
     UpstreamError,
 )
 from gatewayd.wire.others import Call, Reader
+
+from .watch import Watch
 
 #: A backend's error is read up to here; what is longer is replaced by an envelope of our own.
 MAX_ERROR_BODY = 256 * 1024
@@ -67,7 +68,7 @@ class Client(Protocol):
 
 
 class Owner(Protocol):
-    """What a receiver belongs to: :class:`gatewayd.relay.Relay`."""
+    """What a receiver belongs to: :class:`gatewayd.relaying.relay.Relay`."""
 
     client: Client
     exchange: Exchange

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from gatewayd.config import Settings
+from gatewayd.settings.model import Settings
 
 #: By section, the keys of what is bound.
 BOUND = {

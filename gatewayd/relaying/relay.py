@@ -24,12 +24,12 @@ Rules:
 1. :meth:`Relay.end` is called once and decides everything: what the client is sent, how the
    exchange ends, and that the backend is left (aborted, or released when its reply was whole).
 2. ``[DONE]``, or the body's end, ends a stream well only when every choice was finished. It is
-   written in :mod:`gatewayd.receiving` alone, and nothing follows it.
-3. Only content moves the clocks (:mod:`gatewayd.watch`); comments do not. While the client is too
-   slow, the backend's silence does not count. Of an error its head decides: its body is not waited
-   for where another backend can be asked, and never for long.
+   written in :mod:`gatewayd.relaying.receiving` alone, and nothing follows it.
+3. Only content moves the clocks (:mod:`gatewayd.relaying.watch`); comments do not. While the client
+   is too slow, the backend's silence does not count. Of an error its head decides: its body is not
+   waited for where another backend can be asked, and never for long.
 4. A client that leaves cancels :meth:`Relay.run`'s Deferred; that aborts the backend in any phase.
-5. Each target that was asked is settled once, by :class:`gatewayd.tries.Tries`.
+5. Each target that was asked is settled once, by :class:`gatewayd.relaying.tries.Tries`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gatewayd.backend.interface import Reply
-from gatewayd.backend.routing import Choice
-from gatewayd.config import Limits
-from gatewayd.receiving import (
+from gatewayd.routing.router import Choice
+from gatewayd.settings.model import Limits
+from gatewayd.wire import sse
+from gatewayd.wire.errors import BadReply, GatewayError, Internal, Truncated, UpstreamTimeout
+from gatewayd.wire.others import Call, Reader, with_model
+
+from .receiving import (
     ERROR_SECONDS,
     BodyTransport,
     Client,
@@ -58,11 +62,8 @@ from gatewayd.receiving import (
     failed_reply,
     never_relayed,
 )
-from gatewayd.tries import Tries
-from gatewayd.watch import Watch
-from gatewayd.wire import sse
-from gatewayd.wire.errors import BadReply, GatewayError, Internal, Truncated, UpstreamTimeout
-from gatewayd.wire.others import Call, Reader, with_model
+from .tries import Tries
+from .watch import Watch
 
 _log = Logger()
 

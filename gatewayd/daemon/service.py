@@ -9,17 +9,17 @@ while root rights last), drops its rights and calls ``startService``. ``twist`` 
 these only.
 
 SIGHUP reads all settings again, and all that serves by them is built beside what serves now
-(:mod:`gatewayd.world`). A mistake in them changes nothing and is logged. Else routes, backends,
-tokens, limits, clocks and the certificate are exchanged in one step that cannot fail. A request
-that has begun keeps what it began with.
+(:mod:`gatewayd.daemon.world`). A mistake in them changes nothing and is logged. Else routes,
+backends, tokens, limits, clocks and the certificate are exchanged in one step that cannot fail. A
+request that has begun keeps what it began with.
 
 What is bound at the start (addresses, TLS or none, workers) stays until a restart; a reload that
 would change it says so.
 
-On SIGTERM (:mod:`gatewayd.signals`) twistd waits for the Deferred of ``stopService``, which fires
-when :mod:`gatewayd.drain` has let what is in flight end.
+On SIGTERM (:mod:`gatewayd.daemon.signals`) twistd waits for the Deferred of ``stopService``, which
+fires when :mod:`gatewayd.daemon.drain` has let what is in flight end.
 
-With ``workers`` above 1 this process serves nothing itself; see :mod:`gatewayd.supervisor`.
+With ``workers`` above 1 this process serves nothing itself; see :mod:`gatewayd.daemon.supervisor`.
 """
 
 from __future__ import annotations
@@ -37,23 +37,25 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
-from gatewayd import __version__, reloading
+from gatewayd import __version__
 from gatewayd.api.metrics import metrics_site
 from gatewayd.api.site import Site
 from gatewayd.api.tls import Certificate
-from gatewayd.backend.prober import Prober
-from gatewayd.bound import evolved, keep_bound
-from gatewayd.config import ConfigError, Settings
-from gatewayd.drain import Drain
 from gatewayd.exchange import Exchange
-from gatewayd.listening import adopt, listen
-from gatewayd.notify import Systemd, inherited_sockets
-from gatewayd.signals import Signals
+from gatewayd.routing.prober import Prober
+from gatewayd.settings.model import ConfigError, Settings
 from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.access import AccessLog
 from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot, share
-from gatewayd.worker import Lifeline, Supervised
-from gatewayd.world import World, build, dangers
+
+from . import reloading
+from .bound import evolved, keep_bound
+from .drain import Drain
+from .listening import adopt, listen
+from .notify import Systemd, inherited_sockets
+from .signals import Signals
+from .worker import Lifeline, Supervised
+from .world import World, build, dangers
 
 _log = Logger()
 

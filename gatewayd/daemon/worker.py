@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from gatewayd.config import Settings
+from gatewayd.settings.model import Settings
 
 #: The variable that says which worker a process is; it is set in workers only.
 WORKER_NUMBER = "GATEWAYD_WORKER_NUMBER"

@@ -2,16 +2,17 @@
 
 The supervisor binds the port (or takes sockets from systemd) and gives the listening sockets to
 every worker, so that connections which wait there outlive any of them. A worker is ``twistd
-gatewayd`` again in the foreground, with :data:`gatewayd.worker.WORKER_NUMBER` in its environment.
+gatewayd`` again in the foreground, with :data:`gatewayd.daemon.worker.WORKER_NUMBER` in its
+environment.
 
 The supervisor alone reads settings. A worker is handed what the supervisor has accepted, over its
 standard input: when it starts, and after each reload. It notices by the same pipe that the
 supervisor has died, and stops: else it would keep the port from the next one.
 
-A worker that ends, that hangs (:mod:`gatewayd.workerprocess`) or that could not be started is
-started again, later and later while its lives are short. A stop goes to all of them; the supervisor
-ends when the last of them has. systemd is told READY when all of them serve by the settings that
-were accepted last.
+A worker that ends, that hangs (:mod:`gatewayd.daemon.workerprocess`) or that could not be started
+is started again, later and later while its lives are short. A stop goes to all of them; the
+supervisor ends when the last of them has. systemd is told READY when all of them serve by the
+settings that were accepted last.
 """
 
 from __future__ import annotations
@@ -32,20 +33,21 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gatewayd import reloading
 from gatewayd.api.metrics import metrics_site
 from gatewayd.api.site import Site
-from gatewayd.bound import keep_bound
-from gatewayd.config import ConfigError, Settings
-from gatewayd.listening import bind, listen, take
-from gatewayd.notify import Systemd, inherited_sockets
-from gatewayd.sharedfolder import SharedFolder
-from gatewayd.signals import Signals, held_for_workers
+from gatewayd.settings.model import ConfigError, Settings
 from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.metrics import SHARED, forget_worker, shared_text
-from gatewayd.worker import FIRST_SOCKET, WORKER_NUMBER, Handover
-from gatewayd.workerprocess import LOOK_SECONDS, Notices, WorkerProcess
-from gatewayd.world import build, dangers
+
+from . import reloading
+from .bound import keep_bound
+from .listening import bind, listen, take
+from .notify import Systemd, inherited_sockets
+from .sharedfolder import SharedFolder
+from .signals import Signals, held_for_workers
+from .worker import FIRST_SOCKET, WORKER_NUMBER, Handover
+from .workerprocess import LOOK_SECONDS, Notices, WorkerProcess
+from .world import build, dangers
 
 _log = Logger()
 

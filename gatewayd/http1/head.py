@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from .errors import (
+from gatewayd.wire.errors import (
     BadHTTP,
     ExpectationFailed,
     HeadTooLarge,

@@ -17,9 +17,10 @@ from twisted.internet.protocol import DatagramProtocol, ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gatewayd.config import Settings
+from gatewayd.settings.model import Settings
 from gatewayd.telemetry.errorlog import WORKERS
-from gatewayd.worker import Handover, message
+
+from .worker import Handover, message
 
 _log = Logger()
 #: For lines that a worker has logged: the worker has decided already which are important enough.

@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from gatewayd.listening import CannotStart, take
 from gatewayd.wire.errors import NotStarted
+
+from .listening import CannotStart, take
 
 #: The most connections that one try answers.
 MOST = 512

@@ -12,8 +12,9 @@ import encodings.idna  # noqa: F401
 import resource
 from contextlib import suppress
 
-from gatewayd.config import Settings
-from gatewayd.listening import ACCEPTED_AT_ONCE, CannotStart
+from gatewayd.settings.model import Settings
+
+from .listening import ACCEPTED_AT_ONCE, CannotStart
 
 #: How many connections that were too many may wait at one time for their clients to close them.
 #: More are closed at once: each costs a descriptor.

@@ -7,7 +7,7 @@ from twisted.python.failure import Failure
 
 from gatewayd.wire.errors import GatewayError
 
-from .routing import Router, Target
+from .router import Router, Target
 
 #: Seconds between two looks at a backend that is well, and at one that is not: requests wait for
 #: the latter. How long one look may take.

@@ -16,8 +16,9 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from gatewayd.api.app import API
 from gatewayd.api.site import Site
 from gatewayd.exchange import End
-from gatewayd.listening import accept_pending
 from gatewayd.wire.errors import Drained
+
+from .listening import accept_pending
 
 #: How long after a stop connections without a request are kept: one may be on its way, or here
 #: and not read yet, and its client could not know that it was never begun.

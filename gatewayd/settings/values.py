@@ -1,7 +1,8 @@
 """One value of a setting: its text -> what gatewayd works with.
 
 Each parser takes text and raises `ValueError` saying what was wrong and what was expected. None of
-them quotes what could be a secret. Which setting has which parser is in :mod:`gatewayd.config`.
+them quotes what could be a secret. Which setting has which parser is in
+:mod:`gatewayd.settings.model`.
 """
 
 import ipaddress

@@ -1,8 +1,8 @@
 """What the ini file, the environment and the command line give, each value with its place.
 
-Nothing here knows which settings there are: a `Schema` says it, and :mod:`gatewayd.config` makes
-one. A source that comes later replaces what an earlier one gave, but every value is checked, so a
-mistake does not hide behind a variable that happens to be set.
+Nothing here knows which settings there are: a `Schema` says it, and :mod:`gatewayd.settings.model`
+makes one. A source that comes later replaces what an earlier one gave, but every value is checked,
+so a mistake does not hide behind a variable that happens to be set.
 """
 
 import difflib
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from gatewayd import ini
-from gatewayd.files import read_file
-from gatewayd.values import secret
+from . import ini
+from .files import read_file
+from .values import secret
 
 #: The most mistakes that are listed: a file of something else has one in each line.
 MOST_PROBLEMS = 100

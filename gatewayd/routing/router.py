@@ -3,7 +3,7 @@
 A model's backends share its load: the one with the fewest requests in flight comes first, ties
 take turns. One at its ``in_flight`` is passed over. One that is ejected comes behind the others,
 unless it is known to be dead or loading. What is left is the order in which a request tries them
-(see :mod:`gatewayd.relay` for when it tries the next).
+(see :mod:`gatewayd.relaying.relay` for when it tries the next).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from gatewayd.backend.interface import Backend
 from gatewayd.wire.errors import (
     BackendFailed,
     ConnectionReset,
@@ -28,7 +29,6 @@ from gatewayd.wire.errors import (
 )
 
 from .health import Evidence, Failure, Health
-from .interface import Backend
 
 _log = Logger()
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from twisted.logger import Logger
 
-from gatewayd import reloading
+from . import reloading
 
 _log = Logger()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import BadHTTP, HeadTooLarge, RequestTooLarge
+from gatewayd.wire.errors import BadHTTP, HeadTooLarge, RequestTooLarge
 
 #: The longest size line, extensions included.
 LINE_BYTES = 1024

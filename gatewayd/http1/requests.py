@@ -11,9 +11,10 @@ from typing import Any
 
 import httptools
 
-from gatewayd.wire.chunked import Chunked
 from gatewayd.wire.errors import BadHTTP, HeadTooLarge, MethodNotAllowed, TargetTooLong
-from gatewayd.wire.head import ALLOW, Fields, RequestLine
+
+from .chunked import Chunked
+from .head import ALLOW, Fields, RequestLine
 
 _UNKNOWN_LINE = RequestLine(b"GET", b"", b"1")
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 from twisted.internet.ssl import CertificateOptions
 
-from gatewayd.files import File, read_file
+from .files import File, read_file
 
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 

@@ -4,8 +4,10 @@ Adding a setting is one line: an attrs field made by `setting()` with its defaul
 in the file, its parser and a sentence of documentation. The three sources, the error messages,
 `describe()` and the tests of the documentation follow from that line.
 
-How the sources are read and mistakes are named is in :mod:`gatewayd.sources`, the parsers are in
-:mod:`gatewayd.values`, :mod:`.files` and :mod:`.pem`. All I/O is reading files that are named.
+How the sources are read and mistakes are named is in :mod:`gatewayd.settings.sources`, the parsers
+are in
+:mod:`gatewayd.settings.values`, :mod:`.files` and :mod:`.pem`. All I/O is reading files that are
+    named.
 """
 
 import ipaddress
@@ -14,11 +16,11 @@ from typing import Any, TypeVar
 
 import attrs
 
-from gatewayd import combining
-from gatewayd.files import File, read_file
-from gatewayd.pem import certificates, own_certificate
-from gatewayd.sources import About, Gathering, Schema
-from gatewayd.values import (
+from . import combining
+from .files import File, read_file
+from .pem import certificates, own_certificate
+from .sources import About, Gathering, Schema
+from .values import (
     Secret,
     address,
     base_url,

@@ -17,15 +17,16 @@ from typing import Any
 import attrs
 from OpenSSL import SSL
 
-from gatewayd import descriptors
 from gatewayd.api.app import API
 from gatewayd.api.routes import Routes
 from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.interface import Backend
 from gatewayd.backend.openai import OpenAIBackend
-from gatewayd.backend.routing import Router, Target
-from gatewayd.config import BackendSettings, ConfigError, Settings, warnings_of
-from gatewayd.pem import server_context
+from gatewayd.routing.router import Router, Target
+from gatewayd.settings.model import BackendSettings, ConfigError, Settings, warnings_of
+from gatewayd.settings.pem import server_context
+
+from . import descriptors
 
 
 @attrs.frozen(eq=False)

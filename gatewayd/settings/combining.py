@@ -1,17 +1,17 @@
 """What several settings say together: files in the place of values, pairs, and contradictions.
 
-Values have been read one by one by then (:mod:`gatewayd.sources`). A value that could not be read
-was complained of there, so nothing here complains of its absence.
+Values have been read one by one by then (:mod:`gatewayd.settings.sources`). A value that could not
+be read was complained of there, so nothing here complains of its absence.
 """
 
 import hashlib
 import stat
 from typing import Any
 
-from gatewayd import pem
-from gatewayd.files import File, secret_file
-from gatewayd.sources import Gathering
-from gatewayd.values import Secret
+from . import pem
+from .files import File, secret_file
+from .sources import Gathering
+from .values import Secret
 
 _OTHERS = stat.S_IRGRP | stat.S_IROTH
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from gatewayd.backend.routing import Choice, Target
+from gatewayd.routing.router import Choice, Target
 from gatewayd.wire.errors import BackendFailed, GatewayError
 
 

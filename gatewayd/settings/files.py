@@ -11,7 +11,7 @@ import stat
 
 import attrs
 
-from gatewayd.values import Secret, secret
+from .values import Secret, secret
 
 _LARGEST = 2**20  # of any file that a setting names: a wrong one must not fill the memory
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

@@ -12,9 +12,8 @@ from typing import Any
 import httptools
 from twisted.web.iweb import UNKNOWN_LENGTH
 
+from gatewayd.backend.headers import ReadyHeaders
 from gatewayd.wire.errors import BadReply, UpstreamError
-
-from .headers import ReadyHeaders
 
 #: Interim (1xx) replies before the real one. Each costs work and says nothing.
 MAX_INTERIM = 1000

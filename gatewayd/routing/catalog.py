@@ -18,11 +18,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from gatewayd.backend.shared import Shared
 from gatewayd.wire import models
 from gatewayd.wire.errors import GatewayError, Internal, UpstreamTimeout
 
-from .routing import Router, Target
-from .shared import Shared
+from .router import Router, Target
 
 _log = Logger()
 

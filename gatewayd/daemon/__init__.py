@@ -1,0 +1,1 @@
+"""What runs the gateway: start, reload, stop, worker processes, and what systemd is told."""

@@ -1,0 +1,1 @@
+"""Joins a backend's reply to a client's request."""

@@ -1,0 +1,1 @@
+"""Which backend is asked: models, aliases, load and health."""
