@@ -1,7 +1,7 @@
 """Where gatewayd's time goes under a load: ``python -m benchmarks.run --profile json``.
 
-py-spy looks at the process from outside a thousand times a second, which leaves the shares of
-functions as they are. cProfile counts calls, and makes small functions look dearer than they are.
+py-spy samples the process from outside, 500 times a second, and does not distort the shares of
+functions. cProfile counts calls, and makes small functions look more expensive than they are.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks import peers
-
-if TYPE_CHECKING:
-    from benchmarks.run import Bench
+from benchmarks.bench import Bench
 
 PROFILERS = ("py-spy", "cprofile")
 LOADS: dict[str, dict[str, Any]] = {
@@ -53,7 +51,7 @@ def _with_cprofile(bench: Bench, load: str, seconds: float) -> str:
         more = LOADS[load] | {"seconds": seconds}
         result = bench.load(running, peer.request_headers(bench.backend), **more)
     finally:
-        running.stop()  # it saves as it ends
+        running.stop()  # cProfile saves its figures when the process ends
     if "error" in result:
         raise SystemExit(result["error"])
     count = result["count"]
@@ -69,7 +67,7 @@ def _with_cprofile(bench: Bench, load: str, seconds: float) -> str:
         lines.append(f"\n{title}")
         for (file, line, name), (_, calls, own, everything, _) in chosen[:TOP]:
             if "poll" in name:
-                continue  # it waits there
+                continue  # idle time
             where = f"{_short(file)}:{line} {name}" if line else name
             per = 1e6 / count
             lines.append(f"{own * per:9.2f} {everything * per:13.2f} {calls / count:8.2f}  {where}")

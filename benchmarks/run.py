@@ -1,9 +1,8 @@
 """Measures gatewayd and its peers side by side: ``python -m benchmarks.run``, or ``make bench``.
 
-One round starts every peer in turn in front of the same mock backend, puts the same load on it and
-stops it again. Rounds follow each other, so that what disturbs the machine for a while disturbs one
-round of all instead of all rounds of one; the report takes medians. README.rst says what each point
-measures and how.
+A round starts every peer in turn in front of the same mock backend, puts the same load on it and
+stops it. A disturbance of the machine then affects one round of every peer, not every round of one
+peer; the report takes medians. README.rst says what each point measures and how.
 """
 
 from __future__ import annotations
@@ -14,54 +13,27 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
+from benchmarks import peers, plots, proc, profiling, report
+from benchmarks.bench import DIRECT, Bench, Measurement
+from benchmarks.peers import PEERS, Place
 
-from benchmarks import load, peers, plots, proc, profiling, report
-from benchmarks.peers import PEERS, Peer, Place, Running
-
-#: The load straight on the mock: what is in the others' delays, too.
-DIRECT = "direct"
-#: Of README.rst.
+#: The points of README.rst.
 POINTS = range(1, 10)
 QUICK = (1, 2, 3, 4, 5)
-#: Seconds until a measurement is given up.
-PATIENCE = 90.0
-
-
-@attrs.frozen
-class Measurement:
-    """
-    :param name: in the results.
-    :param points: of the report that need it.
-    :param kind: a key of :data:`benchmarks.load.KINDS`.
-    :param more: its parameters.
-    :param fresh: the peer is started anew for it, because it looks at memory.
-    :param once: in the first round only.
-    """
-
-    name: str
-    points: Sequence[int]
-    kind: str
-    more: dict[str, Any] = attrs.field(factory=dict)
-    fresh: bool = False
-    once: bool = False
-    workers: int = 1
 
 
 def plan(seconds: float, most_streams: int) -> list[Measurement]:
     """All measurements, in order.
 
-    :param seconds: of each window.
-    :param most_streams: with which growth ends.
+    :param seconds: length of each window.
+    :param most_streams: the largest number of streams of point 8.
     """
     window = {"seconds": seconds}
     streams = [n for n in (10, 100, 1000, 3000) if n <= most_streams]
@@ -101,117 +73,8 @@ def plan(seconds: float, most_streams: int) -> list[Measurement]:
     ]
 
 
-class Bench:
-    """The mock, and the results so far.
-
-    :param folder: for what the peers write.
-    """
-
-    def __init__(self, folder: Path, installed: Path) -> None:
-        self._folder, self._installed = folder, installed
-        self._mock = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.mock"], stdout=subprocess.PIPE, cwd=peers.ROOT
-        )
-        assert self._mock.stdout is not None
-        self.backend = int(self._mock.stdout.readline())
-        #: name of the peer -> name of the measurement -> what each round gave
-        self.results: dict[str, dict[str, list[dict[str, Any]]]] = {}
-
-    def close(self) -> None:
-        self._mock.kill()
-        self._mock.communicate()
-
-    def place(self, name: str, workers: int = 1) -> Place:
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
-        return Place(peers.free_port(), self.backend, folder, self._installed, workers)
-
-    @contextmanager
-    def running(self, peer: Peer, workers: int = 1) -> Iterator[Running]:
-        running = peers.start(peer, self.place(peer.name, workers))
-        try:
-            yield running
-        finally:
-            running.stop()
-
-    def load(self, running: Running, headers: Sequence[str], kind: str, **more: Any) -> Any:
-        """One run of the load generator. A failure is a result: ``{"error": ...}``."""
-        argument = {
-            "kind": kind,
-            "port": running.port,
-            "session": running.session,
-            "mock": self.backend,
-            "headers": headers,
-        }
-        if self._mock.poll() is not None:
-            raise SystemExit(f"the mock backend ended with status {self._mock.returncode}")
-        _settle(running, self.backend)
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.load", json.dumps(argument | more)],
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                cwd=peers.ROOT,
-            )
-        except subprocess.TimeoutExpired:
-            return {"error": f"took longer than {PATIENCE:g} s"}
-        if done.returncode:
-            return {"error": done.stderr.strip().rpartition("\n")[2]}
-        return json.loads(done.stdout)
-
-    def measure(self, name: str, measurements: Sequence[Measurement]) -> None:
-        """Let one peer run, or several times where its memory is looked at."""
-        groups: dict[tuple[int, int], list[Measurement]] = {}
-        number = 0
-        for m in measurements:
-            number += m.fresh
-            groups.setdefault((m.workers, number), []).append(m)
-        for (workers, _), group in groups.items():
-            with self.running(PEERS[name], workers) as running:
-                time.sleep(0.3)
-                self._note(name, "rss", {"rss": proc.rss(running.session)})
-                headers = PEERS[name].request_headers(self.backend)
-                for m in group:
-                    if 8 in m.points and self._overloaded(name):
-                        continue  # with more it would show nothing but that again
-                    self._note(name, m.name, self.load(running, headers, m.kind, **m.more))
-
-    def _overloaded(self, name: str) -> bool:
-        """Whether streams of it did not begin under the loads of point 3."""
-        results = self.results.get(name, {})
-        return any(
-            result.get("silent")
-            for measurement in ("events_50", "events_300")
-            for result in results.get(measurement, ())
-        )
-
-    def measure_direct(self, measurements: Sequence[Measurement]) -> None:
-        straight = Running(self.backend, 0, self._mock)
-        for m in measurements:
-            if m.points[0] <= 5:
-                self._note(DIRECT, m.name, self.load(straight, (), m.kind, **m.more))
-
-    def _note(self, name: str, measurement: str, result: dict[str, Any]) -> None:
-        self.results.setdefault(name, {}).setdefault(measurement, []).append(result)
-        problem = result.get("error")
-        if isinstance(result.get("silent"), int) and result["silent"]:
-            problem = f"{result['silent']} streams did not begin"
-        if problem:
-            print(f"  {name}, {measurement}: {problem}", file=sys.stderr, flush=True)
-
-
-def _settle(running: Running, mock: int) -> None:
-    """Wait until the peer is done with what was before: at rest, or ten seconds."""
-    load.ask_mock(mock, "/reset")
-    for _ in range(50):
-        used = proc.cpu(running.session) if running.session else 0.0
-        time.sleep(0.2)
-        if not running.session or proc.cpu(running.session) - used < 0.02:
-            return
-
-
 def available(names: Sequence[str], installed: Path) -> list[str]:
-    """Those of the names that are installed; says which are not."""
+    """The peers of these names that are installed; the others are named on standard error."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
@@ -319,5 +182,5 @@ def _compare(bench: Bench, options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # stop what was started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that peers and the mock are stopped
     sys.exit(main())
