@@ -236,6 +236,11 @@ class Gateway:
         transport.protocol.dataReceived("\r\n".join([*lines, "", ""]).encode() + body)
         return transport
 
+    def post(self, path: str, **body: Any) -> ClientTransport:
+        """Send a JSON request with the id ``req-1``."""
+        headers = {"Content-Type": "application/json", "X-Request-ID": "req-1"}
+        return self.request("POST", path, json.dumps(body).encode(), headers)
+
     def chat(
         self,
         stream: bool = False,
@@ -251,6 +256,23 @@ class Gateway:
             {"Content-Type": "application/json", "X-Request-ID": "req-1", **(headers or {})},
             transport,
         )
+
+
+def backends(*names: str) -> list[FakeBackend]:
+    return [FakeBackend(name) for name in names]
+
+
+def told(**values: str) -> dict[str, str]:
+    """What the settings say of backends: ``told(a_models="x")``."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        backend = name.partition("_")[0]
+        found |= {f"backend_{backend}_url": "http://127.0.0.1:1", f"backend_{name}": value}
+    return found
+
+
+def gateway_of(*several: FakeBackend, **values: str) -> Gateway:
+    return Gateway(*several, settings=settings(**told(**values)))
 
 
 class Answer:

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from treq.client import HTTPClient
-from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
 from twisted.internet.protocol import Protocol
-from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
@@ -23,26 +22,9 @@ from twisted.web.iweb import IResponse
 from gatewayd.backend.agent import Agent, BytesProducer
 from gatewayd.backend.connection import DRAIN_SECONDS, IDLE_SECONDS
 from gatewayd.wire import errors
+from tests.backendside import ServerTransport, connected
 
 URL = "http://127.0.0.1:9/v1/x"
-
-
-class ServerTransport(StringTransport):
-    """The gateway's end of a connection to a backend."""
-
-    protocol: Any
-    aborted = False
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """As TCP has it."""
-
-    def abortConnection(self) -> None:
-        if not self.aborted:
-            self.aborted = True
-            self.close(ConnectionDone())
-
-    def close(self, reason: Exception) -> None:
-        self.protocol.connectionLost(Failure(reason))
 
 
 class Body(Protocol):
@@ -88,13 +70,6 @@ class World:
         body = Body()
         response.deliverBody(body)
         return transport, body, response
-
-
-def connected(factory: Any) -> ServerTransport:
-    transport = ServerTransport()
-    transport.protocol = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 9))
-    transport.protocol.makeConnection(transport)
-    return transport
 
 
 def succeeded(request: Deferred[Any]) -> Any:

@@ -13,10 +13,18 @@ from gatewayd.backend.interface import Clocks, Reply
 from gatewayd.exchange import End
 from gatewayd.routing.health import FAILURES
 from gatewayd.wire import errors
-from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion, fails, settings
-from tests.test_others import SPEECH
-from tests.test_routing import backends, gateway_of
-from tests.test_usage import post
+from tests.memory import (
+    Answer,
+    Asked,
+    FakeBackend,
+    Gateway,
+    backends,
+    chunk,
+    completion,
+    fails,
+    gateway_of,
+    settings,
+)
 
 
 def test_a_limit_holds_for_those_too_who_were_refused_elsewhere() -> None:
@@ -58,7 +66,7 @@ def test_a_caller_that_does_not_wait_ejects_nobody() -> None:
 @pytest.mark.parametrize("kind", ["text/html", ""])
 def test_a_page_in_place_of_speech_is_a_502(kind: str) -> None:
     backend = FakeBackend()
-    client = post(Gateway(backend), SPEECH, input="hi")
+    client = Gateway(backend).post("/v1/audio/speech", input="hi")
     backend.calls[0].head(media_type=kind)
     assert (Answer(client).status, Answer(client).code) == (502, "upstream_bad_response")
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gatewayd.settings import pem, values
 from gatewayd.settings.files import File, read_file
 from gatewayd.settings.model import ConfigError, Settings, load
-from tests.integration.faults import certificate
+from tests.certificates import certificate
 
 DIGEST = "ab" * 32
 

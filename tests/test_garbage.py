@@ -15,8 +15,8 @@ from twisted.internet.testing import MemoryReactorClock
 
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.settings.model import BackendSettings, Limits
+from tests.backendside import ServerTransport, connected
 from tests.memory import ClientTransport, Gateway, chunk, completion
-from tests.test_agent import ServerTransport, connected
 
 JSON = b"HTTP/1.1 %d OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"

@@ -27,10 +27,6 @@ RESPONSES, MESSAGES, COMPLETIONS = "/v1/responses", "/v1/messages", "/v1/complet
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"
 
 
-def post(gateway: Gateway, path: str, **body: Any) -> ClientTransport:
-    return gateway.request("POST", path, json.dumps(body).encode(), JSON)
-
-
 def framed(events: list[tuple[str, bytes]]) -> bytes:
     return b"".join(
         (f"event: {name}\n".encode() if name else b"") + b"data: " + payload + b"\n\n"
@@ -114,7 +110,7 @@ def test_an_alias_changes_the_model_of_a_request_and_nothing_else(
 def test_the_reply_to_an_alias_carries_the_name_that_was_asked_for(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
-    client = post(gateway, path, model="nick")
+    client = gateway.post(path, model="nick")
     reply = b'{"x":{"model":"real"},"model":"real" , "choices":[{"index":0,"text":"real"}],"y":1.0}'
     backend.calls[0].whole(reply)
     assert Answer(client).body == reply.replace(b'"model":"real" ,', b'"model":"nick" ,')
@@ -125,7 +121,7 @@ def test_the_reply_to_an_alias_carries_the_name_that_was_asked_for(
 def test_a_stream_keeps_its_event_lines_and_payloads_but_for_the_aliased_name(
     gateway: Gateway, backend: FakeBackend, path: str, model: str
 ) -> None:
-    client = post(gateway, path, model=model, stream=True)
+    client = gateway.post(path, model=model, stream=True)
     (call,) = backend.calls
     assert call.call.stream
     call.head()
@@ -143,7 +139,7 @@ def test_a_stream_keeps_its_event_lines_and_payloads_but_for_the_aliased_name(
 def test_an_event_says_what_it_is_by_its_type_where_it_has_no_name(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
-    client = post(gateway, path, stream=True)
+    client = gateway.post(path, stream=True)
     backend.calls[0].head()
     backend.calls[0].send(framed([("", payload) for _, payload in STREAMS[path]]))
     assert Answer(client).body == framed([("", payload) for _, payload in STREAMS[path]])
@@ -159,7 +155,7 @@ def test_half_of_a_surrogate_pair_crosses_under_an_alias_too(
     gateway: Gateway, backend: FakeBackend, model: str
 ) -> None:
     """A server that streams an emoji token by token sends one half in each event."""
-    client = post(gateway, RESPONSES, model=model, stream=True)
+    client = gateway.post(RESPONSES, model=model, stream=True)
     backend.calls[0].head()
     said = f'{{"model":"real","output":"{HALF} {PAIR}","error":null}}'
     events = [
@@ -196,7 +192,7 @@ def test_events_that_show_and_count_nothing_hold_off_no_clock(kind: str) -> None
     backend = FakeBackend(clocks=Clocks(first_byte=30, idle=10))
     gateway = Gateway(backend, settings=settings(timeouts_ping="0"))
     path, event = SILENT[kind]
-    client = post(gateway, path, stream=True)
+    client = gateway.post(path, stream=True)
     call = backend.calls[0]
     call.head()
     call.send(framed(STREAMS[path][:1]))
@@ -216,7 +212,7 @@ def test_a_reply_does_not_begin_with_a_ping(kind: str) -> None:
     gateway = Gateway(backend, settings=settings(timeouts_ping="0"))
     path, event = SILENT[kind]
     for fails in (True, False):
-        client = post(gateway, path, stream=True)
+        client = gateway.post(path, stream=True)
         call = backend.calls[-1]
         call.head()
         for _ in range(29):
@@ -240,7 +236,7 @@ def test_a_reply_does_not_begin_with_a_ping(kind: str) -> None:
 def test_a_response_ends_with_either_of_two_events_and_nothing_follows(
     gateway: Gateway, backend: FakeBackend, last: str
 ) -> None:
-    client = post(gateway, RESPONSES, stream=True)
+    client = gateway.post(RESPONSES, stream=True)
     backend.calls[0].head()
     whole = [*STREAMS[RESPONSES][:-1], typed(last, response={"usage": None})]
     backend.calls[0].send(framed([*whole, typed("response.output_text.delta"), ("", b"[DONE]")]))
@@ -253,7 +249,7 @@ def test_a_response_ends_with_either_of_two_events_and_nothing_follows(
 def test_a_stream_that_ends_before_its_last_event_is_no_success(
     gateway: Gateway, backend: FakeBackend, path: str, how: Exception | None
 ) -> None:
-    client = post(gateway, path, stream=True)
+    client = gateway.post(path, stream=True)
     backend.calls[0].head()
     backend.calls[0].send(framed(STREAMS[path][:-2]))
     backend.calls[0].end(how)
@@ -267,7 +263,7 @@ def test_a_stream_that_ends_before_its_last_event_is_no_success(
 def test_done_is_no_end_where_it_is_not_spoken(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
-    client = post(gateway, path, stream=True)
+    client = gateway.post(path, stream=True)
     backend.calls[0].head()
     backend.calls[0].send(framed([*STREAMS[path][:-1], ("", b"[DONE]")]))
     if backend.calls[0].left is None:
@@ -307,7 +303,7 @@ def test_a_failure_on_the_way_is_told_and_ends_the_stream(
     gateway: Gateway, backend: FakeBackend, kind: str
 ) -> None:
     path, failure = FAILURES[kind]
-    client = post(gateway, path, stream=True)
+    client = gateway.post(path, stream=True)
     backend.calls[0].head()
     backend.calls[0].send(framed([STREAMS[path][0], failure, *STREAMS[path][1:]]))
     answer = Answer(client)
@@ -322,7 +318,7 @@ def test_a_failure_in_place_of_the_first_event_is_an_http_error(
     gateway: Gateway, backend: FakeBackend, kind: str
 ) -> None:
     path, failure = FAILURES[kind]
-    client = post(gateway, path, stream=True)
+    client = gateway.post(path, stream=True)
     backend.calls[0].head()
     backend.calls[0].send(framed([failure]))
     answer = Answer(client)
@@ -345,7 +341,7 @@ def test_a_failure_in_place_of_the_first_event_is_an_http_error(
 def test_a_failure_that_does_not_say_which_is_still_one(
     gateway: Gateway, backend: FakeBackend, event: tuple[str, bytes]
 ) -> None:
-    client = post(gateway, RESPONSES, stream=True)
+    client = gateway.post(RESPONSES, stream=True)
     backend.calls[0].head()
     backend.calls[0].send(framed([event]))
     answer = Answer(client)
@@ -354,7 +350,7 @@ def test_a_failure_that_does_not_say_which_is_still_one(
 
 
 def test_an_error_that_is_null_is_none(gateway: Gateway, backend: FakeBackend) -> None:
-    client = post(gateway, RESPONSES, stream=True)
+    client = gateway.post(RESPONSES, stream=True)
     backend.calls[0].head()
     backend.calls[0].send(framed([typed("response.queued", error=None), *STREAMS[RESPONSES]]))
     assert Answer(client).complete
@@ -364,7 +360,7 @@ def test_an_error_that_is_null_is_none(gateway: Gateway, backend: FakeBackend) -
 def test_an_event_that_cannot_be_read_ends_the_stream(
     gateway: Gateway, backend: FakeBackend, payload: bytes
 ) -> None:
-    client = post(gateway, MESSAGES, stream=True)
+    client = gateway.post(MESSAGES, stream=True)
     backend.calls[0].head()
     backend.calls[0].send(framed([STREAMS[MESSAGES][0], ("ping", payload)]))
     answer = Answer(client)
@@ -385,7 +381,7 @@ def test_wherever_a_stream_is_cut_the_client_gets_all_or_an_error(
     segments = data.draw(st.lists(st.integers(0, cut), max_size=6))
     backend = FakeBackend()
     gateway = Gateway(backend)
-    client = post(gateway, path, stream=True)
+    client = gateway.post(path, stream=True)
     (call,) = backend.calls
     call.head()
     for start, stop in itertools.pairwise(sorted({0, cut, *segments})):
@@ -411,7 +407,7 @@ def test_wherever_a_stream_is_cut_the_client_gets_all_or_an_error(
 def test_a_whole_reply_where_a_stream_was_asked_for_is_a_502(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
-    client = post(gateway, RESPONSES, stream=True)
+    client = gateway.post(RESPONSES, stream=True)
     backend.calls[0].whole(b'{"object":"response"}')
     assert (Answer(client).status, Answer(client).code) == (502, "upstream_bad_response")
 
@@ -426,14 +422,14 @@ def test_a_whole_reply_where_a_stream_was_asked_for_is_a_502(
 def test_an_error_under_a_200_is_an_error(
     gateway: Gateway, backend: FakeBackend, path: str, reply: bytes
 ) -> None:
-    client = post(gateway, path)
+    client = gateway.post(path)
     backend.calls[0].whole(reply)
     assert (Answer(client).status, Answer(client).body) == (502, reply)
     assert the_end(gateway) is End.BACKEND_ERROR
 
 
 def test_a_response_that_failed_is_a_response(gateway: Gateway, backend: FakeBackend) -> None:
-    client = post(gateway, RESPONSES)
+    client = gateway.post(RESPONSES)
     reply = b'{"object":"response","status":"failed","error":{"code":"x","message":"y"}}'
     backend.calls[0].whole(reply)
     assert (Answer(client).status, Answer(client).body) == (200, reply)
@@ -446,7 +442,7 @@ def test_a_response_that_failed_is_a_response(gateway: Gateway, backend: FakeBac
 def test_a_reply_that_cannot_be_read_is_a_502(
     gateway: Gateway, backend: FakeBackend, path: str, reply: bytes
 ) -> None:
-    client = post(gateway, path)
+    client = gateway.post(path)
     backend.calls[0].whole(reply)
     assert (Answer(client).status, Answer(client).code) == (502, "upstream_bad_response")
 
@@ -455,7 +451,7 @@ def test_a_reply_that_cannot_be_read_is_a_502(
 def test_a_reply_that_breaks_off_is_a_502(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
-    client = post(gateway, path)
+    client = gateway.post(path)
     backend.calls[0].head(media_type="application/json")
     backend.calls[0].send(b'{"data":[]')
     backend.calls[0].end(errors.Truncated("It broke off."))
@@ -465,7 +461,7 @@ def test_a_reply_that_breaks_off_is_a_502(
 def test_the_dialect_of_rerank_that_answers_with_a_list_is_let_pass(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
-    client = post(gateway, "/v1/rerank", query="q", texts=["a"], model="nick")
+    client = gateway.post("/v1/rerank", query="q", texts=["a"], model="nick")
     backend.calls[0].whole(b' [{"index":0,"score":1.0}]')
     assert Answer(client).body == b' [{"index":0,"score":1.0}]'
 
@@ -474,7 +470,7 @@ def test_the_dialect_of_rerank_that_answers_with_a_list_is_let_pass(
 def test_where_there_are_no_streams_none_is_asked_for(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
-    client = post(gateway, path, stream=True)
+    client = gateway.post(path, stream=True)
     assert not backend.calls[0].call.stream and b'"stream": true' in backend.calls[0].body
     backend.calls[0].whole(b'{"data":[]}')
     assert Answer(client).body == b'{"data":[]}' and not gateway.ended[0].stream
@@ -487,7 +483,7 @@ def test_an_endpoint_that_the_backend_does_not_have_answers_as_the_backend_does(
 ) -> None:
     reply = b'{"error" : {"message":"not here","code":%d}}' % status
     for _ in range(5):
-        client = post(gateway, path)
+        client = gateway.post(path)
         backend.calls[-1].whole(reply, status)
         assert (Answer(client).status, Answer(client).body) == (status, reply)
     assert gateway.targets[0].health.state == "well"  # it has others
@@ -497,7 +493,7 @@ def test_an_endpoint_that_the_backend_does_not_have_answers_as_the_backend_does(
 def test_the_echo_has_none_of_them_and_says_why(path: str) -> None:
     gateway = Gateway()
     if path in JSON_PATHS:
-        client = post(gateway, path, model="echo")
+        client = gateway.post(path, model="echo")
     else:
         client = upload(gateway, form(("model", b"echo")), path=path)
     answer = Answer(client)
@@ -548,7 +544,7 @@ def test_a_completion_is_whole_when_each_of_its_choices_is(
     """Those that were begun; also all that were asked for, where only the connection ended."""
     for begun in range(1, choices + 1):
         for finished in range(begun + 1):
-            client = post(gateway, COMPLETIONS, stream=True, **asked)
+            client = gateway.post(COMPLETIONS, stream=True, **asked)
             call = backend.calls[-1]
             call.head()
             call.send(framed([text("a", None, index) for index in range(begun)]))
@@ -565,7 +561,7 @@ def test_a_completion_is_whole_when_each_of_its_choices_is(
 def test_a_whole_completion_becomes_the_one_chunk_of_a_stream(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
-    client = post(gateway, COMPLETIONS, stream=True)
+    client = gateway.post(COMPLETIONS, stream=True)
     body = b'{"object":"text_completion","choices":[{"index":0,"text":"a","finish_reason":"stop"}]}'
     backend.calls[0].whole(body)
     assert Answer(client).payloads == [body, b"[DONE]"]
@@ -574,7 +570,7 @@ def test_a_whole_completion_becomes_the_one_chunk_of_a_stream(
 def test_a_stream_of_several_prompts_has_null_between_them_at_llama_cpp(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
-    client = post(gateway, COMPLETIONS, stream=True, prompt=["a", "b"])
+    client = gateway.post(COMPLETIONS, stream=True, prompt=["a", "b"])
     call = backend.calls[0]
     call.head()
     call.event(b"null")
@@ -591,10 +587,10 @@ def test_more_choices_than_can_be_kept_track_of_are_refused(
 ) -> None:
     prompts = ["x"] * 1000
     for n, good in ((MAX_CHOICES // 1000, True), (1024, False)):
-        client = post(gateway, COMPLETIONS, stream=True, n=n, prompt=prompts)
+        client = gateway.post(COMPLETIONS, stream=True, n=n, prompt=prompts)
         assert bool(client.value()) is not good
     assert (Answer(client).status, Answer(client).json["error"]["param"]) == (400, "prompt")
-    post(gateway, COMPLETIONS, n=1024, prompt=prompts)
+    gateway.post(COMPLETIONS, n=1024, prompt=prompts)
     assert len(backend.calls) == 2  # not a stream: the backend's to judge
 
 
@@ -604,7 +600,7 @@ SOUND = bytes(range(256)) * 20 + b"data: [DONE]\n\n"
 
 
 def test_speech_is_passed_on_as_it_comes(gateway: Gateway, backend: FakeBackend) -> None:
-    client = post(gateway, SPEECH, model="nick", input="hi")
+    client = gateway.post(SPEECH, model="nick", input="hi")
     (call,) = backend.calls
     call.head(media_type="audio/mpeg", headers=((b"retry-after", b"1"),))
     assert client.value() == b""  # commit late
@@ -623,7 +619,7 @@ def test_speech_is_passed_on_as_it_comes(gateway: Gateway, backend: FakeBackend)
 def test_speech_is_whole_only_when_its_framing_says_so(
     gateway: Gateway, backend: FakeBackend, how: Exception, sent: bytes
 ) -> None:
-    client = post(gateway, SPEECH, input="hi")
+    client = gateway.post(SPEECH, input="hi")
     backend.calls[0].head(media_type="audio/mpeg")
     if sent:
         backend.calls[0].send(sent)
@@ -640,7 +636,7 @@ def test_speech_is_whole_only_when_its_framing_says_so(
 def test_speech_without_a_sound_is_whole_and_had_no_first_byte(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
-    client = post(gateway, SPEECH, input="")
+    client = gateway.post(SPEECH, input="")
     backend.calls[0].head(media_type="audio/mpeg")
     backend.calls[0].end()
     answer = Answer(client)
@@ -650,7 +646,7 @@ def test_speech_without_a_sound_is_whole_and_had_no_first_byte(
 
 def test_speech_that_stalls_is_cut(backend: FakeBackend) -> None:
     gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
-    client = post(gateway, SPEECH, input="hi", stream=True)
+    client = gateway.post(SPEECH, input="hi", stream=True)
     gateway.clock.advance(5)
     assert client.value() == b""  # no comments before sound
     backend.calls[0].head(media_type="audio/mpeg")
@@ -663,7 +659,7 @@ def test_speech_that_stalls_is_cut(backend: FakeBackend) -> None:
 
 
 def test_a_client_that_leaves_stops_the_speech(gateway: Gateway, backend: FakeBackend) -> None:
-    client = post(gateway, SPEECH, input="hi")
+    client = gateway.post(SPEECH, input="hi")
     backend.calls[0].head(media_type="audio/mpeg")
     backend.calls[0].send(SOUND)
     client.protocol.outgoing.pauseProducing()
@@ -673,7 +669,7 @@ def test_a_client_that_leaves_stops_the_speech(gateway: Gateway, backend: FakeBa
 
 
 def test_an_error_in_place_of_speech_is_an_error(gateway: Gateway, backend: FakeBackend) -> None:
-    client = post(gateway, SPEECH, input="hi")
+    client = gateway.post(SPEECH, input="hi")
     backend.calls[0].whole(b'{"error":{"message":"no voice"}}', 400)
     assert Answer(client).status == 400 and Answer(client).json["error"]["message"] == "no voice"
 

@@ -18,7 +18,7 @@ from gatewayd.daemon import world
 from gatewayd.daemon.service import GatewayService
 from gatewayd.routing.router import Target
 from gatewayd.settings.model import BackendSettings, ConfigError, Settings, load
-from tests.integration.faults import certificate
+from tests.certificates import certificate
 from tests.memory import fails
 
 ASKED = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'

@@ -17,26 +17,19 @@ from gatewayd.routing.router import Router, Target
 from gatewayd.telemetry.access import fields
 from gatewayd.wire import errors
 from gatewayd.wire.errors import ModelNotFound, Overloaded
-from tests.memory import Answer, FakeBackend, Gateway, chunk, completion, settings
+from tests.memory import (
+    Answer,
+    FakeBackend,
+    Gateway,
+    backends,
+    chunk,
+    completion,
+    gateway_of,
+    settings,
+    told,
+)
 
 MODELS = "small, llama-*, fast = llama-3-8b, qwen[12]?"
-
-
-def backends(*names: str) -> list[FakeBackend]:
-    return [FakeBackend(name) for name in names]
-
-
-def told(**values: str) -> dict[str, str]:
-    """What the settings say of backends: ``told(a_models="x")``."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        backend = name.partition("_")[0]
-        found |= {f"backend_{backend}_url": "http://127.0.0.1:1", f"backend_{name}": value}
-    return found
-
-
-def gateway_of(*several: FakeBackend, **values: str) -> Gateway:
-    return Gateway(*several, settings=settings(**told(**values)))
 
 
 # -- models --------------------------------------------------------------------------------------

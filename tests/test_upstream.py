@@ -20,8 +20,8 @@ from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.exchange import End
 from gatewayd.settings.model import BackendSettings, Limits
 from gatewayd.settings.values import base_url
+from tests.backendside import ServerTransport, connected
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk
-from tests.test_agent import ServerTransport, connected
 
 JSON = {"Content-Type": "application/json"}
 SPEECH = b'{"model": "m", "input": "x", "voice": "v"}'

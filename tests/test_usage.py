@@ -19,7 +19,7 @@ from gatewayd.telemetry.metrics import Metrics, Snapshot
 from gatewayd.wire import errors
 from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.others import JSONCall
-from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion, settings
+from tests.memory import Answer, FakeBackend, Gateway, chunk, completion, settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -36,11 +36,9 @@ def gateway(backend: FakeBackend) -> Gateway:
     return Gateway(backend)
 
 
-def post(gateway: Gateway, path: str, **body: Any) -> ClientTransport:
-    if path == CHAT:
-        return gateway.chat(**body)
-    headers = {"Content-Type": "application/json"}
-    return gateway.request("POST", path, json.dumps(body).encode(), headers)
+def ask(gateway: Gateway, path: str, **body: Any) -> ClientTransport:
+    """Send a request to an endpoint of text; chats need messages."""
+    return gateway.chat(**body) if path == CHAT else gateway.post(path, **body)
 
 
 def counted(gateway: Gateway) -> tuple[int | None, int | None]:
@@ -85,7 +83,7 @@ def test_a_whole_reply_says_how_many(
     reply: dict[str, Any],
     tokens: tuple[int | None, int | None],
 ) -> None:
-    post(gateway, path)
+    ask(gateway, path)
     backend.calls[0].whole(json.dumps(reply).encode())
     assert counted(gateway) == tokens and gateway.ended[0].end is End.COMPLETE
 
@@ -108,7 +106,7 @@ STREAMS = {
 
 @pytest.mark.parametrize("path", STREAMS)
 def test_so_does_a_stream(gateway: Gateway, backend: FakeBackend, path: str) -> None:
-    post(gateway, path, stream=True)
+    ask(gateway, path, stream=True)
     backend.calls[0].head()
     for payload in STREAMS[path]:
         backend.calls[0].event(payload)
@@ -135,7 +133,7 @@ def test_so_does_a_stream(gateway: Gateway, backend: FakeBackend, path: str) -> 
 def test_a_count_that_cannot_be_read_is_none_and_crosses_as_it_came(
     gateway: Gateway, backend: FakeBackend, path: str, stream: bool, usage: str
 ) -> None:
-    client = post(gateway, path, stream=stream)
+    client = ask(gateway, path, stream=stream)
     (call,) = backend.calls
     if not stream:
         body = b'{"choices":[{"index":0}],"id":"req-1","usage":%b}' % usage.encode()
@@ -174,7 +172,7 @@ def test_what_was_cut_short_has_no_count_but_its_events(
     gateway: Gateway, backend: FakeBackend, path: str, first: bytes, how: str
 ) -> None:
     """A count on the way, as messages begin with, is not that of the whole."""
-    client = post(gateway, path, stream=True)
+    client = ask(gateway, path, stream=True)
     (call,) = backend.calls
     call.head()
     call.event(first)
@@ -206,7 +204,7 @@ def test_the_usage_chunk_is_for_those_who_asked(
     gateway: Gateway, backend: FakeBackend, path: str, asked: bool
 ) -> None:
     more = {"stream_options": {"include_usage": True}} if asked else {}
-    client = post(gateway, path, stream=True, **more)
+    client = ask(gateway, path, stream=True, **more)
     backend.calls[0].head()
     for payload in STREAMS[path]:
         backend.calls[0].event(payload)
@@ -220,7 +218,7 @@ def test_the_usage_chunk_is_for_those_who_asked(
 def test_usage_on_a_chunk_with_choices_is_everybodys(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
-    client = post(gateway, path, stream=True)
+    client = ask(gateway, path, stream=True)
     backend.calls[0].head()
     last = b'{"id":"req-1","choices":[{"index":0,"finish_reason":"stop"}],"usage":' + (
         json.dumps(USAGE).encode() + b"}"

@@ -27,7 +27,7 @@ from gatewayd.backend.interface import Backend
 from gatewayd.settings.files import read_file
 from gatewayd.settings.model import Settings
 from gatewayd.settings.pem import server_context
-from tests.integration.faults import certificate
+from tests.certificates import certificate
 from tests.memory import Gateway
 
 #: What the kernel holds of what a client has not read, and of what it sends.

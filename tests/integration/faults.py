@@ -9,8 +9,6 @@ access log and with what the backend recorded, which must all tell the same stor
 from __future__ import annotations
 
 import configparser
-import datetime
-import ipaddress
 import itertools
 import json
 import os
@@ -26,9 +24,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import attrs
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.faultbackend import ConnectionRecord, FaultBackend, Record
 from tests.integration.processes import UNHANDLED, Gateway
@@ -576,26 +571,6 @@ def check_error(body: bytes, code: str, kind: str = "upstream_error") -> None:
 
 
 # Certificates.
-
-
-def certificate(folder: Path, name: str, host: str = "127.0.0.1", days: int = 1) -> tuple[str, str]:
-    """Make a self-signed certificate that ends in ``days``, and its key; return their files."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    address = x509.IPAddress(ipaddress.ip_address(host))
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=9))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    files = folder / f"{name}.crt", folder / f"{name}.key"
-    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    files[0].write_bytes(made.public_bytes(pem))
-    files[1].write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
-    return str(files[0]), str(files[1])
 
 
 def spread(samples: list[float]) -> str:

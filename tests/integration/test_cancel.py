@@ -15,6 +15,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.certificates import certificate
 from tests.faultbackend import ConnectionRecord, FaultBackend, Record, blackhole
 from tests.integration.faults import (
     MIB,
@@ -22,7 +23,6 @@ from tests.integration.faults import (
     Client,
     Daemon,
     Whole,
-    certificate,
     play,
     spread,
     wait_for,

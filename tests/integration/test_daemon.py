@@ -26,8 +26,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import certificate
 from tests.faultbackend import FaultBackend
-from tests.integration.faults import Answer, certificate, check_error, wait_for
+from tests.integration.faults import Answer, check_error, wait_for
 from tests.integration.neighbour import kept_waiting
 from tests.integration.operating import (
     ACTIVATE,

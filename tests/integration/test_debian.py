@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
+from tests.certificates import certificate
 from tests.faultbackend import FaultBackend
 from tests.integration.debian import ROOT, CannotBoot, Machine, page_commands
-from tests.integration.faults import Answer, certificate, wait_for
+from tests.integration.faults import Answer, wait_for
 from tests.integration.operating import chat, crowd, ini, is_whole, log_lines, reached, refuses
 from tests.integration.processes import START, answers, free_port
 from tests.programs import needs

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import pytest
 
+from tests.certificates import certificate
 from tests.faultbackend import FaultBackend, blackhole
 from tests.integration.faults import (
     CONNECT,
@@ -34,7 +35,6 @@ from tests.integration.faults import (
     Expectation,
     Whole,
     ask,
-    certificate,
     check,
     check_error,
     play,

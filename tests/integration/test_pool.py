@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import faultbackend_faults
+from tests.certificates import certificate
 from tests.faultbackend import FaultBackend, blackhole
 from tests.integration.faults import (
     CONNECT,
@@ -24,7 +25,6 @@ from tests.integration.faults import (
     Whole,
     ask,
     attempts_of,
-    certificate,
     check,
     play,
     spread,

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import faultbackend_faults
+from tests.certificates import certificate
 from tests.faultbackend import FaultBackend, Record
 from tests.integration.door import post
 from tests.integration.faults import (
@@ -28,7 +29,6 @@ from tests.integration.faults import (
     Client,
     Daemon,
     ask,
-    certificate,
     check_error,
     play,
     spread,

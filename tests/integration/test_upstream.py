@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import certificate
 from tests.faultbackend import FaultBackend
 from tests.integration.faults import (
     CONNECT,
@@ -23,7 +24,6 @@ from tests.integration.faults import (
     Client,
     Daemon,
     ask,
-    certificate,
     wait_for,
     watched,
 )

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import certificate
 from tests.faultbackend import FaultBackend
-from tests.integration.faults import certificate, wait_for
+from tests.integration.faults import wait_for
 from tests.integration.operating import (
     activated,
     both_serve,

@@ -18,7 +18,7 @@ from twisted.internet import error
 from gatewayd.daemon.service import GatewayService
 from gatewayd.routing.router import Target
 from gatewayd.settings.model import Settings, load
-from tests.integration.faults import certificate
+from tests.certificates import certificate
 
 from .backend import Attempt, BackendEnd
 from .client import Ask, ClientEnd
