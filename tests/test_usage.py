@@ -19,7 +19,7 @@ from gatewayd.telemetry.metrics import Metrics, Snapshot
 from gatewayd.wire import errors
 from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.others import JSONCall
-from tests.memory import Answer, FakeBackend, Gateway, chunk, completion, settings
+from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion, settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
