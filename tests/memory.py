@@ -23,7 +23,7 @@ from gatewayd.routing.health import Evidence, Health
 from gatewayd.routing.health import Failure as Failed
 from gatewayd.routing.router import Router, Target
 from gatewayd.settings.model import Settings, load
-from gatewayd.wire.others import Call
+from gatewayd.wire.call import Call
 
 EVENTS = "text/event-stream"
 
@@ -74,9 +74,9 @@ class Asked:
     (before a head), ``"aborted"`` or ``"released"``.
     """
 
-    def __init__(self, call: Call, body: bytes, request_id: str) -> None:
+    def __init__(self, call: Call, request_id: str) -> None:
         self.call = call
-        self.body = body
+        self.body = call.body
         self.request_id = request_id
         self.answer: Deferred[Reply] = Deferred(lambda _: self._leave("cancelled"))
         self.traceparent: str | None = None
@@ -142,10 +142,8 @@ class FakeBackend:
         self.checks: list[Deferred[bool]] = []
         self.listed: dict[str, Any] | Exception = {"m": {"id": "m", "object": "model"}}
 
-    def send(
-        self, call: Call, body: bytes, request_id: str, traceparent: str | None
-    ) -> Deferred[Reply]:
-        asked = Asked(call, body, request_id)
+    def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
+        asked = Asked(call, request_id)
         asked.traceparent = traceparent
         self.calls.append(asked)
         return fail(self.failing.pop(0)) if self.failing else asked.answer

@@ -750,7 +750,7 @@ def test_the_form_of_an_alias_changes_in_its_model_alone(before: bytes, at: int)
     body = before + form(*fields) + b"epilogue"
     call = UploadCall.parse(TRANSCRIPTIONS, body, FORM.encode())
     fields[at] = ("model", "r\u00e9al".encode())
-    assert call.with_model("r\u00e9al") == before + form(*fields) + b"epilogue"
+    assert call.renamed("r\u00e9al").body == before + form(*fields) + b"epilogue"
 
 
 @given(
@@ -762,7 +762,7 @@ def test_whatever_else_the_form_holds(fields: list[tuple[str, bytes]], at: int) 
     asked.insert(at, ("model", b"nick"))
     wanted.insert(at, ("model", b"real"))
     call = UploadCall.parse(TRANSCRIPTIONS, form(*asked), FORM.encode())
-    assert call.model == "nick" and call.with_model("real") == form(*wanted)
+    assert call.model == "nick" and call.renamed("real").body == form(*wanted)
 
 
 def test_a_form_that_two_could_read_differently_is_refused(

@@ -265,7 +265,7 @@ def sent(path: str, body: bytes, count_usage: str) -> bytes:
     call: Any = JSONCall.parse(path, body, 64)
     if path == CHAT:
         call = ChatRequest.parse(body, 64)
-    backend.send(call, body, "req-1", None)
+    backend.send(call, "req-1", None)
     return agent.bodies[0]
 
 

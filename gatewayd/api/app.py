@@ -18,6 +18,7 @@ from gatewayd.routing.catalog import Catalog
 from gatewayd.routing.router import Router
 from gatewayd.settings.model import Settings
 from gatewayd.wire import models
+from gatewayd.wire.call import Call
 from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.errors import (
     Draining,
@@ -26,7 +27,7 @@ from gatewayd.wire.errors import (
     UnknownURL,
     UnsupportedMediaType,
 )
-from gatewayd.wire.others import JSON_PATHS, UPLOAD_PATHS, Call, JSONCall, UploadCall
+from gatewayd.wire.others import JSON_PATHS, UPLOAD_PATHS, JSONCall, UploadCall
 
 from .limits import Admission
 from .metrics import MEDIA_TYPE

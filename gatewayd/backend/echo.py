@@ -12,9 +12,9 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
 from gatewayd.wire import completion, models
+from gatewayd.wire.call import Call
 from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.errors import UnknownURL
-from gatewayd.wire.others import Call
 
 from .interface import Clocks, Reply
 
@@ -35,9 +35,7 @@ class EchoBackend:
     def __init__(self, title: str) -> None:
         self._title = title
 
-    def send(
-        self, call: Call, body: bytes, request_id: str, traceparent: str | None
-    ) -> Deferred[Reply]:
+    def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
         return execute(self._reply, call, request_id)
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol
 
-from gatewayd.wire.others import Call
+from gatewayd.wire.call import Call
 
 
 class Body(Protocol):
@@ -70,10 +70,8 @@ class Backend(Protocol):
     name: str
     clocks: Clocks
 
-    def send(
-        self, call: Call, body: bytes, request_id: str, traceparent: str | None
-    ) -> Deferred[Reply]:
-        """Send a call with this body. Cancelling the Deferred leaves at once, in any phase.
+    def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
+        """Send a request. Cancelling the Deferred aborts it at once, in any phase.
 
         It never raises: what goes wrong is the Deferred's failure, so that the attempt is settled.
 

@@ -22,9 +22,8 @@ from twisted.web.iweb import IAgent, IResponse
 from gatewayd.settings.model import BackendSettings, Limits
 from gatewayd.settings.pem import x509_of
 from gatewayd.wire import models
-from gatewayd.wire.chat import with_usage
+from gatewayd.wire.call import Call
 from gatewayd.wire.errors import AuthRefused, BadReply, UpstreamError
-from gatewayd.wire.others import Call
 
 from .agent import Agent
 from .calling import Caller
@@ -35,9 +34,6 @@ from .tls import ClientTLS
 #: A backend's headers that cross to the client; the rest stays behind.
 _CROSSING = (b"retry-after", b"retry-after-ms", b"x-should-retry")
 _CROSSING_PREFIX = b"x-ratelimit-"
-
-#: Where ``stream_options`` say whether tokens are counted; elsewhere they always are.
-_COUNTED = ("/v1/chat/completions", "/v1/completions")
 
 #: ``audio/mpeg; rate=24000``: the type, and parameters that are safe to pass on.
 _CONTENT_TYPE = re.compile(
@@ -97,19 +93,15 @@ class OpenAIBackend:
         if isinstance(self._agent, Agent):
             self._agent.limit(self.settings.connect, self._limits.request_head)
 
-    def send(
-        self, call: Call, body: bytes, request_id: str, traceparent: str | None
-    ) -> Deferred[Reply]:
-        return maybeDeferred(self._send, call, body, request_id, traceparent)
+    def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
+        return maybeDeferred(self._send, call, request_id, traceparent)
 
-    def _send(
-        self, call: Call, body: bytes, request_id: str, traceparent: str | None
-    ) -> Deferred[Reply]:
+    def _send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
         accept = b"text/event-stream" if call.stream else b"application/json"
-        if call.stream and self._count_usage and call.path in _COUNTED:
-            body = with_usage(body)
+        if self._count_usage:
+            call = call.counting_usage()
         headers = self._head(request_id, accept, call.content_type, traceparent)
-        return self._caller.post(call.path, body, headers).addCallback(_reply, self._key)
+        return self._caller.post(call.path, call.body, headers).addCallback(_reply, self._key)
 
     def check(self) -> Deferred[bool] | None:
         if self._health is None:

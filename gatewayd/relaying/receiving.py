@@ -18,6 +18,7 @@ from twisted.web.http import PotentialDataLoss
 from gatewayd.backend.interface import Reply
 from gatewayd.exchange import Exchange
 from gatewayd.wire import failure, sse
+from gatewayd.wire.call import Call, Reader
 from gatewayd.wire.errors import (
     AuthRefused,
     BackendFailed,
@@ -26,7 +27,6 @@ from gatewayd.wire.errors import (
     Truncated,
     UpstreamError,
 )
-from gatewayd.wire.others import Call, Reader
 
 from .watch import Watch
 
@@ -254,7 +254,7 @@ class Events(Receiver):
         problem: GatewayError | None = None
         done = content = False
         for name, payload in events:
-            if reader.by_done and payload.lstrip().startswith(b"[DONE]"):
+            if reader.ends_with_done and payload.lstrip().startswith(b"[DONE]"):
                 done = True
                 break
             try:
@@ -265,8 +265,8 @@ class Events(Receiver):
             content = content or reader.content
             if crossing is not None:
                 self._exchange.events += 1
-                out.append(sse.encode(crossing, b"" if reader.by_done else name))
-            if not reader.by_done and reader.complete(done=False, framed=False):
+                out.append(sse.encode(crossing, b"" if reader.ends_with_done else name))
+            if not reader.ends_with_done and reader.complete(done=False, framed=False):
                 done = True
                 break
         if events:
@@ -274,7 +274,7 @@ class Events(Receiver):
         if progress:
             relay.watch.part()
         whole = problem is None and done and reader.started and reader.complete(done=True)
-        if whole and reader.by_done:
+        if whole and reader.ends_with_done:
             out.append(sse.DONE)
         if out:
             relay.send(out[0] if len(out) == 1 else b"".join(out))
@@ -309,7 +309,7 @@ class Events(Receiver):
             said = "The backend ended the stream before the reply was finished."
             self._relay.end(Truncated(said))
             return
-        if reader.by_done:
+        if reader.ends_with_done:
             self._relay.send(sse.DONE)
         self._relay.end(None)
 

@@ -47,8 +47,8 @@ from gatewayd.backend.interface import Reply
 from gatewayd.routing.router import Choice
 from gatewayd.settings.model import Limits
 from gatewayd.wire import sse
+from gatewayd.wire.call import Call, Reader
 from gatewayd.wire.errors import BadReply, GatewayError, Internal, Truncated, UpstreamTimeout
-from gatewayd.wire.others import Call, Reader, with_model
 
 from .receiving import (
     ERROR_SECONDS,
@@ -98,7 +98,7 @@ class Relay:
         self.exchange = client.exchange
         self.call = call
         self._limits = limits
-        if not call.stream or call.unread:  # whose reply may be no event stream
+        if not call.stream or call.opaque:  # whose reply may be no event stream
             ping = 0.0
         self.watch = Watch(reactor, self.exchange, ping, patience, self._late, self._comment)
 
@@ -138,16 +138,16 @@ class Relay:
 
     def _send_to(self, choice: Choice) -> None:
         call, exchange, target = self.call, self.exchange, choice.target
-        body, alias = call.body, None
+        alias = None
         if choice.model is not None:
-            body, alias = with_model(call, choice.model), call.model
+            call, alias = call.renamed(choice.model), call.model
         self._reader = call.reader(exchange.id, self._limits.json_depth, alias)
         self.watch.asked(target.backend.clocks)
         if self.is_over:  # a clock that runs from the first try on was due
             return
         exchange.backends.append(target.backend.name)
         self._tries.ask(target)
-        asked = target.backend.send(call, body, exchange.id, exchange.traceparent)
+        asked = target.backend.send(call, exchange.id, exchange.traceparent)
         self._asked = asked
         asked.addCallbacks(self._got_reply, self._got_no_reply)
         asked.addErrback(self._broken)
@@ -203,7 +203,7 @@ class Relay:
         receiver: Receiver
         if self._reader is not None and self.call.stream and reply.media_type == EVENTS:
             receiver, known = Events(self, self._reader, self._limits.event), True
-        elif self.call.unread or self._reader is None:
+        elif self.call.opaque or self._reader is None:
             self._opaque = True
             receiver, known = Opaque(self), reply.media_type not in ("", "text/html")
         else:
@@ -285,7 +285,7 @@ class Relay:
             if problem is None:
                 self.client.finish()
             else:
-                named = self._reader is not None and not self._reader.by_done
+                named = self._reader is not None and not self._reader.ends_with_done
                 self.client.cut(problem, b"error" if named else b"")
         elif problem is not None:
             self.client.fail(problem)

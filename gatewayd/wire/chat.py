@@ -33,7 +33,7 @@ class ChatRequest:
 
     path: ClassVar[str] = "/v1/chat/completions"
     content_type: ClassVar[bytes] = b"application/json"
-    unread: ClassVar[bool] = False
+    opaque: ClassVar[bool] = False
 
     body: bytes = attrs.field(repr=False)
     messages: list[dict[str, Any]] = attrs.field(repr=False)
@@ -51,16 +51,21 @@ class ChatRequest:
         :raises InvalidValue: naming the field in ``param``.
         """
         fields = parse_object(body, depth)
-        options = fields.get("stream_options")
         stream = check_flag(fields.get("stream"), "stream")
         return cls(
             body=body,
             messages=_messages(fields),
             model=check_model(fields.get("model")),
             stream=stream,
-            include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+            include_usage=wants_usage(fields),
             choices=check_choices(fields.get("n")) if stream else 1,
         )
+
+    def renamed(self, model: str) -> ChatRequest:
+        return attrs.evolve(self, model=model, body=with_model(self.body, model))
+
+    def counting_usage(self) -> ChatRequest:
+        return attrs.evolve(self, body=with_usage(self.body)) if self.stream else self
 
     def reader(self, request_id: str, depth: int, model: str | None) -> ChatReader:
         """What reads the reply to this request; ``model`` is the name to put into it, if any."""
@@ -94,6 +99,12 @@ def parse_object(body: bytes, depth: int) -> dict[str, Any]:
     if isinstance(options, dict):
         _check_names(options, ("include_usage",))
     return fields
+
+
+def wants_usage(fields: dict[str, Any]) -> bool:
+    """Whether a request asks for the usage of its stream."""
+    options = fields.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
 
 
 def _check_names(fields: dict[str, Any], known: Sequence[str]) -> None:

@@ -78,7 +78,7 @@ class ChatReader:
     """
 
     #: The end of the stream is the event ``[DONE]``.
-    by_done = True
+    ends_with_done = True
 
     #: A choice of a chunk that adds nothing to its text.
     _adds_nothing: ClassVar[dict[str, Any]] = {"delta": {}}

@@ -70,7 +70,7 @@ class EventReader:
     :param last: the types that end a stream well; none where there are no streams.
     """
 
-    by_done = False
+    ends_with_done = False
 
     def __init__(self, last: frozenset[str], depth: int, model: str | None) -> None:
         self._last = last

@@ -6,54 +6,24 @@ by :mod:`.completion`, other replies by :mod:`.events`. Audio is bytes that nobo
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import attrs
 
-from . import chat, form
-from .chat import check_choices, check_flag, check_model, parse_object
+from . import form
+from .call import Reader
+from .chat import (
+    check_choices,
+    check_flag,
+    check_model,
+    parse_object,
+    wants_usage,
+    with_model,
+    with_usage,
+)
 from .completion import CompletionReader
-from .content import Usage
 from .events import LAST, EventReader
 from .transcript import TranscriptReader
-
-
-class Reader(Protocol):
-    """Reads one reply and knows whether it is all of it; see :class:`.completion.ChatReader`."""
-
-    by_done: bool
-    started: bool
-    content: bool
-    usage: Usage | None
-
-    def whole(self, body: bytes) -> bytes: ...
-    def as_stream(self, body: bytes) -> list[bytes]: ...
-    def take(self, name: bytes, payload: bytes) -> bytes | None: ...
-    def frames(self, segment: bytes) -> list[bytes] | None: ...
-    def complete(self, done: bool, framed: bool = True) -> bool: ...
-
-
-class Call(Protocol):
-    """A request for a backend; :class:`.chat.ChatRequest` is one.
-
-    ``reader`` is asked for what reads its reply, or its events: None where nothing of it is read.
-    Where ``unread`` is true, a reply that is no event stream crosses as bytes of any type.
-    """
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def body(self) -> bytes: ...
-    @property
-    def content_type(self) -> bytes: ...
-    @property
-    def model(self) -> str | None: ...
-    @property
-    def stream(self) -> bool: ...
-    @property
-    def unread(self) -> bool: ...
-    def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None: ...
-
 
 #: Endpoints whose request is JSON.
 JSON_PATHS = (
@@ -90,20 +60,26 @@ class JSONCall:
         model = check_model(fields.get("model"))
         stream = check_flag(fields.get("stream"), "stream")
         if path == "/v1/completions":
-            options = fields.get("stream_options")
-            usage = isinstance(options, dict) and options.get("include_usage") is True
             choices = check_choices(fields.get("n"), _prompts(fields)) if stream else 1
-            return cls(path, body, model, stream, choices, usage)
+            return cls(path, body, model, stream, choices, wants_usage(fields))
         return cls(path, body, model, stream and path in LAST)
 
     @property
-    def unread(self) -> bool:
+    def opaque(self) -> bool:
         return self.path == "/v1/audio/speech"
+
+    def renamed(self, model: str) -> JSONCall:
+        return attrs.evolve(self, model=model, body=with_model(self.body, model))
+
+    def counting_usage(self) -> JSONCall:
+        if self.stream and self.path == "/v1/completions":
+            return attrs.evolve(self, body=with_usage(self.body))
+        return self
 
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
         if self.path == "/v1/completions":
             return CompletionReader(None, self.include_usage, self.choices, depth, model)
-        if self.unread:
+        if self.opaque:
             return None
         return EventReader(LAST.get(self.path, frozenset()), depth, model)
 
@@ -125,7 +101,7 @@ class UploadCall:
     model: str | None
     stream: bool = False
     field: form.Field | None = attrs.field(default=None, repr=False)  # the model's
-    unread: ClassVar[bool] = True
+    opaque: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, path: str, body: bytes, content_type: bytes) -> UploadCall:
@@ -144,17 +120,16 @@ class UploadCall:
             model,
         )
 
-    def with_model(self, model: str) -> bytes:
-        """The form asking for another model; every other byte stays."""
-        assert self.field is not None, "only a model that was named has another name"
-        return self.body[: self.field.start] + model.encode("utf-8") + self.body[self.field.end :]
+    def renamed(self, model: str) -> UploadCall:
+        field = self.field
+        assert field is not None, "only a request that names a model can be renamed"
+        name = model.encode("utf-8")
+        body = self.body[: field.start] + name + self.body[field.end :]
+        renamed = form.Field(model, field.start, field.start + len(name))
+        return attrs.evolve(self, model=model, body=body, field=renamed)
+
+    def counting_usage(self) -> UploadCall:
+        return self
 
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
         return TranscriptReader(depth, model) if self.stream else None
-
-
-def with_model(call: Call, model: str) -> bytes:
-    """A request's body, asking for another model."""
-    if isinstance(call, UploadCall):
-        return call.with_model(model)
-    return chat.with_model(call.body, model)
