@@ -24,19 +24,21 @@ from benchmarks.loop import Loop
 
 STAMP = re.compile(rb'"@(\d{19})"')
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-#: Seconds until streams that were opened must have begun, and a backend must have been left.
-PATIENCE = 20.0
-LEAVING = 5.0
+#: Seconds within which opened streams must begin.
+BEGIN_TIMEOUT = 20.0
+#: Seconds within which the gateway must close its connection to the backend after a cancel.
+CANCEL_TIMEOUT = 5.0
 
 Result = dict[str, Any]
 
 
 class Target:
-    """
-    :param port: where it listens.
-    :param session: its processes, see :mod:`benchmarks.proc`; 0 for none.
-    :param mock: where the mock listens.
-    :param headers: further lines of each request's head.
+    """The program under load.
+
+    :param port: the port that it listens on.
+    :param session: the session of its processes, see :mod:`benchmarks.proc`; 0 for none.
+    :param mock: the port of the mock backend.
+    :param headers: additional header lines of each request.
     """
 
     def __init__(
@@ -82,7 +84,10 @@ class Target:
 
 
 def whole(reply: bytes) -> bool:
-    """Whether a JSON reply has arrived entirely. Raises RuntimeError when it is none."""
+    """Whether a JSON reply has arrived whole.
+
+    :raises RuntimeError: it is not a JSON reply.
+    """
     head, end, body = reply.partition(b"\r\n\r\n")
     if not end:
         return False
@@ -93,7 +98,10 @@ def whole(reply: bytes) -> bool:
 
 
 class Caller:
-    """One connection that asks again as soon as it was answered, or only once."""
+    """One connection that sends the next request as soon as a reply has arrived.
+
+    :param once: send one request only.
+    """
 
     def __init__(
         self,
@@ -127,7 +135,7 @@ class Caller:
 class Stream:
     """One streamed request on a connection of its own.
 
-    :param seen: called with the bytes, whenever some come.
+    :param seen: called with received bytes.
     """
 
     def __init__(
@@ -135,7 +143,7 @@ class Stream:
     ) -> None:
         self._loop, self._seen = loop, seen
         self.began = monotonic_ns()
-        self.first = 0  # when the first event came
+        self.first = 0  # the time of the first event
         self.sock = target.connect()
         self.sock.send(request)
         loop.add(self.sock, self._ready)
@@ -169,7 +177,7 @@ def ms(nanoseconds: Sequence[int]) -> dict[str, float]:
 
 
 class Window:
-    """A stretch of time, and what the target used in it."""
+    """A period of measurement: its length, and the processor time of the target in it."""
 
     def __init__(self, loop: Loop, target: Target, seconds: float) -> None:
         began, cpu = monotonic(), target.cpu()
@@ -180,7 +188,7 @@ class Window:
         self.load = (proc.cpu_of_self() - own) / self.seconds
 
     def per(self, count: int) -> Result:
-        """Its cost for each of so many, in microseconds; ``cores`` it used meanwhile."""
+        """The result for ``count`` requests or events: microseconds for each, and cores in use."""
         return {
             "count": count,
             "per_second": round(count / self.seconds, 1),
@@ -196,7 +204,7 @@ class Window:
 def json_replies(
     target: Target, connections: int = 32, seconds: float = 3, warm: float = 0.5
 ) -> Result:
-    """Requests one after the other on some connections."""
+    """Each connection sends one request after the other."""
     loop, times = Loop(), array("q")
     request = target.request("mode=json", stream=False)
     for _ in range(connections):
@@ -210,7 +218,7 @@ def json_replies(
 def events(
     target: Target, streams: int, rate: float, seconds: float = 3, warm: float = 0.5
 ) -> Result:
-    """Streams at a steady pace, each at a moment of its own: the cost and the delay of an event."""
+    """Streams at a steady pace, out of phase with each other: cost and delay of an event."""
     _call_once(target)
     loop, late = Loop(), array("q")
     memory = target.rss()
@@ -236,7 +244,7 @@ def events(
 def flood(
     target: Target, streams: int = 64, batch: int = 20, seconds: float = 3, warm: float = 0.5
 ) -> Result:
-    """Streams as fast as they come. Many events in each segment keep mock and load cheap."""
+    """Streams at full speed. Many events in each segment keep the mock and the load cheap."""
     loop, count = Loop(), 0
 
     def seen(data: bytes) -> None:
@@ -251,13 +259,13 @@ def flood(
 
 
 def first_event(target: Target, streams: int = 300, bursts: int = 3, pause: float = 0.5) -> Result:
-    """Streams opened at once: the time from before the connection to the first event."""
+    """Streams opened at once: the time from before the connect to the first event."""
     times, silent = array("q"), 0
     for _ in range(bursts):
         loop = Loop()
         request = target.request("mode=events rate=1")
         opened = [Stream(loop, target, request, lambda data: None) for _ in range(streams)]
-        loop.run(monotonic() + PATIENCE, _all_began(opened))
+        loop.run(monotonic() + BEGIN_TIMEOUT, _all_began(opened))
         silent += _silent(opened)
         times.extend(stream.first - stream.began for stream in opened if stream.first)
         for stream in opened:
@@ -268,28 +276,28 @@ def first_event(target: Target, streams: int = 300, bursts: int = 3, pause: floa
 
 
 def idle(target: Target, connections: int = 1000, settle: float = 1.0) -> Result:
-    """Connections that were answered once and now are kept: the memory of each.
+    """Idle connections, each after one reply: the memory of each.
 
-    They ask one after the other, or the memory would be that of a thousand requests at once. Slow
-    targets get fewer.
+    The requests are sent one after the other; otherwise the memory would be that of a thousand
+    concurrent requests. A slow target gets fewer connections.
     """
     for _ in range(50):
         _call_once(target)
     loop, times = Loop(), array("q")
     callers: list[Caller] = []
-    memory, until = target.rss(), monotonic() + PATIENCE
+    memory, until = target.rss(), monotonic() + BEGIN_TIMEOUT
     request = target.request("mode=json", stream=False)
     while len(callers) < connections and monotonic() < until:
         callers.append(Caller(loop, target, request, times.append, once=True))
-        loop.run(monotonic() + PATIENCE, lambda: len(times) == len(callers))
+        loop.run(monotonic() + BEGIN_TIMEOUT, lambda: len(times) == len(callers))
     sleep(settle)
     return {"connections": len(callers), "rss_each": (target.rss() - memory) / len(callers)}
 
 
 def stalled(target: Target, readers: int = 20, seconds: float = 3) -> Result:
-    """Clients that stop reading in front of a backend that never stops: the memory of each.
+    """Clients that stop reading while the backend streams without end: the memory of each.
 
-    What the kernel buffers is no memory of the target, and kept small so that it is filled soon.
+    Kernel buffers do not count as memory of the target. They are small, so that they fill soon.
     """
     _call_once(target)
     memory = target.rss()
@@ -301,19 +309,21 @@ def stalled(target: Target, readers: int = 20, seconds: float = 3) -> Result:
 
 
 def cancel(target: Target, streams: int = 50) -> Result:
-    """Clients that leave: how long until the backend was left, before and amid its reply.
+    """Clients that disconnect: seconds until the backend's connection closes.
 
-    ``never`` counts those that it still was not after some seconds.
+    Measured while the backend is silent and while it streams. ``never`` counts backend connections
+    that were still open after :data:`CANCEL_TIMEOUT`.
     """
     result: Result = {}
     for phase, prompt in (("silent", "mode=hold"), ("streaming", "mode=events rate=20")):
         loop, opened = Loop(), {}
         for number in range(streams):
-            name = f"{os.getpid()}{phase}{number}"  # nothing that an earlier one may leave yet
+            name = f"{os.getpid()}{phase}{number}"  # unique over all runs
             request = target.request(f"{prompt} id={name}")
             opened[name] = Stream(loop, target, request, lambda data: None)
-        # Who leaves before the backend was asked measures nothing.
-        running, until = opened.keys() & ask_mock(target.mock, "/running"), monotonic() + PATIENCE
+        # A client must not disconnect before the backend has its request.
+        until = monotonic() + BEGIN_TIMEOUT
+        running = opened.keys() & ask_mock(target.mock, "/running")
         while len(running) < streams and monotonic() < until:
             loop.run(monotonic() + 0.1)
             running = opened.keys() & ask_mock(target.mock, "/running")
@@ -324,7 +334,7 @@ def cancel(target: Target, streams: int = 50) -> Result:
             left[name] = monotonic()
             loop.close(stream.sock)
         heard: dict[str, float] = {}
-        until = monotonic() + LEAVING
+        until = monotonic() + CANCEL_TIMEOUT
         while len(heard) < len(running) and monotonic() < until:
             sleep(0.1)
             told = ask_mock(target.mock, "/left")
@@ -345,14 +355,14 @@ def _open(
     seen: Callable[[bytes], None],
     within: float,
 ) -> list[Stream]:
-    """Open streams one after the other, each up to ``within`` seconds later than its turn."""
+    """Open streams one after the other, each delayed by a random time up to ``within`` seconds."""
     opened: list[Stream] = []
     moments, began = random.Random(count), monotonic()
     for number in range(count):
         when = began + number * 0.002 + moments.random() * within
         loop.at(when, lambda: opened.append(Stream(loop, target, request, seen)))
     loop.run(began + count * 0.002 + within)
-    loop.run(monotonic() + PATIENCE, _all_began(opened))
+    loop.run(monotonic() + BEGIN_TIMEOUT, _all_began(opened))
     return opened
 
 
@@ -361,7 +371,7 @@ def _all_began(opened: Sequence[Stream]) -> Callable[[], bool]:
 
 
 def _silent(opened: Sequence[Stream]) -> int:
-    """How many streams did not begin: more than it can carry was asked of the target."""
+    """How many streams did not begin, because the target is overloaded."""
     return sum(not stream.first for stream in opened)
 
 
@@ -369,12 +379,12 @@ def _call_once(target: Target) -> None:
     loop, times = Loop(), array("q")
     request = target.request("mode=json", stream=False)
     caller = Caller(loop, target, request, times.append, once=True)
-    loop.run(monotonic() + PATIENCE, lambda: bool(times))
+    loop.run(monotonic() + BEGIN_TIMEOUT, lambda: bool(times))
     loop.close(caller.sock)
 
 
 def ask_mock(port: int, path: str) -> dict[str, float]:
-    """See :mod:`benchmarks.mock`."""
+    """GET a path of the mock; the paths are in :mod:`benchmarks.mock`."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: mock\r\n\r\n".encode("ascii"))
         reply = b""

@@ -1,6 +1,6 @@
 """A small epoll loop for the mock backend and the load generator, which must cost little.
 
-An event loop with transports and futures costs more than some of the gateways under load.
+asyncio with its transports and futures costs more than some of the gateways that are measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ IN, OUT = select.EPOLLIN, select.EPOLLOUT
 
 
 class Loop:
-    """Calls handlers of sockets that are ready, and functions that are due."""
+    """Calls the handlers of ready sockets, and functions at their time."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -41,7 +41,7 @@ class Loop:
         heapq.heappush(self._due, (when, self._number, call))
 
     def run(self, until: float, done: Callable[[], bool] = lambda: False) -> None:
-        """Run until then, or until ``done()`` after some event."""
+        """Run until a time, or until ``done()`` is true after an event."""
         due, handlers, poll = self._due, self._handlers, self._epoll.poll
         while not done():
             now = monotonic()
@@ -53,5 +53,5 @@ class Loop:
             wait = (min(until, due[0][0]) if due else until) - now
             for fd, mask in poll(max(0.0, min(wait, 1.0))):
                 handler = handlers.get(fd)
-                if handler is not None:  # None: closed by an earlier handler of this turn
+                if handler is not None:  # None if an earlier handler of this turn has closed it
                     handler(mask)

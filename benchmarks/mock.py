@@ -1,22 +1,22 @@
-"""The backend that all are measured in front of: ``python -m benchmarks.mock [PORT]``.
+"""The mock backend behind each peer: ``python -m benchmarks.mock [PORT]``.
 
-It does what the prompt says (``bench mode=events rate=50 events=500``), because a prompt crosses
-every gateway unchanged:
+The prompt says what to reply (``bench mode=events rate=50 events=500``), because every gateway
+passes a prompt on unchanged:
 
 ``mode=json``
-    A completion at once.
+    A completion, immediately.
 ``mode=events``
     A stream of ``events`` chunks, ``rate`` a second, then ``[DONE]``. The content of each is ``@``
     and the time it was sent, in nanoseconds of the machine's monotonic clock.
 ``mode=flood``
-    A stream without end, ``batch`` chunks in each write, as fast as they are taken.
+    A stream without end, ``batch`` chunks in each write, as fast as the peer reads.
 ``mode=hold``
-    Nothing at all.
+    No reply.
 
-``id=N`` notes when the gateway left that request; ``GET /left`` tells the times and forgets them,
-``GET /running`` those that it has not left.
-``GET /reset`` breaks off all streams: some gateways read on after their client has left, and what
-is measured next must not pay for it.
+``id=N`` names a request. ``GET /left`` returns when the gateway closed the connection of each named
+request, and forgets these times; ``GET /running`` returns the named requests whose connection is
+open. ``GET /reset`` closes all streams: some gateways go on reading after their client has
+disconnected, and that must not count in the next measurement.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def whole(body: bytes) -> bytes:
 
 
 REPLY = whole(COMPLETION)
-MAX_PENDING = 1 << 20  #: bytes kept for a peer that does not take them; then events are left out
+MAX_PENDING = 1 << 20  #: bytes kept for a peer that does not read; beyond it events are dropped
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _WORDS = re.compile(rb"(\w+)=(\w+)")

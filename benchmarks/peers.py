@@ -1,7 +1,7 @@
-"""What is measured, and how each is started: one process, a port on loopback, one backend.
+"""The programs that are measured, and how each is started: one process, loopback, one backend.
 
-``python -m benchmarks.peers`` lists them, with the commands that install those which are missing;
-``python -m benchmarks.peers install NAME...`` runs these.
+``python -m benchmarks.peers`` lists them, with the commands that install missing ones;
+``python -m benchmarks.peers install NAME...`` runs these commands.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ INSTALLED = ROOT / "build" / "peers"
 
 @attrs.frozen
 class Place:
-    """Where one peer is to run.
+    """The place of one peer.
 
-    :param folder: its own, for settings and logs.
+    :param folder: its folder for settings and logs.
     :param peers: where peers are installed, each in a folder of its own.
     """
 
@@ -57,9 +57,9 @@ Command = tuple[Sequence[str | Path], Mapping[str, str]]
 @attrs.frozen
 class Peer:
     """
-    :param command: what starts it there, with additions to the environment. Raises
-        FileNotFoundError when it is not installed.
-    :param install: the commands that install it; ``{peers}`` is that folder.
+    :param command: makes the command that starts it in a place, and additions to its environment;
+        raises FileNotFoundError if the peer is not installed.
+    :param install: the commands that install it; ``{peers}`` is the folder of all peers.
     :param headers: more lines for the head of each request; ``{backend}`` is the mock's port.
     """
 
@@ -104,7 +104,7 @@ def gatewayd_settings(place: Place, bare: bool) -> str:
 
 
 def gatewayd_command(place: Place, bare: bool = False, options: Sequence[str] = ()) -> Command:
-    """As its users start it. Metrics are always on."""
+    """The command that users start gatewayd with. Metrics are always on."""
     config = place.write("gatewayd.ini", gatewayd_settings(place, bare))
     twistd = _program(Path(sys.executable).parent / "twistd")
     return [twistd, "--nodaemon", "--pidfile=", *options, "gatewayd", "--config", config], {}
@@ -230,7 +230,7 @@ def _portkey(place: Place) -> Command:
     }
 
 
-#: Portkey listens on all addresses. This is loaded before it.
+#: Portkey listens on all addresses; this script, loaded before it, makes it listen on loopback.
 LOOPBACK = """const { Server } = require('net');
 const { listen } = Server.prototype;
 Server.prototype.listen = function (where, ...rest) {
@@ -243,7 +243,7 @@ Server.prototype.listen = function (where, ...rest) {
 
 
 def _reference(name: str, *needs: str) -> Peer:
-    """A small proxy of ours: what is written first with these libraries."""
+    """A small proxy in ``reference/``: the first version that one writes with these libraries."""
 
     def command(place: Place) -> Command:
         for module in needs:
@@ -298,7 +298,7 @@ PEERS = {
 @attrs.frozen
 class Running:
     """
-    :param session: of its processes, see :mod:`benchmarks.proc`.
+    :param session: the session of its processes, see :mod:`benchmarks.proc`.
     """
 
     port: int
@@ -341,7 +341,7 @@ def start(peer: Peer, place: Place, command: Command | None = None) -> Running:
         )
     running = Running(place.port, process.pid, process)
     target = Target(place.port, headers=peer.request_headers(place.backend))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + START_TIMEOUT
     while not _answers(target):
         if process.poll() is not None or time.monotonic() > deadline:
             running.stop()
@@ -351,8 +351,8 @@ def start(peer: Peer, place: Place, command: Command | None = None) -> Running:
     return running
 
 
-#: Seconds until a peer must answer.
-PATIENCE = 60.0
+#: Seconds within which a started peer must answer.
+START_TIMEOUT = 60.0
 
 
 def _answers(target: Target) -> bool:

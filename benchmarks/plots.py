@@ -1,4 +1,4 @@
-"""Results to plots: SVG written by hand, so that nothing must be installed for it."""
+"""Results to plots, as SVG, without a library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BARS = {
 
 
 def write(document: Document, folder: Path) -> list[Path]:
-    """Write the plots that these results suffice for."""
+    """Write each plot that these results have the figures for."""
     results = document["results"]
     drawn: dict[str, str] = {}
     for name, title in BARS.items():
@@ -110,7 +110,7 @@ def lines(title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> st
 
 
 def _decades(values: object) -> tuple[int, int]:
-    """The powers of ten around them."""
+    """The powers of ten around the values."""
     logs = [math.log10(value) for value in values]  # type: ignore[attr-defined]
     low, high = math.floor(min(logs)), math.ceil(max(logs))
     return low, max(high, low + 1)

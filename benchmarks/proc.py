@@ -1,7 +1,7 @@
-"""What a program costs: processor time and memory of all its processes, from ``/proc``.
+"""Processor time and memory of all processes of a program, from ``/proc``.
 
 A program is started as a session of its own (:func:`benchmarks.peers.start`), so its processes are
-those of the session, whatever they forked.
+all processes of that session.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def processes(session: int) -> list[int]:
                 with open(f"/proc/{name}/stat", "rb") as f:
                     fields = f.read().rpartition(b")")[2].split()
             except OSError:
-                continue  # it has ended
+                continue  # the process has ended
             if int(fields[3]) == session and fields[0] != b"Z":
                 found.append(int(name))
     return found
@@ -50,7 +50,7 @@ def _ticks(pid: int) -> float:
 
 
 def rss(session: int) -> int:
-    """Bytes of resident memory of all its processes; pages that they share count for each."""
+    """Bytes of resident memory of all its processes; shared pages count once for each process."""
     total = 0
     for pid in processes(session):
         try:
@@ -66,7 +66,7 @@ def cpu_of_self() -> float:
 
 
 def raise_file_limit() -> None:
-    """Room for thousands of sockets, here and in what is started from here."""
+    """Allow thousands of open sockets in this process and in its children."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     want = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     if soft != resource.RLIM_INFINITY and soft < want:

@@ -1,4 +1,4 @@
-"""Results to a text: ratios first, then figures. Each figure is the median of its rounds."""
+"""Results to text: ratios first, then figures. A figure is the median of its rounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Row:
     scale: float = 1.0
 
     def figure(self, rounds: Rounds) -> float | None:
-        """The median over the rounds, without those that failed."""
+        """The median of the rounds that did not fail."""
         found = []
         for value in rounds.get(self.measurement, ()):
             inner: Any = value
@@ -64,7 +64,7 @@ ROWS = (
     Row(7, "                      p99 ms", "cancel", ["streaming", "ms", "p99"]),
     Row(7, "                      never, of 50", "cancel", ["streaming", "never"]),
 )
-#: Those of which gatewayd's share of a peer's is worth a line.
+#: Rows for which the ratio of gatewayd to a peer is shown.
 RATIOS = ("json", "latency", "events_50", "events_300", "ttft", "rss")
 WORKERS = (("events per second", "flood"), ("JSON requests per second", "json"))
 WIDTH = 36
@@ -141,7 +141,7 @@ def _workers(rounds: Rounds) -> list[str]:
 
 
 def _table(names: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None]]]) -> str:
-    """Lines without any figure are left out."""
+    """A table without the rows that have no figure."""
     widths = [max(9, len(name)) for name in names]
     rows = [" " * WIDTH + "".join(f"  {n:>{w}}" for n, w in zip(names, widths, strict=True))]
     for title, figures in lines:
@@ -152,7 +152,7 @@ def _table(names: Sequence[str], lines: Sequence[tuple[str, Sequence[float | Non
 
 
 def number(figure: float | None) -> str:
-    """Three digits that count."""
+    """Format with three significant digits."""
     if figure is None:
         return "-"
     if figure == 0 or abs(figure) >= 100:

@@ -1,4 +1,4 @@
-"""A backend's ends of the gateway's connections, in memory."""
+"""Connections to a backend in memory: the test plays the backend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ServerTransport(StringTransport):
     aborted = False
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        """As TCP has it."""
+        """A method of TCP transports; nothing to do here."""
 
     def abortConnection(self) -> None:
         if not self.aborted:

@@ -1,16 +1,16 @@
-"""What holds for all tests."""
+"""Settings and hooks for all tests."""
 
 import hypothesis
 import pytest
 
 from tests import programs
 
-# How long an example takes depends on what else the machine does.
+# The time of an example depends on the load of the machine.
 hypothesis.settings.register_profile("gatewayd", deadline=None)
 hypothesis.settings.load_profile("gatewayd")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Before any fixture starts a server for a test that cannot run."""
+    """Skip a test that cannot run before any fixture starts a server for it."""
     programs.check(item)

@@ -7,9 +7,9 @@ them all. Faults of the whole server (TLS, accepting, keep-alive) are arguments 
 
     python tests/faultbackend.py --port 9001
 
-One thread with one asyncio loop serves all connections. It parses strictly, so that what is broken
-or must not be forwarded is in :attr:`Record.violations`, and it reads all the time, so that
-:attr:`Record.peer_left` is the moment at which the peer left. TLS is done here over memory buffers,
+One thread with one asyncio loop serves all connections. It parses strictly: broken requests and
+headers that must not be forwarded are in :attr:`Record.violations`. It never stops reading, so that
+:attr:`Record.peer_left` is the time at which the peer disconnected. TLS runs over memory buffers,
 so that the handshake and the close_notify can be withheld.
 """
 
@@ -35,7 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-if not __package__:  # run by hand
+if not __package__:  # started by hand
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.faultbackend_faults import CREATED, FAULTS, SLICE, Reply, apply, envelope
@@ -53,12 +53,12 @@ HEALTH = {
 }
 
 
-# What a test reads.
+# What tests read.
 
 
 @dataclass
 class Record:
-    """One request as it came and what was sent for it. Times are of :func:`time.monotonic`.
+    """One request, and the reply to it. Times are those of :func:`time.monotonic`.
 
     It exists from the end of the request's head; ``complete`` is set with the end of its body.
     """
@@ -77,9 +77,9 @@ class Record:
     sim_id: str = ""  #: the ``id`` of the completion or of the chunks sent
     #: payloads sent as events, without [DONE]
     want: list[bytes] = field(default_factory=list, repr=False)
-    #: the JSON body meant, whether it was sent whole or not
+    #: the JSON body of the plan, even if it was not sent whole
     want_json: bytes | None = field(default=None, repr=False)
-    sent: int = 0  #: events handed to the kernel whole, without [DONE]
+    sent: int = 0  #: events that were written whole, without [DONE]
     sent_bytes: int = 0  #: bytes of the reply, head and framing included
     #: one for each of ``sent``
     sent_times: list[float] = field(default_factory=list, repr=False)
@@ -195,7 +195,7 @@ def take_chunks(record: Record, buffer: bytearray) -> bytes | None:
 
 
 def violations(record: Record, backend: FaultBackend) -> list[str]:
-    """What a gateway must not send to a backend."""
+    """What is wrong with a request: a sentence for each."""
     found = []
     for name, value in record.headers:
         lower = name.lower()
@@ -282,7 +282,7 @@ class Tls:
         self.ready = False
 
     def receive(self, data: bytes) -> tuple[bytes, bool]:
-        """Decrypt; say what came and whether the peer sent its close_notify."""
+        """Decrypt; return the data, and whether the peer sent its close_notify."""
         self.incoming.write(data)
         plain = bytearray()
         try:
@@ -328,7 +328,7 @@ class Connection(asyncio.Protocol):
         self.announced = False
         self.ended = False
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -449,14 +449,14 @@ class Connection(asyncio.Protocol):
 
     @property
     def last_request(self) -> bool:
-        """Whether this reply says that it is the last on its connection."""
+        """Whether this reply closes its connection."""
         asked = self.record.header("Connection") if self.record else []
         return "close" in map(str.lower, asked) or self.info.requests == self.backend.max_requests
 
     # Sending and ending.
 
     async def write(self, data: bytes) -> None:
-        """Send in slices, each only when the one before it left for the kernel."""
+        """Send in slices; each waits until the one before was passed to the kernel."""
         for start in range(0, len(data), SLICE):
             self.send_now(data[start : start + SLICE])
             self.writes += 1
@@ -476,7 +476,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(data)
 
     async def cut(self, how: str) -> None:
-        """End the connection, after what was sent has arrived."""
+        """End the connection after all sent bytes have arrived."""
         await asyncio.sleep(0.02)
         self.end(how)
 
@@ -494,7 +494,7 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def peer_gone(self) -> None:
-        """The peer closed, half-closed or reset: note when, and stop the reply at once."""
+        """The peer closed, half-closed or reset: note the time, and stop the reply."""
         if not self.ended:
             self.ended = True
             self.info.peer_left = time.monotonic()
@@ -583,7 +583,7 @@ class FaultBackend:
         if isinstance(tls, tuple):
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.context.load_cert_chain(*tls)
-        self.errors: list[Exception] = []  #: mistakes of the backend itself; stop() raises them
+        self.errors: list[Exception] = []  #: exceptions in the backend itself; stop() raises them
         self.flaky_seen: Counter[str] = Counter()
         self.redirect_hits = 0
         self._lock = threading.Lock()
@@ -633,7 +633,7 @@ class FaultBackend:
             await asyncio.sleep(0)
 
     def stop(self) -> None:
-        """Close the port and all connections. Raises what went wrong in the backend itself."""
+        """Close the port and all connections; raise exceptions of the fault backend itself."""
         if self._thread:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(5)
@@ -659,7 +659,7 @@ class FaultBackend:
         names = ("localhost", "127.0.0.1", "[::1]", self.host)
         return {f"{name}:{self.port}" for name in names}
 
-    # What was seen.
+    # Records.
 
     @property
     def records(self) -> list[Record]:
@@ -702,7 +702,7 @@ class FaultBackend:
             self.flaky_seen.clear()
             self.redirect_hits = 0
 
-    # What connections tell.
+    # Called by connections.
 
     def opened(self, connection: Connection) -> ConnectionRecord:
         with self._lock:

@@ -1,4 +1,4 @@
-"""The whole gateway in memory: a client, a backend that does as it is told, and a clock."""
+"""The whole gateway in memory: clients, backends that a test controls, and a clock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVENTS = "text/event-stream"
 
 
 def fails(health: Health, trial: int | None = None) -> None:
-    """A request fails at a backend: a new one unless ``trial`` says which."""
+    """Report a failed request to a backend's health; ``trial`` is a request that has begun."""
     health.failed(Failed(Evidence.LOST), health.asked() if trial is None else trial)
 
 
@@ -68,10 +68,10 @@ def completion(text: str = "hello", **more: Any) -> bytes:
 
 
 class Asked:
-    """One request as a :class:`FakeBackend` got it, and the reply that the test gives.
+    """One request that a :class:`FakeBackend` has received; the test sends the reply.
 
-    ``left`` says how the gateway parted from it: ``None`` while it has not, ``"cancelled"``
-    (before a head), ``"aborted"`` or ``"released"``.
+    ``left`` says how the gateway ended the request: ``None`` if it has not, ``"cancelled"`` (before
+    the head of a reply), ``"aborted"`` or ``"released"`` (the connection may be used again).
     """
 
     def __init__(self, call: Call, request_id: str) -> None:
@@ -104,11 +104,11 @@ class Asked:
 
     def whole(self, body: bytes, status: int = 200, media_type: str = "application/json") -> None:
         self.head(status, media_type)
-        if self.left is None:  # it may be enough
+        if self.left is None:  # the head may be enough for the gateway
             self.send(body)
             self.end()
 
-    # What gatewayd.backend.interface.Body promises.
+    # gatewayd.backend.interface.Body
 
     def deliverBody(self, protocol: Any) -> None:
         self._receiver = protocol
@@ -132,7 +132,7 @@ class Asked:
 
 
 class FakeBackend:
-    """Keeps what it is asked in ``calls``; ``failing`` fails the next ones at once."""
+    """Keeps requests in ``calls``. Each error in ``failing`` fails one request immediately."""
 
     def __init__(self, name: str = "fake", clocks: Clocks | None = None) -> None:
         self.name = name
@@ -157,11 +157,11 @@ class FakeBackend:
         return fail(listed) if isinstance(listed, Exception) else succeed(listed)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
 
 class ClientTransport(StringTransport):
-    """A client's end of a connection: what it got, and what became of the connection."""
+    """A client's end of a connection: received bytes, and the state of the connection."""
 
     protocol: Channel
     aborted = False
@@ -181,7 +181,7 @@ class ClientTransport(StringTransport):
         self.leave()
 
     def leave(self) -> None:
-        """The connection is gone."""
+        """Lose the connection."""
         self.connected = False
         self.protocol.connectionLost(Failure(ConnectionDone()))
 
@@ -202,7 +202,7 @@ class Gateway:
         )
 
     def _targets(self, backends: Sequence[Backend]) -> list[Target]:
-        """One for each backend, with what the settings say of the backend of that name."""
+        """One target for each backend, with the settings of the backend of that name."""
         said = {backend.name: backend for backend in self.settings.backends}
         targets = []
         for backend in backends or [EchoBackend(self.settings.gateway.api_title)]:
@@ -225,7 +225,7 @@ class Gateway:
         headers: Mapping[str, str] | None = None,
         transport: ClientTransport | None = None,
     ) -> ClientTransport:
-        """Send one request, on a connection of its own unless one is given."""
+        """Send one request, on a new connection unless one is given."""
         transport = transport or self.connect()
         lines = [f"{method} {path} HTTP/1.1", "Host: gateway"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
@@ -261,7 +261,7 @@ def backends(*names: str) -> list[FakeBackend]:
 
 
 def told(**values: str) -> dict[str, str]:
-    """What the settings say of backends: ``told(a_models="x")``."""
+    """Keys of :func:`settings` for backends: ``told(a_models="x")``; each gets a URL."""
     found: dict[str, str] = {}
     for name, value in values.items():
         backend = name.partition("_")[0]
@@ -274,7 +274,7 @@ def gateway_of(*several: FakeBackend, **values: str) -> Gateway:
 
 
 class Answer:
-    """What a client got, taken apart. ``complete`` is False while more must come."""
+    """The answer that a client has received, parsed. ``complete`` is False if bytes are missing."""
 
     def __init__(self, transport: ClientTransport) -> None:
         head, _, rest = transport.value().partition(b"\r\n\r\n")
@@ -303,7 +303,7 @@ class Answer:
 
     @property
     def payloads(self) -> list[bytes]:
-        """The data of each event; comments left out."""
+        """The data of each event, without comments."""
         blocks = self.body.split(b"\n\n")
         assert blocks.pop() == b"", "an event is unfinished"
         blocks = [b.removeprefix(b"event: error\n") for b in blocks if not b.startswith(b":")]

@@ -1,8 +1,8 @@
-"""Programs and libraries of the system that some tests use, which no Python package brings along.
+"""Programs and libraries of the system that some tests need and that no Python package installs.
 
-A test names what it uses: ``@needs("haproxy")``. On a machine without that program the test is
+A test names its programs: ``@needs("haproxy")``. On a machine without that program the test is
 skipped, and the reason names the Debian package; with ``CI=true`` it fails instead. A fixture that
-uses one calls :func:`require`. ``python -m tests.programs`` prints the packages that are missing.
+needs one calls :func:`require`. ``python -m tests.programs`` prints the packages that are missing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 def find(program: str) -> str | None:
     """The path of a program, or the name of a library; None if it is missing.
 
-    ``/usr/sbin`` is searched too, which users often lack.
+    ``/usr/sbin`` is searched too; it is often missing from a user's PATH.
     """
     if ".so." in program:
         try:
@@ -66,7 +66,7 @@ def require(*programs: str) -> None:
 
 
 def check(item: pytest.Item) -> None:
-    """Require what a test is marked with."""
+    """Require the programs that a test is marked with."""
     require(*dict.fromkeys(n for mark in item.iter_markers("needs") for n in mark.args))
 
 

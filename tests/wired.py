@@ -1,8 +1,7 @@
-"""The gateway in memory, with clients on real sockets and the clock still in hand.
+"""The gateway in memory with clients on real sockets; the test controls the clock.
 
-Twisted's own transports send and receive here, plain or under TLS, and the kernel's buffers are
-real: what happens to a client that does not read cannot be shown with less. The loop goes round
-only when a test says so.
+Twisted's own transports send and receive, with or without TLS, and the kernel's buffers are real:
+tests of clients that do not read need both. The loop turns only when a test calls it.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from gatewayd.settings.pem import server_context
 from tests.certificates import certificate
 from tests.memory import Gateway
 
-#: What the kernel holds of what a client has not read, and of what it sends.
+#: Bytes of the kernel's buffers, for each direction of a connection.
 BUFFER = 16 * 1024
-#: Seconds after which the kernel has nothing left to tell: an acknowledgement may take 40 ms.
+#: Seconds after which the kernel reports nothing more: an acknowledgement may take 40 ms.
 QUIET = 0.06
 
 
 class Loop(Clock):
-    """A clock that sockets can be registered with; it looks at them when :meth:`turn` is called."""
+    """A clock and a reactor for sockets; it polls them when :meth:`turn` is called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +46,7 @@ class Loop(Clock):
         self.addWriter, self.removeWriter = self.writers.add, self.writers.discard
 
     def turn(self) -> None:
-        """Handle what the kernel has to say now, as epoll tells it, and what is due."""
+        """Handle ready sockets as the epoll reactor does, and calls that are due."""
         poll, watched = select.poll(), self.readers | self.writers
         by_number = {transport.fileno(): transport for transport in watched}
         for number, transport in by_number.items():
@@ -80,9 +79,9 @@ class Accepted(tcp.Connection):
 
 
 class Wired:
-    """A gateway with clients on sockets; a context manager that leaves none open.
+    """A gateway with clients on sockets; a context manager that closes them.
 
-    :param folder: for a certificate, if there are clients under TLS.
+    :param folder: where a certificate is written; needed for clients with TLS.
     """
 
     def __init__(
@@ -114,7 +113,11 @@ class Wired:
     def connect(
         self, tls: bool = False, shakes: bool = True, offers: Sequence[str] = ()
     ) -> Client:
-        """A client; ``shakes`` False leaves TLS to later, ``offers`` are protocols (ALPN)."""
+        """Connect a client.
+
+        :param shakes: False to leave the TLS handshake to :meth:`Client.shake`.
+        :param offers: the protocols that it offers (ALPN).
+        """
         with socket.create_server(("127.0.0.1", 0)) as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
             ours = socket.socket()
@@ -137,14 +140,14 @@ class Wired:
         return client
 
     def until(self, done: Callable[[], Any], what: str = "") -> None:
-        """Go round until something holds; the kernel may need a moment, the gateway may not."""
+        """Turn the loop until ``done()``. Only the kernel may need time: the clock stands still."""
         deadline = time.monotonic() + 5
         while not done():
-            assert time.monotonic() < deadline, what or "it never came to that"
+            assert time.monotonic() < deadline, what or "the condition was never met"
             self.loop.turn()
 
     def settle(self) -> None:
-        """Go round until nothing has happened for longer than a kernel delays what it does."""
+        """Turn the loop until nothing has changed for :data:`QUIET` seconds."""
         before, since = [client.state for client in self.clients], time.monotonic()
         while time.monotonic() - since < QUIET:
             self.loop.turn()
@@ -152,14 +155,14 @@ class Wired:
                 before, since = now, time.monotonic()
 
     def wait(self, seconds: float) -> None:
-        """Let time pass on the gateway's clock, in small steps."""
+        """Advance the gateway's clock in small steps, and turn the loop."""
         for _ in range(int(seconds / 0.05)):
             self.loop.advance(0.05)
             self.loop.turn()
 
 
 class Client:
-    """A client's end of a connection. It reads only when it is told to."""
+    """A client's end of a connection. It reads only when a test calls :meth:`read`."""
 
     def __init__(
         self, wired: Wired, raw: socket.socket, transport: Accepted, trust: ssl.SSLContext | None
@@ -169,14 +172,14 @@ class Client:
         self.transport = transport
         self._trust = trust
         self._sock: Any = raw
-        #: All that it has read, and how the connection ended: ``closed``, ``reset`` or, under TLS
-        #: without a ``close_notify``, ``cut``.
+        #: All bytes that were read, and how the connection ended: ``closed``, ``reset``, or ``cut``
+        #: (TLS without a ``close_notify``).
         self.heard = b""
         self.ended = ""
 
     @property
     def state(self) -> tuple[object, ...]:
-        """What changes while the gateway is at work on this connection."""
+        """Values that change while the gateway works on this connection."""
         loop, transport = self._wired.loop, self.transport
         timers = len(loop.getDelayedCalls())
         ended = len(self._wired.gateway.ended)
@@ -190,7 +193,7 @@ class Client:
 
     @property
     def agreed(self) -> str | None:
-        """The protocol that TLS has agreed on."""
+        """The protocol that ALPN has selected."""
         agreed: str | None = self._sock.selected_alpn_protocol()
         return agreed
 
@@ -200,18 +203,18 @@ class Client:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the gateway has nothing of this connection any more."""
+        """Whether the gateway's end is closed."""
         return bool(self.transport.disconnected)
 
     def shake(self) -> None:
-        """Do what TLS begins with."""
+        """Do the TLS handshake."""
         if self._trust is None:
             return
         self._sock = self._trust.wrap_socket(
             self.raw,
             server_hostname="127.0.0.1",
             do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,  # they are what a cut looks like
+            suppress_ragged_eofs=False,  # a test must see an end without close_notify
         )
         self._trust = None
         self._wired.until(self._has_shaken, "a handshake")
@@ -225,7 +228,10 @@ class Client:
         return True
 
     def send(self, data: bytes, wait: bool = True) -> int:
-        """Send it and see it arrive; without ``wait``, what is taken. Return how much that was."""
+        """Send data and turn the loop; return how many bytes were sent.
+
+        :param wait: False to stop when the gateway reads no more.
+        """
         sent, since = 0, time.monotonic()
         while sent < len(data) and (wait or time.monotonic() - since < QUIET):
             try:
@@ -244,7 +250,7 @@ class Client:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
     def read(self, at_most: int = 1 << 30) -> bytes:
-        """Read what is here, and what the gateway sends while it is read."""
+        """Read what has arrived, and what the gateway sends meanwhile."""
         since, before = time.monotonic(), len(self.heard)
         while time.monotonic() - since < QUIET and not self.ended:
             if len(self.heard) - before >= at_most:

@@ -49,5 +49,5 @@ web.run_app(
     port=PORT,
     print=None,
     access_log=None,
-    handler_cancellation=True,  # or a client that leaves stops nothing
+    handler_cancellation=True,  # otherwise a disconnect of the client cancels nothing
 )

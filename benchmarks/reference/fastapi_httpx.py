@@ -1,4 +1,4 @@
-"""The gateway that is written first: FastAPI and httpx. ``fastapi_httpx.py PORT BACKEND``."""
+"""A minimal gateway on FastAPI and httpx: ``fastapi_httpx.py PORT BACKEND``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-# response_model: what is returned is sent as it is.
+# response_model=None: FastAPI sends the returned response unchanged.
 @app.post("/v1/chat/completions", response_model=None)
 async def chat(request: Request) -> Response:
     payload, client = await request.json(), request.app.state.client

@@ -1,4 +1,4 @@
-"""The smallest gateway on Klein and treq, with no care taken: ``klein_treq.py PORT BACKEND``."""
+"""A minimal gateway on Klein and treq, as one writes it first: ``klein_treq.py PORT BACKEND``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = Klein()
 
 
 class Copy(Protocol):
-    """Writes what comes to the client."""
+    """Writes received bytes to the client."""
 
     def __init__(self, request: IRequest, done: Deferred[None]) -> None:
         self.request, self.done = request, done

@@ -1,7 +1,6 @@
-"""No gateway: bytes from one socket to another, as cheaply as Twisted's own reactor lets it.
+"""Copies bytes from one socket to another, as cheaply as Twisted's own reactor allows.
 
-It reads nothing of what it passes on. What a gateway on Twisted costs more than this is what it
-does for its cost.
+It does not parse them. A gateway on Twisted cannot cost less than this.
 """
 
 import sys
@@ -15,7 +14,7 @@ from twisted.python.failure import Failure
 
 
 class Half(Protocol):
-    """Passes what it receives to the other half, at once where the kernel takes it."""
+    """Sends received bytes to the other half, immediately if the kernel accepts them."""
 
     def __init__(self, connected: Callable[["Half"], None]) -> None:
         self.other: Half | None = None

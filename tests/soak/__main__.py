@@ -1,4 +1,4 @@
-"""Runs random worlds until the time is over: ``python -m tests.soak --minutes 5``."""
+"""Runs random worlds for some minutes: ``python -m tests.soak --minutes 5``."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]+)\r\n", re.IGNORECASE)
 
 @attrs.define
 class Attempt:
-    """One request as a backend got it.
+    """One request that a backend has received.
 
-    :param whole: whether all of its body came.
+    :param whole: whether all of its body has arrived.
     :param fresh: whether it was the first on its connection.
     :param answered: whether any byte was sent back.
-    :param ended: when the plan was played to its end.
-    :param left: when the gateway was seen to leave before that.
+    :param ended: the time at which the plan was finished.
+    :param left: the time at which the gateway closed the connection before that.
     """
 
     id: str
@@ -70,7 +70,7 @@ class BackendEnd:
         self._over = False
 
     def act(self, now: float) -> bool:
-        """Go on as far as is possible now. False: there was nothing to do."""
+        """Do all that can be done now. Return False if there was nothing to do."""
         if self._over:
             return False
         data = self.end.pump()
@@ -124,7 +124,7 @@ class BackendEnd:
         self.wake = now + self._steps[0][0] if self._steps else None
 
     def _play(self, attempt: Attempt, now: float) -> bool:
-        """Do the next step, if it is time. False: it is not."""
+        """Do the next step if it is due. Return False if it is not."""
         if not self._steps:
             if self.end.unsent:
                 self.end.pump(0)

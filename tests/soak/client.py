@@ -1,4 +1,4 @@
-"""The far end of a client's connection: sends requests, reads at its pace, and may leave."""
+"""The far end of a client's connection: sends requests, reads at its pace, may disconnect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .network import Plain
 class Ask:
     """One request.
 
-    :param fault: what is wrong with it, if the gateway should refuse it by itself.
+    :param fault: why the gateway should refuse it; empty if it should not.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Ask:
 
 @attrs.define
 class Answer:
-    """One response, read by a parser of our own."""
+    """One response, read by an independent parser."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -48,7 +48,7 @@ class Answer:
 
     @property
     def payloads(self) -> list[bytes]:
-        """The data of each whole event, comments left out."""
+        """The data of each complete event, without comments."""
         blocks = self.body.split(b"\n\n")[:-1]
         return [b.removeprefix(b"data: ") for b in blocks if not b.startswith(b":")]
 
@@ -59,8 +59,8 @@ class Answer:
 
 class ClientEnd:
     """
-    :param rate: bytes that it reads at once, and the seconds between two times.
-    :param leaves: when it leaves, and whether by a reset; None to stay for all answers.
+    :param rate: bytes of one read, and seconds between two reads.
+    :param leaves: the time at which it disconnects, and whether by a reset; None for never.
     """
 
     def __init__(
@@ -133,7 +133,10 @@ class ClientEnd:
 
     @property
     def reads_all(self) -> bool:
-        """Whether it reads, and has lost no answer by sending more after the gateway had closed."""
+        """Whether it must have read all answers.
+
+        A client that sends after the gateway has closed may lose answers to a reset.
+        """
         return self.reads and not self.end.socket.sent_too_late
 
     @property
@@ -141,9 +144,9 @@ class ClientEnd:
         return self._rate[0] > 0
 
     def answers(self) -> list[Answer]:
-        """The responses that were read, the last of them perhaps not whole.
+        """The responses that were read; the last one may be incomplete.
 
-        :raises AssertionError: they are not HTTP, or there are more than requests.
+        :raises AssertionError: they are not HTTP, or there are more responses than requests.
         """
         answers, data = [], bytes(self.received)
         while data:

@@ -1,8 +1,7 @@
 """Sockets without a kernel: pairs of bounded buffers under Twisted's own ``tcp.Connection``.
 
-What decides about back-pressure, half-closed connections and resets is Twisted's code and these
-buffers, so runs are as quick as memory, the same for the same seed, and can be looked into. Time
-is a :class:`twisted.internet.task.Clock`.
+Twisted's own code handles back-pressure, half-closed connections and resets, on these buffers. A
+run is fast, and the same seed gives the same run. Time is a :class:`twisted.internet.task.Clock`.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from twisted.internet.posixbase import _DisconnectSelectableMixin
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-#: Numbers of descriptors that no real one has: asking the kernel about them fails.
+#: Descriptor numbers that are never in use: a system call on them fails.
 _numbers = itertools.count(1_000_000)
 
 
 class Socket:
     """One end of a connection.
 
-    :param capacity: how many bytes it holds that were not read yet.
+    :param capacity: how many unread bytes it holds.
     """
 
     def __init__(self, capacity: int, random: random.Random) -> None:
@@ -39,7 +38,7 @@ class Socket:
         self.closed = False
         self.ended = False  # the peer sends no more
         self.broken = False  # the peer has reset the connection
-        self.sent_too_late = False  # ... because it was sent more after it had closed
+        self.sent_too_late = False  # ... because bytes arrived after it had closed
         self._random = random
         self._number = next(_numbers)
         self._reset_on_close = False
@@ -164,7 +163,7 @@ class Connector:
             self._factory.clientConnectionFailed(self, Failure(reason))
 
     def succeed(self, capacity: int) -> Socket | None:
-        """Connect; return the backend's end, or None if nobody waits any more."""
+        """Connect; return the backend's end, or None if the connect was cancelled."""
         if self._over:
             return None
         self._over = True
@@ -193,9 +192,9 @@ class Port:
 
 
 class Network(Clock, _DisconnectSelectableMixin):
-    """A reactor for all that the gateway does with sockets and time.
+    """The reactor of the gateway: sockets and time.
 
-    :param on_connect: called for each connection to a backend: its port, and what decides of it.
+    :param on_connect: called for each connect to a backend, with its port and the connector.
     """
 
     def __init__(self, random: random.Random, on_connect: Callable[[int, Connector], None]) -> None:
@@ -251,7 +250,7 @@ class Network(Clock, _DisconnectSelectableMixin):
         return its
 
     def turn(self) -> bool:
-        """Hand on what can be read and written. False: there was nothing."""
+        """Read and write on all ready connections. Return False if none was ready."""
         moved = False
         readers = [r for r in self._readers if r.socket.readable]
         self.random.shuffle(readers)
@@ -273,7 +272,7 @@ class Network(Clock, _DisconnectSelectableMixin):
 
 
 class Plain:
-    """A far end's way to its socket: bytes in, bytes out, without waiting."""
+    """The far end of a socket: non-blocking reads and writes."""
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
@@ -294,7 +293,7 @@ class Plain:
         return len(self._out)
 
     def finish(self) -> None:
-        """Close once everything was sent."""
+        """Close when all bytes have been sent."""
         self._fin = True
 
     def reset(self) -> None:
@@ -302,7 +301,7 @@ class Plain:
         self.socket.reset()
 
     def pump(self, most: int = 1 << 20) -> bytes:
-        """Send what can be sent; return what came, at most ``most`` bytes."""
+        """Send pending bytes; return received bytes, at most ``most``."""
         self.moved = False
         self._send()
         return self._receive(most)
@@ -361,7 +360,7 @@ class Secure(Plain):
         super().reset()
 
     def finish(self) -> None:
-        """Close as TLS wants it: without its own farewell it could be an attacker's close."""
+        """Close with close_notify; without it, an attacker could have closed."""
         self._closes = True
         super().finish()
 

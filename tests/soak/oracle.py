@@ -1,4 +1,4 @@
-"""Judges a run by the promises: each function returns what it found broken, in words."""
+"""Checks a run against the promises: each function yields a sentence for each broken one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .plans import without_id
 from .world import KEY, TOKEN, World
 
 #: Bytes that one connection may hold for a peer that does not read: Twisted pauses a producer at
-#: 64 KiB, and what is being written then may be a whole reply.
+#: 64 KiB, and one more write may be a whole reply.
 MOST_BUFFERED = 64 * 1024 * 4
 
-#: Seconds within which a backend sees that its client has left.
+#: Seconds within which a backend must see a disconnect of the client.
 CANCEL = 0.1
 
 _BACKEND_ENDS = {
@@ -29,7 +29,7 @@ _BACKEND_ENDS = {
 
 
 def judge(world: World) -> list[str]:
-    """All that is wrong with a run; empty if every promise was kept."""
+    """A sentence for each broken promise of a run; empty if all were kept."""
     found = list(dict.fromkeys(world.problems))
     lines = world.log_lines()
     by_id: dict[str, list[dict[str, Any]]] = {}
@@ -66,7 +66,7 @@ def judge(world: World) -> list[str]:
 
 
 def _metrics(world: World, lines: list[dict[str, Any]]) -> list[str]:
-    """Promise 1: the log and the metrics say the same."""
+    """Promise 1: the log and the metrics agree."""
     counted: Counter[str] = Counter()
     for family in text_string_to_metric_families(world.service.metrics.text().decode()):
         for sample in family.samples:
@@ -86,7 +86,7 @@ def _exchange(
     lines: list[dict[str, Any]],
     attempts: list[Attempt],
 ) -> list[str]:
-    """One request: one line, and the client saw what it says."""
+    """One request has one log line, and the client saw what the line says."""
     if len(lines) > 1:
         return [f"{len(lines)} lines in the log"]
     if not lines:
@@ -148,14 +148,14 @@ def _answer(
     if plan.complete and end not in ("complete", "refused", "client_gone", "backend_timeout"):
         found.append(f"{end} ({line['code']}, {line['detail']}), but the reply was {plan.name}")
     passed_on = good or answer.status == plan.status or attempts[-1].left is not None
-    passed_on |= line["backend"][-1] != attempts[-1].backend  # the last one never had the request
+    passed_on |= line["backend"][-1] != attempts[-1].backend  # the last never received it
     if plan.status and answer.whole and not passed_on:
         found.append(f"{answer.status} for the backend's {plan.name}")
     return found
 
 
 def _content(ask: Ask, answer: Answer, plan: Any) -> list[str]:
-    """What a client got is its own, in order, from the beginning, and whole where it says so."""
+    """A client received its own content, in order, from the start, and whole if it was told so."""
     found = []
     if answer.is_stream:
         payloads = answer.payloads
@@ -165,7 +165,7 @@ def _content(ask: Ask, answer: Answer, plan: Any) -> list[str]:
         chunks = [p for p in payloads if p != b"[DONE]" and b'"error"' not in p]
         if any(json.loads(chunk)["id"] != ask.id for chunk in chunks):
             found.append("a chunk with the id of another")
-        if plan.body:  # a document made into a stream
+        if plan.body:  # a JSON reply that was converted to a stream
             if done and not plan.complete:
                 found.append(f"[DONE] is {done} after {plan.name}")
             if any(ask.id.encode() + b":" not in chunk for chunk in chunks):
@@ -192,20 +192,20 @@ def _content(ask: Ask, answer: Answer, plan: Any) -> list[str]:
 
 
 def _stale(attempts: list[Attempt]) -> bool:
-    """Whether a kept connection died without a byte, for which one more attempt is allowed."""
+    """Whether a reused connection ended without a byte, which allows one more attempt."""
     return any(_died_unanswered(attempt) for attempt in attempts)
 
 
 def _died_unanswered(attempt: Attempt) -> bool:
-    """Whether the gateway may have seen a kept connection die without a byte of the reply.
+    """Whether the gateway may have seen a reused connection end without a byte of the reply.
 
-    A reset takes with it what was sent before and not read yet.
+    A reset discards bytes that were sent before and not read yet.
     """
     return not attempt.fresh and (not attempt.answered or attempt.was_reset)
 
 
 def _executions(attempts: list[Attempt]) -> list[str]:
-    """Promise 6: once a backend may have begun, nobody else is asked."""
+    """Promise 6: no second backend is asked once the first may have begun the work."""
     for attempt in attempts[:-1]:
         if not attempt.plan.may_have_run:
             continue
@@ -215,7 +215,7 @@ def _executions(attempts: list[Attempt]) -> list[str]:
 
 
 def _request(world: World, attempt: Attempt) -> list[str]:
-    """Promise 7: the body as it came."""
+    """Promise 7: the backend received the body unchanged."""
     asked = next((a for c in world.clients for a in c.asks if a.id == attempt.id), None)
     if asked is None:
         return ["a backend was asked for nobody"]
@@ -229,7 +229,7 @@ def _request(world: World, attempt: Attempt) -> list[str]:
 def _cancel(
     world: World, attempts: dict[str, list[Attempt]], lines: dict[str, list[dict[str, Any]]]
 ) -> list[str]:
-    """Promise 4: a client that leaves takes its request at the backend with it, at once."""
+    """Promise 4: if a client disconnects, its backend request is cancelled at once."""
     found = []
     for client in world.clients:
         if client.left is None:
@@ -245,7 +245,7 @@ def _cancel(
 
 
 def _credentials(world: World) -> list[str]:
-    """Promise 8."""
+    """Promise 8: credentials stay on their side."""
     found = credentials_in(world.backends, [TOKEN.encode()])
     found += [client.asks[0].id for client in world.clients if KEY.encode() in client.received]
     return [f"credentials have crossed: {found}"] if found else []

@@ -1,4 +1,4 @@
-"""What a backend does with one request, and what that means: the truth that the oracle knows."""
+"""What a backend does with one request, and the outcome that the oracle expects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import attrs
 #: The limits of the gateway under test, in bytes.
 EVENT_LIMIT, REPLY_LIMIT = 4096, 64 * 1024
 
-#: Longer than each clock of the gateway under test, in seconds.
+#: Seconds; longer than each timeout of the gateway under test.
 FOR_EVER = 1000.0
 
 
@@ -21,9 +21,9 @@ class Plan:
     :param steps: what is done, in order: seconds to wait, ``send``, ``fin``, ``reset`` or
         ``mute``, and the bytes to send.
     :param complete: whether the reply is whole and good.
-    :param status: of an error that is passed on; 0 where there is none.
-    :param payloads: of the events that are good, in order.
-    :param body: of a whole reply.
+    :param status: the status of an error that is passed on; 0 if there is none.
+    :param payloads: the payloads of the good events, in order.
+    :param body: the body of a whole reply.
     :param may_have_run: whether the backend may have begun the work.
     """
 
@@ -34,11 +34,11 @@ class Plan:
     payloads: list[bytes] = attrs.field(factory=list)
     body: bytes = b""
     may_have_run: bool = True
-    keeps: bool = False  # the connection, for another request
+    keeps: bool = False  # keep the connection for another request
 
 
 def chunk(id: str, n: int, finish: str | None = None, size: int = 0) -> bytes:
-    """A chunk of a stream; its text names the request, so that a stranger's is known."""
+    """A chunk of a stream; its text names the request, so that foreign content is detected."""
     delta = {"content": f"{id}:{n}" + "x" * size} if finish is None else {}
     return json.dumps(
         {
@@ -71,7 +71,7 @@ def _envelope(status: int) -> bytes:
 
 
 class Planner:
-    """Makes plans of every kind, by chance."""
+    """Makes random plans of every kind."""
 
     def __init__(self, random: random.Random) -> None:
         self._random = random
@@ -156,7 +156,7 @@ class Planner:
     # -- faults --------------------------------------------------------------------------------
 
     def _shortened(self, id: str, stream: bool, audio: bool, last: str) -> Plan:
-        """A good reply that goes wrong before its last byte of content."""
+        """A good reply that fails before its last byte of content."""
         while True:
             plan = self._good(id, stream, audio)
             if "close" not in plan.name and "reply" not in plan.name:
@@ -203,11 +203,11 @@ class Planner:
         return Plan(f"garbage {garbage[:30]!r}", self._pieces(garbage))
 
     def _reported(self, id: str, stream: bool, audio: bool) -> Plan:
-        """An error where the reply belongs."""
+        """An error in place of the reply."""
         if not stream:
             body = _envelope(500)
             plan = self._framed("an error under a 200", body, b"application/json", "chunks")
-            plan.complete = audio  # nobody reads what is relayed as bytes
+            plan.complete = audio  # opaque replies are not parsed
             plan.body = body if audio else b""
             return plan
         payloads = [chunk(id, n) for n in range(self._random.choice([0, 1, 5]))]

@@ -1,4 +1,4 @@
-"""Runs one seed and says what was found."""
+"""Runs one seed and reports what the oracle found."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Runner:
         self._certificates = Certificates.make(folder)
 
     def world(self, seed: int) -> World:
-        """A world in which all has happened."""
+        """Run the world of a seed to its end."""
         world = World(seed, self._folder, self._certificates)
         world.run(connections=world.random.choice([1, 5, 20]))
         return world

@@ -25,13 +25,13 @@ from .client import Ask, ClientEnd
 from .network import Connector, Network, Plain, Secure
 from .plans import EVENT_LIMIT, REPLY_LIMIT, Plan, Planner
 
-#: What clients send, and what backends are sent. Neither may be seen by the other side.
+#: The token of clients and the key of backends. Neither may reach the other side.
 TOKEN, KEY = "gw-client-token", "sk-backend-key"
 
-#: Virtual seconds without a byte for any client after which a run hangs.
+#: Virtual seconds without a byte for any client after which a run counts as hanging.
 LONGEST = 100.0
 
-#: Seconds after which nothing may be pending once all clients have left.
+#: Seconds after the last disconnect of a client, after which nothing may be pending.
 SETTLED = 30.0
 
 
@@ -61,7 +61,7 @@ class World:
     def __init__(self, seed: int, folder: Path, certificates: Certificates) -> None:
         self.seed = seed
         self.random = random.Random(seed)
-        random.seed(seed)  # the jitter of a backend's back-off
+        random.seed(seed)  # for the jitter of a backend's back-off
         self.attempts: list[Attempt] = []
         self.backends: list[BackendEnd] = []
         self.clients: list[ClientEnd] = []
@@ -91,7 +91,7 @@ class World:
 
     def _settings(self) -> dict[str, str]:
         pick = self.random.choice
-        first_byte, total = pick([("3", "0"), ("3", "30"), ("0", "30")])  # one of them is due
+        first_byte, total = pick([("3", "0"), ("3", "30"), ("0", "30")])  # a call is due
         variables = {
             "TIMEOUTS_REQUEST_HEAD": "2",
             "TIMEOUTS_REQUEST_BODY": "4",
@@ -128,7 +128,7 @@ class World:
         return load(self._variables)
 
     def _reload(self) -> None:
-        """Change some settings, or make a mistake in them, which must change nothing."""
+        """Change some settings, or write a mistake into them, which must change nothing."""
         pick, variables = self.random.choice, self._variables
         what = pick(["nothing", "limits", "clocks", "key", "mistake"])
         if what == "limits":
@@ -136,7 +136,7 @@ class World:
             variables["GATEWAYD_LIMITS_REQUEST_BODY"] = pick(["65536", "80000"])
         elif what == "clocks":
             variables["GATEWAYD_TIMEOUTS_PING"] = pick(["0", "0.5", "1"])
-        elif what == "key":  # as good as another server
+        elif what == "key":  # the same as another server
             variables["GATEWAYD_BACKEND_B9000_API_KEY"] = KEY + pick(["1", "2"])
         elif what == "mistake":
             variables["GATEWAYD_BACKEND_B9000_URL"] = "ftp://127.0.0.1"
@@ -178,7 +178,7 @@ class World:
         rate = pick([(1 << 20, 0.0)] * 4 + [(1000, 0.05), (5000, 0.2), (0, 0.0)])
         stays = chance() < 0.7
         leaves = None if stays else (self._network.seconds() + chance() * 4, chance() < 0.5)
-        if not rate[0]:  # it would not see the gateway close
+        if not rate[0]:  # a paused backend would not see the gateway close
             leaves = leaves or (self._network.seconds() + 20, False)
         socket = self._network.accept("127.0.0.1", self._capacity)
         secure = self._certificates.client
@@ -222,11 +222,11 @@ class World:
     # -- running -------------------------------------------------------------------------------
 
     def at(self, delay: float, call: Callable[[], Any]) -> None:
-        """Do something in this many seconds, by no timer of the gateway's."""
+        """Call something after some seconds, without a timer of the gateway."""
         self._calls.append((self._network.seconds() + delay, call))
 
     def run(self, connections: int) -> None:
-        """Let that many clients come, and go on until nothing happens any more."""
+        """Let ``count`` clients connect, and run until nothing happens any more."""
         for number in range(connections):
             delay = self.random.random() * 3
             self.at(delay, lambda number=number: self.add_client(number))  # type: ignore[misc]
@@ -236,7 +236,7 @@ class World:
         self._until(lambda: len(self.clients) == connections and all(c.done for c in self.clients))
         self.left_at = self._network.seconds()
         self._until(lambda: self._network.seconds() > self.left_at + SETTLED)
-        self.service._prober.stop()  # a reload has started it
+        self.service._prober.stop()  # started by a reload
         gc.collect()
 
     def _until(self, reached: Callable[[], bool]) -> None:
@@ -262,7 +262,7 @@ class World:
         return [*self.clients, *self.backends]
 
     def _settle(self, now: float) -> None:
-        """Let all happen that takes no time."""
+        """Handle all that is ready, without advancing the clock."""
         for _ in range(20_000):
             due = [call for call in self._calls if call[0] <= now]
             self._calls = [call for call in self._calls if call[0] > now]
