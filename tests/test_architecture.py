@@ -16,8 +16,6 @@ WITHOUT_TWISTED = {"wire", "http1", "exchange"}
 KNOWN_EXCEPTIONS = {
     ("api/site.py", "daemon"),
     ("api/metrics.py", "daemon"),
-    ("http1/replies.py", "backend"),
-    ("http1/replies.py", "twisted"),
 }
 
 

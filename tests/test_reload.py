@@ -280,7 +280,7 @@ class KeptTargets(Reloads):
         site = self.reactor.tcpServers[-1][1]
         self.reload(metrics + "[limits]\nconnections = 7\n[gateway]\napi_title = other\n")
         assert site.settings.limits.connections == 7
-        assert (b"server", b"other") in site.common_headers()
+        assert (b"Server", b"other") in site.common_headers()
 
 
 class Warned(Reloads):

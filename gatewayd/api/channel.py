@@ -41,6 +41,7 @@ from twisted.python.failure import Failure
 from gatewayd.exchange import End, request_id, traceparent
 from gatewayd.http1.head import Fields, Framing
 from gatewayd.http1.requests import Incoming
+from gatewayd.http1.writing import CONTINUE, response_head
 from gatewayd.sending import send
 from gatewayd.wire.errors import (
     GatewayError,
@@ -190,7 +191,7 @@ class Channel(Protocol):
         self._incoming.expect_body(framing.length, limits.request_body, limits.request_head)
         self._deadline.set(self._settings.timeouts.request_body, self._body_too_slow)
         if framing.wants_continue and not self._incoming.buffer:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.transport.write(CONTINUE)
 
     # -- step 2: the body ----------------------------------------------------------------------
 
@@ -297,15 +298,18 @@ class Channel(Protocol):
 
     def _refuse_connection(self) -> None:
         body = Overloaded("The gateway has too many connections.").body()
-        head = (
-            "HTTP/1.1 503 Service Unavailable",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            "Retry-After: 1",
-            "Connection: close",
-            f"{self._settings.gateway.request_id_header}: {request_id(())}",
+        id_header = self._settings.gateway.request_id_header
+        head = response_head(
+            503,
+            (
+                (b"Content-Type", b"application/json"),
+                (b"Content-Length", b"%d" % len(body)),
+                (b"Retry-After", b"1"),
+                (b"Connection", b"close"),
+                (id_header.encode("ascii"), request_id(()).encode("ascii")),
+            ),
         )
-        self.transport.write("\r\n".join((*head, "", "")).encode("ascii") + body)
+        self.transport.write(head + body)
         self.outgoing.close(linger=self.site.surplus_may_linger)
 
     # -- the client's pace ---------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -14,6 +13,7 @@ from twisted.web import http
 
 from gatewayd.exchange import End, Exchange
 from gatewayd.http1.head import Fields, RequestLine
+from gatewayd.http1.writing import response_head
 from gatewayd.sending import send
 from gatewayd.wire import sse
 from gatewayd.wire.errors import GatewayError, Internal
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from .channel import Channel
 
 _log = Logger()
-
-_LINES = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii"))
-    for status in HTTPStatus
-}
 
 #: nginx's, for the log: the client left before it was answered.
 CLIENT_CLOSED_REQUEST = 499
@@ -70,6 +65,7 @@ class Request(http.Request):
         #: What answers it; cancelled when the client leaves.
         self.handling: Deferred[Any] | None = None
         self._chunks = line.minor == b"1" and line.method != b"HEAD"
+        # By name as it is sent.
         self._headers: dict[bytes, bytes] = dict(channel.site.common_headers())
         self._headers[channel.site.id_header] = exchange.id.encode("ascii")
         self._events = True
@@ -92,7 +88,7 @@ class Request(http.Request):
     def set_headers(self, headers: Headers) -> None:
         """Headers of the answer, whatever answer it will be. Names in lower case."""
         for name, value in headers:
-            self._headers[name] = value
+            self._headers[name.title()] = value
 
     def respond(
         self,
@@ -103,8 +99,8 @@ class Request(http.Request):
     ) -> None:
         """Answer with a whole body and end."""
         self.set_headers(headers)
-        self._headers[b"content-type"] = media_type
-        self._headers[b"content-length"] = b"%d" % len(body)
+        self._headers[b"Content-Type"] = media_type
+        self._headers[b"Content-Length"] = b"%d" % len(body)
         self._chunks = False
         head = self._head(status)
         if self.method == b"HEAD":
@@ -126,8 +122,8 @@ class Request(http.Request):
     def begin_stream(self, headers: Headers = ()) -> None:
         """Answer with an event stream: :meth:`write` its frames, then :meth:`finish`."""
         self.set_headers(headers)
-        self._headers[b"cache-control"] = b"no-cache"
-        self._headers[b"x-accel-buffering"] = b"no"
+        self._headers[b"Cache-Control"] = b"no-cache"
+        self._headers[b"X-Accel-Buffering"] = b"no"
         self._begin(b"text/event-stream")
 
     def begin_bytes(self, headers: Headers, content_type: str) -> None:
@@ -186,9 +182,9 @@ class Request(http.Request):
             self.channel.close_by_reset()
 
     def _begin(self, media_type: bytes) -> None:
-        self._headers[b"content-type"] = media_type
+        self._headers[b"Content-Type"] = media_type
         if self._chunks:
-            self._headers[b"transfer-encoding"] = b"chunked"
+            self._headers[b"Transfer-Encoding"] = b"chunked"
         self._pending = self._head(200)  # goes out with the first bytes
 
     #: A head that was not sent yet.
@@ -196,14 +192,9 @@ class Request(http.Request):
 
     def _head(self, status: int) -> bytes:
         if self.channel is not None and self.channel.closes_after_answer:
-            self._headers[b"connection"] = b"close"
+            self._headers[b"Connection"] = b"close"
         self.code, self.startedWriting = status, 1
-        line = _LINES.get(status) or b"HTTP/1.1 %d Error\r\n" % status
-        fields = [
-            b"%b: %b\r\n" % (name.title() if name.islower() else name, value)
-            for name, value in self._headers.items()
-        ]
-        return b"".join((line, *fields, b"\r\n"))
+        return response_head(status, self._headers.items())
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -53,7 +53,8 @@ class Site(server.Site):
     def _use(self, settings: Settings) -> None:
         self.settings = settings
         self._most = self._fixed or for_clients(settings)
-        self.id_header = settings.gateway.request_id_header.encode("ascii")
+        name = settings.gateway.request_id_header.encode("ascii")
+        self.id_header = name.title() if name.islower() else name
         self._common = (0, ())
 
     def common_headers(self) -> tuple[tuple[bytes, bytes], ...]:
@@ -61,9 +62,9 @@ class Site(server.Site):
         now = int(time.time())  # the reactor's clock does not know the date
         if now != self._common[0] or not self._common[1]:
             self._common = now, (
-                (b"server", self.settings.gateway.api_title.encode("ascii")),
-                (b"date", datetimeToString(now)),
-                (b"x-content-type-options", b"nosniff"),
+                (b"Server", self.settings.gateway.api_title.encode("ascii")),
+                (b"Date", datetimeToString(now)),
+                (b"X-Content-Type-Options", b"nosniff"),
             )
         return self._common[1]
 

@@ -23,6 +23,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from gatewayd.http1.writing import request_head
 from gatewayd.wire.errors import ConnectTimeout, GatewayError, Unreachable
 
 from .connection import Connection, NoAnswer
@@ -107,13 +108,13 @@ class Agent:
             self._sweep = None
 
     def _encode(self, method: bytes, uri: bytes, headers: Headers, body: bytes) -> bytes:
-        head = [method + b" " + uri[len(self._prefix) :] + b" HTTP/1.1\r\nHost: " + self._authority]
+        fields = [(b"Host", self._authority)]
         for name, values in headers.getAllRawHeaders():
             if name.lower() not in _OURS:
-                head += [name + b": " + value for value in values]
+                fields += [(name, value) for value in values]
         if body or method != b"GET":
-            head.append(b"Content-Length: %d" % len(body))
-        return b"\r\n".join(head) + b"\r\n\r\n" + body
+            fields.append((b"Content-Length", b"%d" % len(body)))
+        return request_head(method, uri[len(self._prefix) :], fields) + body
 
     # -- the pool ----------------------------------------------------------------------------
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from twisted.internet.interfaces import IProtocol
-from twisted.web.iweb import IResponse
+from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
 from gatewayd.http1.replies import ReplyParser
+
+from .headers import ReadyHeaders
 
 
 class Source(Protocol):
@@ -42,8 +44,8 @@ class Response:
 
     def __init__(self, connection: Source, reply: ReplyParser) -> None:
         self.code = reply.code
-        self.headers = reply.headers
-        self.length = reply.length
+        self.headers = ReadyHeaders(reply.fields)
+        self.length = UNKNOWN_LENGTH if reply.length is None else reply.length
         self.connect_seconds = connection.connect_seconds if connection.replies == 0 else 0.0
         self._connection = connection
 

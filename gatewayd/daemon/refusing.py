@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
+from gatewayd.http1.writing import response_head
 from gatewayd.wire.errors import NotStarted
 
 from .listening import CannotStart, take
@@ -45,14 +46,16 @@ def refuse_waiting(descriptors: Iterable[int]) -> None:
 def _answer() -> bytes:
     error = NotStarted("The gateway cannot start: its settings have a mistake.")
     body = error.body()
-    head = [
-        b"HTTP/1.1 503 Service Unavailable",
-        b"content-type: application/json",
-        b"content-length: %d" % len(body),
-        *(name + b": " + value for name, value in error.headers),
-        b"connection: close",
-    ]
-    return b"\r\n".join([*head, b"", body])
+    head = response_head(
+        error.status,
+        (
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *error.headers,
+            (b"connection", b"close"),
+        ),
+    )
+    return head + body
 
 
 def _linger(clients: list[socket.socket]) -> None:

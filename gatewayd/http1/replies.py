@@ -10,9 +10,7 @@ import re
 from typing import Any
 
 import httptools
-from twisted.web.iweb import UNKNOWN_LENGTH
 
-from gatewayd.backend.headers import ReadyHeaders
 from gatewayd.wire.errors import BadReply, UpstreamError
 
 #: Interim (1xx) replies before the real one. Each costs work and says nothing.
@@ -33,18 +31,20 @@ class ReplyParser:
 
     def __init__(self, max_head: int) -> None:
         self._max_head = max_head
-        self._fields_size = self._interim = 0
+        self._lines_size = self._interim = 0
         self._head_ended = False  # within what is fed
         self._empty = 0  # bytes since a head ended or since the last byte of the body
-        self._fields: list[tuple[bytes, bytes]] = []
+        self._lines: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._begun = False
         #: Whether any byte came.
         self.answered = False
         #: Of the head; 0 until it is complete.
         self.code = 0
-        self.headers = ReadyHeaders({})
-        self.length: object = UNKNOWN_LENGTH
+        #: Values by name, as in ``Content-Type``; without those of framing, cookies, connection.
+        self.fields: dict[bytes, list[bytes]] = {}
+        #: Bytes of the body, where a Content-Length says so.
+        self.length: int | None = None
         #: Whether something but the connection's end says where the body ends.
         self.framed = False
         self.complete = False
@@ -108,8 +108,8 @@ class ReplyParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.code:  # else it is a trailer: nothing here reads those
-            self._fields.append((name.lower(), value.strip(b" \t")))  # no part of it: RFC 9110, 5.5
-            self._fields_size += len(name) + len(value) + 4
+            self._lines.append((name.lower(), value.strip(b" \t")))  # no part of it: RFC 9110, 5.5
+            self._lines_size += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
         self._head_ended = True
@@ -118,12 +118,12 @@ class ReplyParser:
             raise BadReply("The backend switched to another protocol.")
         if code < 200:
             self._interim += 1
-            self._fields.clear()
+            self._lines.clear()
             if self._interim > MAX_INTERIM:
                 raise BadReply("The backend sent interim replies without end.")
-            self._fields_size = 0
+            self._lines_size = 0
             return
-        if self._fields_size > self._max_head:
+        if self._lines_size > self._max_head:
             raise BadReply(_LARGE)
         self._read_head()
         if code in (204, 304):
@@ -138,8 +138,8 @@ class ReplyParser:
     # ----------------------------------------------------------------------------------------
 
     def _read_head(self) -> None:
-        kept: dict[bytes, list[bytes]] = {}
-        for name, value in self._fields:
+        fields = self.fields
+        for name, value in self._lines:
             if name == b"content-length":
                 self.length = int(value)
                 self.framed = True
@@ -153,8 +153,7 @@ class ReplyParser:
             elif name == b"keep-alive":
                 self._read_keep_alive(value)
             elif name not in (b"set-cookie", b"connection"):
-                kept.setdefault(name.title(), []).append(value)
-        self.headers = ReadyHeaders(kept)
+                fields.setdefault(name.title(), []).append(value)
 
     def _read_keep_alive(self, value: bytes) -> None:
         for key, number in _KEEP_ALIVE.findall(value):

@@ -1,0 +1,40 @@
+"""Writes the heads of requests and responses.
+
+Names and values are written as given: the caller has checked that they hold no line break.
+
+Source: RFC 9112.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode("ascii"))
+    for status in HTTPStatus
+}
+
+
+def request_head(method: bytes, target: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The head of a request, with the empty line at its end.
+
+    :param fields: name and value of each header line, in order.
+    """
+    return _head(b"%b %b HTTP/1.1" % (method, target), fields)
+
+
+def response_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The head of a response, with the empty line at its end.
+
+    :param fields: name and value of each header line, in order.
+    """
+    return _head(_STATUS_LINES.get(status) or b"HTTP/1.1 %d Error" % status, fields)
+
+
+def _head(start_line: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"\r\n".join((start_line, *map(b": ".join, fields), b"\r\n"))
+
+
+#: Asks the client to send the body that its request announced.
+CONTINUE = response_head(100, ())
