@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows with curl what a running gateway does, and exits with an error when it does not do it.
+# Sends requests to a running gateway with curl, shows the replies, and fails if one is unexpected.
 # usage: [GATEWAYD_TOKEN=secret] examples/try.sh [BASE_URL]      (default: http://127.0.0.1:8000)
 set -euo pipefail
 
@@ -9,31 +9,31 @@ id="try-$$-$RANDOM"
 
 failed() { echo "FAILED: $*" >&2; exit 1; }
 
-# curl, with the token (if there is one) where no list of processes shows it.
+# Calls curl. A token is passed in a file, so that the list of processes does not show it.
 call() {
     curl -sS -N --noproxy '*' --fail-with-body --max-time 120 \
         -H @<(printf 'Content-Type: application/json\n'
               printf '%s' "${GATEWAYD_TOKEN:+Authorization: Bearer $GATEWAYD_TOKEN}") "$@"
 }
 
-# What a request for a completion says; the first argument is put in at the end of it.
+# Prints the body of a completion request; the first argument is inserted at its end.
 request() {
     printf '{"model": %s, "messages": [{"role": "user", "content": "%s"}], "max_tokens": 48%s}' \
         "$model" 'Hello! Who are you?' "$1"
 }
 
 echo "== $base/v1/models"
-models=$(call "$base/v1/models") || failed "no list of models from $base: $models"
+models=$(call "$base/v1/models") || failed "$base did not return a list of models: $models"
 echo "$models"
 model=$(python3 -c '
 import json, sys
 print(json.dumps(json.loads(sys.argv[1])["data"][0]["id"]))
-' "$models" 2>/dev/null) || failed "that is no list with a model in it"
+' "$models" 2>/dev/null) || failed "the list has no model"
 
 echo
 echo "== $base/v1/chat/completions"
 reply=$(call -i -H "X-Request-ID: $id" -d "$(request '')" "$base/v1/chat/completions") \
-    || failed "no completion: $reply"
+    || failed "the request for a completion failed: $reply"
 echo "$reply"
 echo
 python3 -c '
@@ -50,11 +50,11 @@ head, _, body = reply.replace("\r", "").partition("\n\n")
 headers = [line.partition(":") for line in head.split("\n")[1:]]
 assert [v.strip() for k, _, v in headers if k.lower() == "x-request-id"] == [sent]
 assert json.loads(body)["id"] == sent
-' "$reply" "$id" 2>/dev/null || failed "the request id $id did not come back in the header and as the id"
-echo "ok: the X-Request-ID came back in the header and as the id"
+' "$reply" "$id" 2>/dev/null || failed "the reply does not have the request id $id in its header and as its id"
+echo "ok: the reply has the request id in its header and as its id"
 
 echo
-echo "== $base/v1/chat/completions, streaming (seconds since the call before each line)"
+echo "== $base/v1/chat/completions, streaming (each line begins with the seconds since the call)"
 call -H "X-Request-ID: $id" -d "$(request ', "stream": true')" "$base/v1/chat/completions" \
     | python3 -c '
 import json, os, sys, time
@@ -70,15 +70,15 @@ while data := os.read(0, 65536):
         if line.startswith(b"data: "):
             events.append(line[6:])
 
-assert not buffer, "the stream ends within a line"
-assert events and events[-1] == b"[DONE]", "the stream does not end in data: [DONE]"
+assert not buffer, "the stream ends in the middle of a line"
+assert events and events[-1] == b"[DONE]", "the stream does not end with data: [DONE]"
 chunks = [json.loads(event) for event in events[:-1]]
-assert chunks, "the stream holds no chunk"
-assert not any("error" in chunk for chunk in chunks), "the stream holds an error"
+assert chunks, "the stream has no chunk"
+assert not any("error" in chunk for chunk in chunks), "the stream contains an error"
 assert {chunk["id"] for chunk in chunks} == {sent}, "a chunk has another id"
 reasons = [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]]
-assert reasons[-1] and not any(reasons[:-1]), "not the last chunk alone says why it ends"
-# The echo says all in one chunk; what a model says must not have been collected on the way.
-assert len(events) < 10 or arrivals > len(events) / 4, "the events arrived in a heap"
+assert reasons[-1] and not any(reasons[:-1]), "only the last chunk must have a finish_reason"
+# The echo sends one chunk. The chunks of a model must arrive one by one, not all together.
+assert len(events) < 10 or arrivals > len(events) / 4, "the events did not arrive one by one"
 print(f"ok: {len(events)} events arrived one by one, the last one was data: [DONE]")
-' "$id" || failed "the stream is not as it should be"
+' "$id" || failed "the stream is not as expected"
