@@ -18,7 +18,9 @@ from twisted.python import usage
 
 from gatewayd import __version__
 from gatewayd.daemon.worker import Supervised, is_worker
-from gatewayd.settings.model import ConfigError, Settings, load, warnings_of
+from gatewayd.settings.checks import warnings_of
+from gatewayd.settings.load import SettingsError, load
+from gatewayd.settings.model import Settings
 from gatewayd.telemetry import errorlog
 
 _OPTIONS = ("listen", "port", "backend-url")
@@ -86,7 +88,7 @@ class Options(usage.Options):
         self.load = partial(load, dict(os.environ), given, path, os.getcwd())
         try:
             self.settings = self.load()
-        except ConfigError as error:
+        except SettingsError as error:
             if not self["check"]:
                 _refuse_waiting()
             _fail(error.problems)
@@ -99,7 +101,7 @@ class Options(usage.Options):
 
         try:
             build(self.settings, reactor, bytes)
-        except ConfigError as error:
+        except SettingsError as error:
             _fail(error.problems)
         _print_errors(warnings_of(self.settings))
 
@@ -126,7 +128,7 @@ def makeService(options: Options) -> IService:
             same = _reactor_option(reactor)
             return Supervisor(options.settings, options.load, reactor, same, foreground)
         return GatewayService(options.settings, options.load, reactor, options.supervised)
-    except ConfigError as error:
+    except SettingsError as error:
         _refuse_waiting()
         _fail(error.problems)
 

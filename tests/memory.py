@@ -22,7 +22,8 @@ from gatewayd.exchange import Exchange
 from gatewayd.routing.health import Evidence, Health
 from gatewayd.routing.health import Failure as Failed
 from gatewayd.routing.router import Router, Target
-from gatewayd.settings.model import Settings, load
+from gatewayd.settings.load import load
+from gatewayd.settings.model import Settings
 from gatewayd.wire.call import Call
 
 EVENTS = "text/event-stream"

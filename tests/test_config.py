@@ -13,18 +13,17 @@ from hypothesis import strategies as st
 
 from gatewayd.daemon.bound import BOUND, keep_bound
 from gatewayd.settings import ini, values
+from gatewayd.settings.checks import warnings_of
+from gatewayd.settings.load import SettingsError, load
 from gatewayd.settings.model import (
     BackendSettings,
-    ConfigError,
-    Gateway,
-    Limits,
-    Log,
+    GatewaySettings,
+    LimitSettings,
+    LogSettings,
     Settings,
-    Timeouts,
+    TimeoutSettings,
     TokenSettings,
     describe,
-    load,
-    warnings_of,
 )
 from gatewayd.settings.sources import About
 from gatewayd.settings.values import Secret
@@ -67,7 +66,7 @@ def problems(
     path: str | None = None,
 ) -> list[str]:
     """The problems of these sources; the file's path is cut down to FILE."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(SettingsError) as caught:
         load(environ or {}, options, path)
     assert str(caught.value) == "\n".join(caught.value.problems)
     return [line.replace(path or "\0", "FILE") for line in caught.value.problems]
@@ -80,7 +79,7 @@ def ini_problems(write: Write, text: str) -> list[str]:
 class TestSources:
     def test_without_any_source_there_are_the_defaults(self) -> None:
         assert load({}) == Settings()
-        assert Settings().gateway == Gateway(
+        assert Settings().gateway == GatewaySettings(
             listen="127.0.0.1",
             port=8000,
             root_path="",
@@ -88,17 +87,17 @@ class TestSources:
             request_id_header="X-Request-ID",
             drain=30.0,
         )
-        assert Settings().timeouts == Timeouts(10, 60, 60, 60, 5, 600, 120, 0, 15)
-        assert Settings().limits == Limits(
+        assert Settings().timeouts == TimeoutSettings(10, 60, 60, 60, 5, 600, 120, 0, 15)
+        assert Settings().limits == LimitSettings(
             2**14, 2**25, 64, 2**22, 2**26, connections=10000, in_flight=1000
         )
-        assert Settings().log == Log("json", "info", "-")
+        assert Settings().log == LogSettings("json", "info", "-")
         assert Settings().backends == ()
 
     def test_each_source_overrides_those_before_it(self, write: Write) -> None:
         path = write("[gateway]\nport = 1\nlisten = 127.0.0.2\ndrain = 3\n")
         settings = load({"PORT": "2", "GATEWAYD_GATEWAY_LISTEN": "::1"}, {"port": "4"}, path)
-        assert settings.gateway == Gateway(listen="::1", port=4, drain=3.0)
+        assert settings.gateway == GatewaySettings(listen="::1", port=4, drain=3.0)
         assert load({"PORT": "2"}, None, path).gateway.port == 2
 
     def test_GATEWAYD_CONFIG_names_the_file_unless_the_command_line_does(
@@ -120,7 +119,7 @@ class TestSources:
         self, write: Write
     ) -> None:
         path = write("\ufeff; comment\r\n[gateway] # here too\r\n  PORT = 1\r\n  listen=::1\r\n")
-        assert load({}, path=path).gateway == Gateway(listen="::1", port=1)
+        assert load({}, path=path).gateway == GatewaySettings(listen="::1", port=1)
 
     def test_settings_are_frozen_and_equal_when_read_again(self, write: Write) -> None:
         path = write("[backend a]\nurl = http://a\napi_key = k\n")
@@ -354,7 +353,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("path", ["/", "/gone\n/x", "/dev/zero", "a\0b", "x" * 5000])
     def test_a_file_that_cannot_be_read_is_one_line(self, path: str) -> None:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(SettingsError) as caught:
             load({"GATEWAYD_CONFIG": path})
         [line] = caught.value.problems
         assert "expected a " in line
@@ -417,7 +416,7 @@ class TestSecrets:
 
     def test_no_traceback_has_one(self, write: Write) -> None:
         environ = {"GATEWAYD_BACKEND_A_API_KEY": "sk very", "BACKEND_URL": "http://very@a"}
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(SettingsError) as caught:
             load(environ)
         assert "very" not in "".join(traceback.format_exception(caught.value))
         assert caught.value.__context__ is None
@@ -613,7 +612,7 @@ def test_any_text_is_settings_or_mistakes(
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
         settings = load(environ, path=str(path))
-    except ConfigError as error:
+    except SettingsError as error:
         assert error.problems
         for line in error.problems:
             assert line.isprintable()

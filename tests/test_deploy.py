@@ -24,7 +24,8 @@ from gatewayd import __version__
 from gatewayd.api.app import API
 from gatewayd.daemon.drain import FLUSH_SECONDS
 from gatewayd.exchange import End, Exchange
-from gatewayd.settings.model import Settings, load
+from gatewayd.settings.load import load
+from gatewayd.settings.model import Settings
 from gatewayd.tap import Options
 from gatewayd.telemetry.access import fields
 from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from gatewayd.settings import pem, values
 from gatewayd.settings.files import File, read_file
-from gatewayd.settings.model import ConfigError, Settings, load
+from gatewayd.settings.load import SettingsError, load
+from gatewayd.settings.model import Settings
 from tests.certificates import certificate
 
 DIGEST = "ab" * 32
@@ -45,7 +46,7 @@ def settings(tmp_path: Path, text: str) -> Settings:
 
 
 def problems(tmp_path: Path, text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(SettingsError) as caught:
         settings(tmp_path, text)
     return [line.removeprefix(f"{tmp_path}/gatewayd.ini") for line in caught.value.problems]
 
@@ -68,7 +69,7 @@ class TestSpecialFiles:
         assert line == f":3: {key}: is a pipe, expected a regular file"
 
     def test_a_pipe_as_the_ini_file_is_refused_at_once(self, fifo: Path) -> None:
-        with pytest.raises(ConfigError, match="fifo: is a pipe, expected a regular file"):
+        with pytest.raises(SettingsError, match="fifo: is a pipe, expected a regular file"):
             load({}, path=str(fifo))
 
     @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ class TestCertificates:
         text += "tls_certificate = {tls_certificate}\ntls_key = {tls_key}\n"
         try:
             settings(tmp_path, text.format(**files))
-        except ConfigError as error:
+        except SettingsError as error:
             (line,) = error.problems
             # A certificate that is good in itself may be that of another key.
             named = "tls_key" if key == "tls_certificate" and "] tls_key: is not" in line else key

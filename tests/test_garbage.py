@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.testing import MemoryReactorClock
 
 from gatewayd.backend.openai import OpenAIBackend
-from gatewayd.settings.model import BackendSettings, Limits
+from gatewayd.settings.model import BackendSettings, LimitSettings
 from tests.backendside import ServerTransport, connected
 from tests.memory import ClientTransport, Gateway, chunk, completion
 
@@ -28,7 +28,7 @@ class World:
     def __init__(self) -> None:
         self.reactor = MemoryReactorClock()
         settings = BackendSettings("a", "http://127.0.0.1:9")
-        self.gateway = Gateway(OpenAIBackend(settings, Limits(), self.reactor))
+        self.gateway = Gateway(OpenAIBackend(settings, LimitSettings(), self.reactor))
         self.client: ClientTransport | None = None
         self.backend: ServerTransport | None = None
 

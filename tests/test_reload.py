@@ -17,7 +17,8 @@ from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.daemon import world
 from gatewayd.daemon.service import GatewayService
 from gatewayd.routing.router import Target
-from gatewayd.settings.model import BackendSettings, ConfigError, Settings, load
+from gatewayd.settings.load import SettingsError, load
+from gatewayd.settings.model import BackendSettings, Settings
 from tests.certificates import certificate
 from tests.memory import fails
 
@@ -349,7 +350,7 @@ def test_what_cannot_be_built_is_named_with_its_section() -> None:
 
     with (
         mock.patch.object(OpenAIBackend, "__init__", fails),
-        pytest.raises(ConfigError) as caught,
+        pytest.raises(SettingsError) as caught,
     ):
         world.build(settings, MemoryReactorClock(), bytes)
     assert caught.value.problems == ("[backend default]: cannot be used (why)",)

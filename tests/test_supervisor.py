@@ -28,7 +28,8 @@ from gatewayd.daemon.workerprocess import (
     Notices,
     WorkerProcess,
 )
-from gatewayd.settings.model import ConfigError, Settings
+from gatewayd.settings.load import SettingsError
+from gatewayd.settings.model import Settings
 from tests.memory import settings
 
 
@@ -112,13 +113,13 @@ class Reactor(Clock):
 class World:
     def __init__(self) -> None:
         self.reactor = Reactor()
-        self.loaded: Settings | ConfigError = settings(gateway_workers="2", gateway_port="0")
+        self.loaded: Settings | SettingsError = settings(gateway_workers="2", gateway_port="0")
         assert isinstance(self.loaded, Settings)
         self.supervisor = Supervisor(self.loaded, self.load, self.reactor, ["--option"], False)
         self.supervisor.startService()
 
     def load(self) -> Settings:
-        if isinstance(self.loaded, ConfigError):
+        if isinstance(self.loaded, SettingsError):
             raise self.loaded
         return self.loaded
 
@@ -268,7 +269,7 @@ def test_accepted_settings_go_to_those_that_run_and_to_those_that_start_later(
 def test_a_mistake_is_said_once_and_reaches_no_worker(world: World) -> None:
     world.both_serve()
     accepted = world.supervisor.settings
-    world.loaded = ConfigError(("gatewayd.ini:1: a mistake",))
+    world.loaded = SettingsError(("gatewayd.ini:1: a mistake",))
     with capturedLogs() as events:
         world.supervisor._reload()
     assert [event["problem"] for event in events if "problem" in event] == [
@@ -285,7 +286,7 @@ def test_settings_that_workers_could_not_use_are_not_accepted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
-        raise ConfigError(("[backend a]: cannot be used",))
+        raise SettingsError(("[backend a]: cannot be used",))
 
     world.both_serve()
     accepted = world.supervisor.settings
@@ -352,7 +353,7 @@ def test_systemd_hears_ready_when_all_serve_by_the_accepted_settings(
     assert told_systemd == ["READY=1", "RELOADING=1"]
     world.reactor.say(1, b"READY=1")
     assert told_systemd == ["READY=1", "RELOADING=1", "READY=1"]
-    world.loaded = ConfigError(("a mistake",))
+    world.loaded = SettingsError(("a mistake",))
     world.supervisor._reload()
     assert told_systemd[3:] == ["RELOADING=1", "READY=1"]
 

@@ -10,7 +10,7 @@ from twisted.application.service import IServiceMaker
 from twisted.plugin import getPlugins
 
 import gatewayd
-from gatewayd.settings.model import BackendSettings, Gateway, Settings, describe
+from gatewayd.settings.model import BackendSettings, GatewaySettings, Settings, describe
 from gatewayd.tap import Options, makeService
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,7 @@ def test_options_override_the_environment(
     monkeypatch.setenv("PORT", "2")
     monkeypatch.setenv("BACKEND_URL", "http://b")
     assert parse(*arguments).settings == Settings(
-        gateway=Gateway(listen="::1", port=1), backends=(BackendSettings("default", "http://a"),)
+        gateway=GatewaySettings(listen="::1", port=1), backends=(BackendSettings("default", "http://a"),)
     )
 
 
@@ -67,8 +67,8 @@ def test_load_reads_the_same_sources_again_from_any_folder(
     options = parse("--config", "gatewayd.ini", "--port", "3")
     monkeypatch.chdir("/")
     path.write_text("[gateway]\nport = 2\ndrain = 2\n")
-    assert options.settings.gateway == Gateway(port=3, drain=1.0)
-    assert options.load().gateway == Gateway(port=3, drain=2.0)
+    assert options.settings.gateway == GatewaySettings(port=3, drain=1.0)
+    assert options.load().gateway == GatewaySettings(port=3, drain=2.0)
 
 
 def test_mistakes_are_lines_on_standard_error_and_status_1(

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from gatewayd.backend import endpoint
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.exchange import End
-from gatewayd.settings.model import BackendSettings, Limits
+from gatewayd.settings.model import BackendSettings, LimitSettings
 from gatewayd.settings.values import base_url
 from tests.backendside import ServerTransport, connected
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk
@@ -46,7 +46,7 @@ class World:
     def __init__(self, url: str = "http://127.0.0.1:9", *others: FakeBackend, **more: Any) -> None:
         self.reactor = MemoryReactorClock()
         backend = BackendSettings("a", base_url(url), **more)
-        self.gateway = Gateway(OpenAIBackend(backend, Limits(), self.reactor), *others)
+        self.gateway = Gateway(OpenAIBackend(backend, LimitSettings(), self.reactor), *others)
         self.target = self.gateway.targets[0]
 
     @property
@@ -211,7 +211,7 @@ def test_a_host_name_may_have_an_underscore(lookups: Lookups) -> None:
     assert b"\r\nHost: llama_server:9\r\n" in backend.value()
     backend.protocol.dataReceived(reply(b'{"choices":[{"index":0,"finish_reason":"stop"}]}'))
     assert Answer(client).status == 200
-    OpenAIBackend(BackendSettings("b", "https://llama_server"), Limits(), world.reactor)
+    OpenAIBackend(BackendSettings("b", "https://llama_server"), LimitSettings(), world.reactor)
 
 
 def test_one_look_up_serves_all_who_wait_and_those_who_leave_are_forgotten(

@@ -19,8 +19,8 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IAgent, IResponse
 
-from gatewayd.settings.model import BackendSettings, Limits
-from gatewayd.settings.pem import x509_of
+from gatewayd.settings.model import BackendSettings, LimitSettings
+from gatewayd.settings.pem import certificates_in
 from gatewayd.wire import models
 from gatewayd.wire.call import Call
 from gatewayd.wire.errors import AuthRefused, BadReply, UpstreamError
@@ -57,7 +57,7 @@ class OpenAIBackend:
     def __init__(
         self,
         settings: BackendSettings,
-        limits: Limits,
+        limits: LimitSettings,
         reactor: Any,
         agent: IAgent | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class OpenAIBackend:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
-    def renewed(self, settings: BackendSettings, limits: Limits) -> OpenAIBackend:
+    def renewed(self, settings: BackendSettings, limits: LimitSettings) -> OpenAIBackend:
         """The same server with other settings, over the connections that there are.
 
         Its connections follow these settings from :meth:`take_over` on.
@@ -142,7 +142,7 @@ def _tls(settings: BackendSettings) -> ClientTLS | None:
     base = urlsplit(settings.url)
     if base.scheme != "https":
         return None
-    trusted = None if settings.tls_ca is None else x509_of(settings.tls_ca)
+    trusted = None if settings.tls_ca is None else certificates_in(settings.tls_ca)
     return ClientTLS(base.hostname or "", trusted)
 
 

@@ -43,7 +43,8 @@ from gatewayd.api.site import Site
 from gatewayd.api.tls import Certificate
 from gatewayd.exchange import Exchange
 from gatewayd.routing.prober import Prober
-from gatewayd.settings.model import ConfigError, Settings
+from gatewayd.settings.load import SettingsError
+from gatewayd.settings.model import Settings
 from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.access import AccessLog
 from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot, share
@@ -63,7 +64,7 @@ _log = Logger()
 class GatewayService(Service):
     """The whole gateway as one service.
 
-    Making one raises :class:`ConfigError` where the settings cannot be used.
+    Making one raises :class:`SettingsError` where the settings cannot be used.
 
     :param load: reads the settings again.
     :param reactor: Twisted's; handed in so that tests can have their own.
@@ -212,7 +213,7 @@ class GatewayService(Service):
         try:
             settings, differences = keep_bound(self.settings, self._load())
             world = self._build(settings)
-        except ConfigError as e:
+        except SettingsError as e:
             for problem in e.problems:
                 _log.error("reload: {problem}", problem=problem)
             _log.error("reload: the settings stay as they were")

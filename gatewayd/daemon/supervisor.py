@@ -35,7 +35,8 @@ from twisted.python.failure import Failure
 
 from gatewayd.api.metrics import metrics_site
 from gatewayd.api.site import Site
-from gatewayd.settings.model import ConfigError, Settings
+from gatewayd.settings.load import SettingsError
+from gatewayd.settings.model import Settings
 from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.metrics import SHARED, forget_worker, shared_text
 
@@ -67,7 +68,7 @@ _NOT_INHERITED = re.compile("(LISTEN_|WATCHDOG_|GATEWAYD_).*|PORT|BACKEND_URL").
 
 class Supervisor(Service):
     """
-    Making one raises :class:`ConfigError` where the workers could not use the settings.
+    Making one raises :class:`SettingsError` where the workers could not use the settings.
 
     :param load: reads the settings again.
     :param twistd_options: of the workers, besides those for the foreground.
@@ -237,7 +238,7 @@ class Supervisor(Service):
         try:
             settings, differences = keep_bound(self.settings, self._load())
             build(settings, self.reactor, bytes)
-        except ConfigError as e:
+        except SettingsError as e:
             for problem in e.problems:
                 _log.error("reload: {problem}", problem=problem)
             _log.error("reload: the settings stay as they were")

@@ -23,7 +23,9 @@ from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.interface import Backend
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.routing.router import Router, Target
-from gatewayd.settings.model import BackendSettings, ConfigError, Settings, warnings_of
+from gatewayd.settings.checks import warnings_of
+from gatewayd.settings.load import SettingsError
+from gatewayd.settings.model import BackendSettings, Settings
 from gatewayd.settings.pem import server_context
 
 from . import descriptors
@@ -74,13 +76,13 @@ def build(
     """
     :param metrics: makes the page of metrics.
     :param before: the world that serves now, to keep from it what stays the same.
-    :raises ConfigError: something cannot be made from these settings.
+    :raises SettingsError: something cannot be made from these settings.
     """
     problems: list[str] = []
     made = list(_targets(settings, reactor, before, problems))
     certificate = _certificate(settings, problems)
     if problems:
-        raise ConfigError(tuple(problems))
+        raise SettingsError(tuple(problems))
     renewals = tuple(each for each in made if isinstance(each, Renewal))
     router = Router([each.target if isinstance(each, Renewal) else each for each in made])
     if before is None:

@@ -45,7 +45,7 @@ from zope.interface import implementer
 
 from gatewayd.backend.interface import Reply
 from gatewayd.routing.router import Choice
-from gatewayd.settings.model import Limits
+from gatewayd.settings.model import LimitSettings
 from gatewayd.wire import sse
 from gatewayd.wire.call import Call, Reader
 from gatewayd.wire.errors import BadReply, GatewayError, Internal, Truncated, UpstreamTimeout
@@ -89,7 +89,7 @@ class Relay:
         self,
         client: Client,
         call: Call,
-        limits: Limits,
+        limits: LimitSettings,
         reactor: IReactorTime,
         ping: float,
         patience: float = 0.0,

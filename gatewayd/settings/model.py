@@ -1,25 +1,19 @@
-"""The settings: defaults < ini file < environment < command line, into one frozen `Settings`.
+"""The settings that exist: one attrs class for each section, one field for each setting.
 
-Adding a setting is one line: an attrs field made by `setting()` with its default as it would stand
-in the file, its parser and a sentence of documentation. The three sources, the error messages,
-`describe()` and the tests of the documentation follow from that line.
-
-How the sources are read and mistakes are named is in :mod:`gatewayd.settings.sources`, the parsers
-are in
-:mod:`gatewayd.settings.values`, :mod:`.files` and :mod:`.pem`. All I/O is reading files that are
-    named.
+A setting is declared by :func:`setting`: its default as it would stand in the file, its parser and
+its sentence of documentation. The three sources, the error messages and the tests of the
+documentation follow from these declarations. How settings are read is in
+:mod:`gatewayd.settings.load`.
 """
 
-import ipaddress
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import attrs
 
-from . import combining
 from .files import File, read_file
 from .pem import certificates, own_certificate
-from .sources import About, Gathering, Schema
+from .sources import About, Schema
 from .values import (
     Secret,
     address,
@@ -46,14 +40,6 @@ from .values import (
 T = TypeVar("T")
 
 
-class ConfigError(Exception):
-    """The settings cannot be used; ``problems`` has one line for each mistake."""
-
-    def __init__(self, problems: tuple[str, ...]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
 def _about(
     default: str | None, parse: Callable[[str], Any], doc: str, is_file: bool = False
 ) -> dict[str, About]:
@@ -66,7 +52,7 @@ def setting(default: str, parse: Callable[[str], T], doc: str, is_file: bool = F
 
 
 @attrs.frozen
-class Gateway:
+class GatewaySettings:
     listen: str = setting("127.0.0.1", address, "The IP address to listen on.")
     port: int = setting("8000", whole(0, 65535), "The port to listen on; 0 takes any free one.")
     root_path: str = setting("", root_path, "The path under which every route answers.")
@@ -99,7 +85,7 @@ class Gateway:
 
 
 @attrs.frozen
-class Timeouts:
+class TimeoutSettings:
     request_head: float = setting(
         "10", some_seconds, "The client: from the first byte of a request to the end of its head."
     )
@@ -132,7 +118,7 @@ class Timeouts:
 
 
 @attrs.frozen
-class Limits:
+class LimitSettings:
     request_head: int = setting("16 KiB", size, "The largest head of a request.")
     request_body: int = setting("32 MiB", size, "The largest body of a request.")
     json_depth: int = setting("64", whole(1), "How deep the JSON of a request may be nested.")
@@ -144,7 +130,7 @@ class Limits:
 
 def _own(key: str) -> Any:
     """A backend's own timeout; without one it is the key's value in ``[timeouts]``."""
-    common = attrs.fields_dict(Timeouts)[key]
+    common = attrs.fields_dict(TimeoutSettings)[key]
     doc = f"This backend's own {key}; empty = that of [timeouts]."
     return attrs.field(
         default=common.default,
@@ -214,7 +200,7 @@ class TokenSettings:
 
 
 @attrs.frozen
-class Log:
+class LogSettings:
     format: str = setting("json", choice("json", "text"), "How log lines are written.")
     level: str = setting(
         "info", choice("debug", "info", "warn", "error"), "The least important message logged."
@@ -228,7 +214,7 @@ class Log:
 
 
 @attrs.frozen
-class Metrics:
+class MetricsSettings:
     listen: tuple[str, int] | None = setting(
         "", optional(endpoint), "Address and port for /metrics alone; empty = the gateway's own."
     )
@@ -236,22 +222,23 @@ class Metrics:
 
 @attrs.frozen
 class Settings:
-    gateway: Gateway = attrs.field(factory=Gateway)
-    timeouts: Timeouts = attrs.field(factory=Timeouts)
-    limits: Limits = attrs.field(factory=Limits)
+    gateway: GatewaySettings = attrs.field(factory=GatewaySettings)
+    timeouts: TimeoutSettings = attrs.field(factory=TimeoutSettings)
+    limits: LimitSettings = attrs.field(factory=LimitSettings)
     backends: tuple[BackendSettings, ...] = ()
     tokens: tuple[TokenSettings, ...] = ()
-    log: Log = attrs.field(factory=Log)
-    metrics: Metrics = attrs.field(factory=Metrics)
+    log: LogSettings = attrs.field(factory=LogSettings)
+    metrics: MetricsSettings = attrs.field(factory=MetricsSettings)
     warnings: tuple[str, ...] = attrs.field(default=(), eq=False)
     """What was seen when the files were read; :func:`warnings_of` has all of them."""
 
 
 _SECTIONS: dict[str, type[attrs.AttrsInstance]] = {
-    "gateway": Gateway, "timeouts": Timeouts, "limits": Limits, "backend": BackendSettings,
-    "token": TokenSettings, "log": Log, "metrics": Metrics,
+    "gateway": GatewaySettings, "timeouts": TimeoutSettings, "limits": LimitSettings,
+    "backend": BackendSettings, "token": TokenSettings, "log": LogSettings,
+    "metrics": MetricsSettings,
 }  # fmt: skip
-_SCHEMA = Schema(
+SCHEMA = Schema(
     keys={
         kind: {f.name: f.metadata["about"] for f in attrs.fields(cls) if "about" in f.metadata}
         for kind, cls in _SECTIONS.items()
@@ -268,85 +255,6 @@ _SCHEMA = Schema(
 
 def describe() -> Iterator[tuple[str, str, About]]:
     """Every setting there is: its section as written in the file, its key, what is known of it."""
-    for kind, keys in _SCHEMA.keys.items():
+    for kind, keys in SCHEMA.keys.items():
         for key, about in keys.items():
-            yield _SCHEMA.title(kind), key, about
-
-
-def load(
-    environ: Mapping[str, str],
-    options: Mapping[str, str] | None = None,
-    path: str | None = None,
-    folder: str = "",
-) -> Settings:
-    """Read every source; raise `ConfigError` with all the mistakes in them.
-
-    :param options: from the command line, by name: ``listen``, ``port``, ``backend-url``.
-    :param path: the ini file; without one ``GATEWAYD_CONFIG`` in `environ` may name it.
-    :param folder: where files are that settings name without a slash at the beginning; empty for
-        the working folder.
-    """
-    given = Gathering(_SCHEMA, folder)
-    if path := path or environ.get("GATEWAYD_CONFIG"):
-        given.read_ini(path)
-    given.read_environment(environ)
-    given.read_options(options or {})
-    settings = _build(given)
-    if given.problems:
-        raise ConfigError(given.problem_lines())
-    return attrs.evolve(settings, warnings=given.warning_lines())
-
-
-def warnings_of(settings: Settings) -> tuple[str, ...]:
-    """What works but is dangerous: in the files, and for the address that is listened on."""
-    listen = settings.gateway.listen
-    if settings.tokens or ipaddress.ip_address(listen).is_loopback:
-        return settings.warnings
-    return (
-        *settings.warnings,
-        f"[gateway] listen: {listen} is not a loopback address, "
-        "and without a token whoever can reach it may use the backends",
-    )
-
-
-def _build(given: Gathering) -> Settings:
-    """Put the values together; what is wrong with their combination goes to the problems."""
-    timeouts = Timeouts(**given.sections.get("timeouts", {}))
-    combining.check_own_tls(given)
-    tokens = [_token(given, section) for section in given.sections if section[:6] == "token "]
-    combining.warn_of_same_tokens(given)
-    sections = [section for section in given.sections if section.startswith("backend ")]
-    # The one that BACKEND_URL makes is the first.
-    sections.sort(key=lambda section: section != "backend default" or given.in_file(section))
-    backends = [_backend(given, section, timeouts) for section in sections]
-    return Settings(
-        gateway=Gateway(**given.sections.get("gateway", {})),
-        timeouts=timeouts,
-        limits=Limits(**given.sections.get("limits", {})),
-        backends=tuple(backend for backend in backends if backend),
-        tokens=tuple(token for token in tokens if token),
-        log=Log(**given.sections.get("log", {})),
-        metrics=Metrics(**given.sections.get("metrics", {})),
-    )
-
-
-def _token(given: Gathering, section: str) -> TokenSettings | None:
-    combining.read_token(given, section)
-    values = _given(given, section)
-    return TokenSettings(**values) if "sha256" in values else None
-
-
-def _backend(given: Gathering, section: str, timeouts: Timeouts) -> BackendSettings | None:
-    combining.read_api_key(given, section)
-    combining.check_trust(given, section)
-    if (section, "url") not in given.places:
-        given.missing(section, "url", "a base URL such as http://127.0.0.1:8080/v1")
-    common = _SCHEMA.keys["timeouts"].keys() & _SCHEMA.keys["backend"].keys()
-    values = {key: getattr(timeouts, key) for key in common} | _given(given, section)
-    return BackendSettings(**values) if "url" in values else None
-
-
-def _given(given: Gathering, section: str) -> dict[str, Any]:
-    """The values of ``[backend NAME]`` and the like that are not empty, and the name."""
-    values = {key: value for key, value in given.sections[section].items() if value is not None}
-    return {**values, "name": section.partition(" ")[2]}
+            yield SCHEMA.title(kind), key, about

@@ -26,7 +26,7 @@ def certificates(path: str) -> File:
     :raises ValueError: it cannot be read, has no certificate, or one that OpenSSL does not take.
     """
     file = read_file(path)
-    if not x509_of(file):
+    if not certificates_in(file):
         raise ValueError("has no certificate, expected a file of PEM certificates")
     try:
         all_expired(file)
@@ -83,14 +83,14 @@ def out_of_date(certificate: File) -> str | None:
 
 
 def all_expired(trusted: File) -> bool:
-    return all(certificate.has_expired() for certificate in x509_of(trusted))
+    return all(certificate.has_expired() for certificate in certificates_in(trusted))
 
 
 def _own(file: File) -> list[x509.Certificate]:
-    return [certificate.to_cryptography() for certificate in x509_of(file)]
+    return [certificate.to_cryptography() for certificate in certificates_in(file)]
 
 
-def x509_of(file: File) -> list[crypto.X509]:
+def certificates_in(file: File) -> list[crypto.X509]:
     """Its certificates, in their order."""
     found = []
     for block in file.content.split(_BEGIN)[1:]:

@@ -26,7 +26,8 @@ import pytest
 from gatewayd.api import security
 from gatewayd.api.security import verify_token
 from gatewayd.http1.head import Fields
-from gatewayd.settings.model import Settings, load
+from gatewayd.settings.load import load
+from gatewayd.settings.model import Settings
 from gatewayd.wire.errors import Unauthorized
 from tests.faultbackend import FaultBackend, blackhole
 from tests.integration.door import (

@@ -17,7 +17,8 @@ from twisted.internet import error
 
 from gatewayd.daemon.service import GatewayService
 from gatewayd.routing.router import Target
-from gatewayd.settings.model import Settings, load
+from gatewayd.settings.load import load
+from gatewayd.settings.model import Settings
 from tests.certificates import certificate
 
 from .backend import Attempt, BackendEnd

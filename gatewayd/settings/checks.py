@@ -5,11 +5,13 @@ be read was complained of there, so nothing here complains of its absence.
 """
 
 import hashlib
+import ipaddress
 import stat
 from typing import Any
 
 from . import pem
 from .files import File, secret_file
+from .model import Settings
 from .sources import Gathering
 from .values import Secret
 
@@ -73,6 +75,18 @@ def check_trust(given: Gathering, section: str) -> None:
     trusted: File | None = given.sections[section].get("tls_ca")
     if trusted is not None and pem.all_expired(trusted):
         given.warn(given.places[section, "tls_ca"], "has only certificates that have expired")
+
+
+def warnings_of(settings: Settings) -> tuple[str, ...]:
+    """What works but is dangerous: in the files, and for the address that is listened on."""
+    listen = settings.gateway.listen
+    if settings.tokens or ipaddress.ip_address(listen).is_loopback:
+        return settings.warnings
+    return (
+        *settings.warnings,
+        f"[gateway] listen: {listen} is not a loopback address, "
+        "and without a token whoever can reach it may use the backends",
+    )
 
 
 def _from_file(given: Gathering, section: str, key: str, instead_of: str) -> Secret | None:
