@@ -199,7 +199,12 @@ class Gateway:
         self.targets = self._targets(backends)
         self.api = API(self.settings, Router(self.targets), self.clock, lambda: b"")
         self.site = Site(
-            self.api.resource(), self.settings, self.clock, self.api.admit, self.ended.append
+            self.api.resource(),
+            self.settings,
+            self.clock,
+            self.api.admit,
+            self.ended.append,
+            self.settings.limits.connections,
         )
 
     def _targets(self, backends: Sequence[Backend]) -> list[Target]:

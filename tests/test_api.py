@@ -249,7 +249,7 @@ def test_promise_1_every_request_has_one_end() -> None:
         (400, End.REFUSED),
         (499, End.CLIENT_GONE),
     ]
-    assert not gateway.site.active
+    assert not gateway.site.state.active
 
 
 def test_a_fault_of_our_own_is_a_500_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +416,7 @@ def test_while_draining_new_requests_are_refused_and_health_says_why() -> None:
     backend = FakeBackend()
     gateway = Gateway(backend)
     client, other = gateway.chat(stream=True), gateway.connect()
-    gateway.api.draining = gateway.site.draining = True
+    gateway.api.draining = gateway.site.state.draining = True
     refused = Answer(gateway.chat(transport=other))
     assert (refused.status, refused.code) == (503, "draining") and refused.closed
     health = Answer(gateway.request("GET", "/healthz"))

@@ -186,7 +186,7 @@ def test_bodies_on_their_way_are_bounded_together() -> None:
         assert again.read().startswith(b"HTTP/1.1 200 ")
         clients[1].send(data[-1:])
         assert clients[1].read().startswith(b"HTTP/1.1 200 ")
-        assert wired.gateway.site.gathered == 0
+        assert wired.gateway.site.state.bytes_gathered == 0
 
 
 # -- closing -------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_a_stop_closes_who_has_no_request_at_once(
     with Wired(folder=tmp_path, settings=clocks) as wired:
         clients = [wired.connect(tls), wired.connect(tls, shakes=False), wired.connect(tls)]
         clients[2].send(HEALTH)
-        for channel in list(wired.gateway.site.channels):
+        for channel in list(wired.gateway.site.state.connections):
             channel.close_if_idle()
         wired.settle()
         assert all(client.is_gone for client in clients)
@@ -295,7 +295,7 @@ def test_what_waits_is_sent_before_an_idle_connection_is_closed(
         wired.settle()
         assert client.held
         if by == "stop":
-            for channel in list(wired.gateway.site.channels):
+            for channel in list(wired.gateway.site.state.connections):
                 channel.close_if_idle()
         for _ in range(10):
             wired.wait(1)

@@ -80,7 +80,8 @@ def two(**said: str) -> tuple[FakeBackend, FakeBackend, Gateway]:
 
 
 def settled(gateway: Gateway) -> bool:
-    return all(target.in_flight == 0 for target in gateway.targets) and not gateway.site.active
+    idle = all(target.in_flight == 0 for target in gateway.targets)
+    return idle and not gateway.site.state.active
 
 
 def watched(gateway: Gateway) -> bool:
@@ -215,7 +216,7 @@ def test_who_ends_it_in_any_phase_settles_every_attempt_once(phase: str, how: st
         call.head()
         call.event(chunk("a"))
     if how == "stop":
-        (exchange,) = gateway.site.active
+        (exchange,) = gateway.site.state.active
         assert exchange.stop is not None
         exchange.stop(errors.Drained())
     else:

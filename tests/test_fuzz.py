@@ -66,7 +66,7 @@ class Door:
         if client.connected:
             client.leave()
         self.gateway.clock.advance(10)
-        assert not self.gateway.site.active and not self.gateway.clock.getDelayedCalls()
+        assert not self.gateway.site.state.active and not self.gateway.clock.getDelayedCalls()
         assert self.errors == []
         return client, [call.body for call in self.backend.calls]
 

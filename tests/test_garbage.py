@@ -80,7 +80,7 @@ def test_nothing_of_an_exchange_waits_for_the_collector(exchange: Callable[[Worl
     try:
         for _ in range(5):
             exchange(world)
-        assert world.gateway.ended and not world.gateway.site.active
+        assert world.gateway.ended and not world.gateway.site.state.active
         world.gateway.ended.clear()
         world.reactor.advance(0)
         gc.collect()

@@ -405,7 +405,7 @@ def test_a_prober_that_was_stopped_looks_no_more() -> None:
 
 def under_way(gateway: Gateway, *backends: FakeBackend) -> Asked:
     """The one request that a backend has not answered."""
-    (exchange,) = gateway.site.active
+    (exchange,) = gateway.site.state.active
     (backend,) = [b for b in backends if b.name == exchange.backends[-1]]
     return backend.calls[-1]
 

@@ -821,7 +821,7 @@ def test_a_transcription_with_stream_is_one_in_the_log_and_at_the_backend(
     gateway: Gateway, backend: FakeBackend, stream: bytes
 ) -> None:
     client, call = transcription(gateway, backend, stream)
-    assert call.call.stream and gateway.site.active
+    assert call.call.stream and gateway.site.state.active
     call.head()
     call.send(framed([DELTA, LAST]))
     assert Answer(client).body == framed([DELTA, LAST]) and Answer(client).complete

@@ -36,7 +36,7 @@ def backend() -> FakeBackend:
 def gateway(backend: FakeBackend) -> Iterator[Gateway]:
     gateway = Gateway(backend, settings=settings(timeouts_ping="0"))
     yield gateway
-    assert not gateway.site.active, "an exchange has no end"
+    assert not gateway.site.state.active, "an exchange has no end"
     assert len(gateway.ended) == len({id(exchange) for exchange in gateway.ended})
 
 

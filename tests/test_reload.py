@@ -280,8 +280,8 @@ class KeptTargets(Reloads):
         self.serve(metrics)
         site = self.reactor.tcpServers[-1][1]
         self.reload(metrics + "[limits]\nconnections = 7\n[gateway]\napi_title = other\n")
-        assert site.settings.limits.connections == 7
-        assert (b"Server", b"other") in site.common_headers()
+        assert site.state.settings.limits.connections == 7
+        assert (b"Server", b"other") in site.state.common_headers()
 
 
 class Warned(Reloads):

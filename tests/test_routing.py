@@ -199,7 +199,7 @@ def test_when_none_is_busy_they_take_turns_in_the_order_of_the_settings() -> Non
     gateway = gateway_of(*several)
     for _ in range(9):
         gateway.chat(model="m")
-        (exchange,) = gateway.site.active
+        (exchange,) = gateway.site.state.active
         (backend,) = [b for b in several if b.name == exchange.backends[0]]
         backend.calls[-1].whole(completion())
     asked = [exchange.backends for exchange in gateway.ended]

@@ -105,10 +105,10 @@ class Wired:
             client.close()
         for _ in range(4):
             self.loop.turn()
-        for channel in list(self.gateway.site.channels):
+        for channel in list(self.gateway.site.state.connections):
             channel.transport.abortConnection()
         self.loop.advance(0)
-        assert not self.gateway.site.channels
+        assert not self.gateway.site.state.connections
 
     def connect(
         self, tls: bool = False, shakes: bool = True, offers: Sequence[str] = ()

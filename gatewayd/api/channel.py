@@ -32,7 +32,8 @@ has its own. While the connection is full or closing, the write clock runs besid
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Protocol, connectionDone
@@ -42,7 +43,6 @@ from gatewayd.exchange import End, request_id, traceparent
 from gatewayd.http1.head import Fields, Framing
 from gatewayd.http1.requests import Incoming
 from gatewayd.http1.writing import CONTINUE, response_head
-from gatewayd.sending import send
 from gatewayd.wire.errors import (
     GatewayError,
     Overloaded,
@@ -53,9 +53,7 @@ from gatewayd.wire.errors import (
 from .clocks import Deadline
 from .outgoing import Outgoing
 from .request import Request
-
-if TYPE_CHECKING:
-    from .site import Site
+from .state import ServerState
 
 #: What may wait behind the request that is being handled. Past it the client is cut off: reading
 #: must go on, or its leaving would not be noticed.
@@ -69,15 +67,23 @@ _METHODS = frozenset(b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT".spl
 
 class Channel(Protocol):
     """
-    :param site: what it belongs to.
+    :param admit: called with each request whose head is good; raises to refuse it.
+    :param handle: called with each request that is complete.
     """
 
     transport: Any
     outgoing: Outgoing
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self._settings = site.settings
+    def __init__(
+        self,
+        state: ServerState,
+        admit: Callable[[Request], None],
+        handle: Callable[[Request], None],
+    ) -> None:
+        self.state = state
+        self._admit = admit
+        self._process = handle
+        self._settings = state.settings
         self._incoming = Incoming()
         self._arriving: Request | None = None  # its body is being read
         self._handled: Request | None = None  # it is being handled, or its reply was cut
@@ -86,16 +92,16 @@ class Channel(Protocol):
         self._turn: IDelayedCall | None = None  # while the connection is in line
         self._gathered = 0  # bytes of a body that is not whole yet
         self._client = ""
-        self._deadline = Deadline(site.reactor)
+        self._deadline = Deadline(state.reactor)
 
     # -- the connection ------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
         self._client = getattr(self.transport.getPeer(), "host", "")
         self.outgoing = Outgoing(
-            self.site, self.transport, self._deadline, self._turned, self._takes_nothing
+            self.state, self.transport, self._deadline, self._turned, self._takes_nothing
         )
-        if self.site.connected(self):
+        if self.state.connected(self):
             self._deadline.set(self._settings.timeouts.request_head, self._idle_too_long)
         else:
             self._refuse_connection()
@@ -109,7 +115,7 @@ class Channel(Protocol):
             if request is not None:
                 request.connectionLost(reason)
         self._arriving = self._handled = None
-        self.site.disconnected(self)
+        self.state.disconnected(self)
 
     def dataReceived(self, data: bytes) -> None:
         if self.outgoing.closing:
@@ -135,7 +141,7 @@ class Channel(Protocol):
                     break
             else:
                 if not self.outgoing.closing:
-                    self._turn = self.site.reactor.callLater(0, self._take_turn)
+                    self._turn = self.state.reactor.callLater(0, self._take_turn)
                     self._read_or_not()
         except GatewayError as error:
             self._refuse(error)
@@ -167,7 +173,7 @@ class Channel(Protocol):
 
     def _read_head(self) -> bool:
         """Take a head off the buffer if it is complete. False: more bytes are needed."""
-        self._settings = self.site.settings
+        self._settings = self.state.settings
         fields = self._incoming.head(self._settings.limits.request_head)
         if fields is None:
             if not self._deadline.is_for(self._head_too_slow):
@@ -180,7 +186,7 @@ class Channel(Protocol):
         self._arriving = request = self._new_request(fields)
         framing = Framing.of(self._incoming.line, fields)
         self._persistent = framing.persistent
-        self.site.admit(request)
+        self._admit(request)
         limits = self._settings.limits
         if framing.length is not None and framing.length > limits.request_body:
             said = f"The request body is larger than {limits.request_body} bytes."
@@ -200,7 +206,7 @@ class Channel(Protocol):
         body = self._incoming.body()
         if body is None:
             self._count_gathered(self._incoming.gathered)
-            if self.site.gathers_too_much:
+            if self.state.gathers_too_much:
                 raise Overloaded("The gateway is at its limit of request bodies on their way.")
             return False
         self._count_gathered(0)
@@ -208,7 +214,7 @@ class Channel(Protocol):
         return True
 
     def _count_gathered(self, size: int) -> None:
-        self.site.gathered += size - self._gathered
+        self.state.bytes_gathered += size - self._gathered
         self._gathered = size
 
     # -- step 3: handling ----------------------------------------------------------------------
@@ -219,15 +225,11 @@ class Channel(Protocol):
         self._handled = request
         self._deadline.clear()
         request.body = body
-        request.process()
-
-    def write(self, data: bytes) -> None:
-        """Send a part of the answer."""
-        send(self.transport, data)
+        self._process(request)
 
     @property
     def closes_after_answer(self) -> bool:
-        return not self._persistent or self.site.draining
+        return not self._persistent or self.state.draining
 
     def request_done(self) -> None:
         """The answer has been written."""
@@ -237,13 +239,13 @@ class Channel(Protocol):
         if self.closes_after_answer:
             self.close_lingering()
             return
-        self._deadline.set(self.site.settings.timeouts.client_idle, self._idle_too_long)
+        self._deadline.set(self.state.settings.timeouts.client_idle, self._idle_too_long)
         self._read_or_not()
         self._pump()
 
     def _new_request(self, fields: Fields) -> Request:
-        ids = fields.all(self.site.id_header.lower()) or fields.all(b"request-id")
-        exchange = self.site.begin(request_id(ids), self._client)
+        ids = fields.all(self.state.id_header.lower()) or fields.all(b"request-id")
+        exchange = self.state.begin_exchange(request_id(ids), self._client)
         line = self._incoming.line
         if line.method in _METHODS:  # another could hold anything, and is logged
             exchange.method = line.method.decode("ascii")
@@ -310,12 +312,12 @@ class Channel(Protocol):
             ),
         )
         self.transport.write(head + body)
-        self.outgoing.close(linger=self.site.surplus_may_linger)
+        self.outgoing.close(linger=self.state.surplus_may_linger)
 
     # -- the client's pace ---------------------------------------------------------------------
 
     def _idle_too_long(self) -> None:
-        timeouts = self.site.settings.timeouts
+        timeouts = self.state.settings.timeouts
         if self.outgoing.full and timeouts.client_write:  # its answer has not reached it yet
             self._deadline.set(timeouts.client_idle, self._idle_too_long)
         else:

@@ -8,12 +8,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from gatewayd.daemon.descriptors import FOR_METRICS
 from gatewayd.settings.model import Settings
 from gatewayd.wire.errors import GatewayError, UnknownURL
 
 from .request import Request
 from .site import Site
+
+#: How many connections the port of the metrics accepts.
+CONNECTIONS = 16
 
 MEDIA_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -42,7 +44,12 @@ class MetricsPage(Resource):
         return NOT_DONE_YET
 
 
-def metrics_site(text: Callable[[], bytes], settings: Settings, reactor: IReactorTime) -> Site:
-    """What listens on that port; its exchanges are neither logged nor counted."""
+def metrics_site(
+    text: Callable[[], bytes], settings: Settings, reactor: IReactorTime
+) -> Site:
+    """The site on that port; its exchanges are neither logged nor counted.
+
+    :param text: makes the page.
+    """
     page = MetricsPage(text)
-    return Site(page, settings, reactor, lambda _: None, lambda _: None, most=FOR_METRICS)
+    return Site(page, settings, reactor, lambda _: None, lambda _: None, CONNECTIONS)

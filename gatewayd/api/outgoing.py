@@ -20,7 +20,7 @@ it took nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
@@ -28,9 +28,7 @@ from zope.interface import implementer
 from gatewayd.sending import tcp_of, tune
 
 from .clocks import Deadline, WriteClock, pending
-
-if TYPE_CHECKING:
-    from .site import Site
+from .state import ServerState
 
 #: How long a connection that we have closed is read, for the client to close it too.
 LINGER_SECONDS = 2.0
@@ -54,7 +52,7 @@ class Outgoing:
 
     def __init__(
         self,
-        site: Site,
+        state: ServerState,
         transport: Any,
         deadline: Deadline,
         turned: Callable[[], None],
@@ -64,7 +62,7 @@ class Outgoing:
         self.full = False
         #: Whether the connection is being closed: nothing that comes is looked at any more.
         self.closing = False
-        self._site = site
+        self._state = state
         self._transport = transport
         self._deadline = deadline
         self._turned = turned
@@ -193,13 +191,13 @@ class Outgoing:
 
     def _watch(self) -> None:
         """See that the client goes on taking what it is sent."""
-        seconds = self._site.settings.timeouts.client_write
+        seconds = self._state.settings.timeouts.client_write
         if self.closing:
             seconds = seconds or CLOSING_SECONDS
         if not seconds:
             return
         if self._writes is None:  # most connections never need one
-            self._writes = WriteClock(self._site.reactor, self._transport, self._late)
+            self._writes = WriteClock(self._state.reactor, self._transport, self._late)
         self._writes.start(seconds)
 
     def _call_taken(self) -> None:

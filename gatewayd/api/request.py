@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
+from twisted.web.resource import IResource
 
 from gatewayd.exchange import End, Exchange
 from gatewayd.http1.head import Fields, RequestLine
@@ -18,10 +19,9 @@ from gatewayd.sending import send
 from gatewayd.wire import sse
 from gatewayd.wire.errors import GatewayError, Internal
 
+from .outgoing import Outgoing
 from .security import ANYONE
-
-if TYPE_CHECKING:
-    from .channel import Channel
+from .state import ServerState
 
 _log = Logger()
 
@@ -40,6 +40,20 @@ def _size(size: int) -> bytes:
 _SIZES = [_size(size) for size in range(1024)]
 
 
+class Connection(Protocol):
+    """A client's connection as its request sees it: :class:`gatewayd.api.channel.Channel`."""
+
+    state: ServerState
+    transport: Any
+    outgoing: Outgoing
+
+    @property
+    def closes_after_answer(self) -> bool: ...
+    def request_done(self) -> None: ...
+    def close_lingering(self) -> None: ...
+    def close_by_reset(self) -> None: ...
+
+
 class Request(http.Request):
     """Twisted's request, with other insides: it reads and writes the head itself.
 
@@ -48,10 +62,10 @@ class Request(http.Request):
     """
 
     # None when it has finished, and after a disconnect.
-    channel: Channel | None  # type: ignore[assignment]
+    channel: Connection | None  # type: ignore[assignment]
 
     def __init__(
-        self, channel: Channel, exchange: Exchange, line: RequestLine, fields: Fields
+        self, channel: Connection, exchange: Exchange, line: RequestLine, fields: Fields
     ) -> None:
         # Not super().__init__(): what it prepares (two header objects, cookies, addresses) is
         # made for each request and used for none.
@@ -66,19 +80,19 @@ class Request(http.Request):
         self.handling: Deferred[Any] | None = None
         self._chunks = line.minor == b"1" and line.method != b"HEAD"
         # By name as it is sent.
-        self._headers: dict[bytes, bytes] = dict(channel.site.common_headers())
-        self._headers[channel.site.id_header] = exchange.id.encode("ascii")
+        self._headers: dict[bytes, bytes] = dict(channel.state.common_headers())
+        self._headers[channel.state.id_header] = exchange.id.encode("ascii")
         self._events = True
         self._error: GatewayError | None = None
 
-    def process(self) -> None:
+    def process(self, resource: IResource) -> None:  # type: ignore[override]  # is handed it
         """Have it handled."""
         assert self.channel is not None
         if self.preflight:
             self.respond(200, b"")
             return
         try:
-            self.channel.site.resource.render(self)
+            resource.render(self)
         except Exception:
             _log.failure("handling {id} failed", id=self.exchange.id)
             self.fail(Internal("The gateway met an internal error."))
@@ -158,7 +172,7 @@ class Request(http.Request):
             return
         self._end()  # first: who has the answer may look for its line in the log
         if last:
-            self.channel.write(last)
+            send(self.channel.transport, last)
         channel, self.channel, self.finished = self.channel, None, 1
         channel.request_done()
 
@@ -228,7 +242,7 @@ class Request(http.Request):
 
     def _now(self) -> float:
         assert self.channel is not None
-        return self.channel.site.reactor.seconds()
+        return self.channel.state.reactor.seconds()
 
     # -- the client's pace ---------------------------------------------------------------------
 

@@ -12,25 +12,20 @@ import encodings.idna  # noqa: F401
 import resource
 from contextlib import suppress
 
+from gatewayd.api import metrics
+from gatewayd.api.state import SURPLUS_CONNECTIONS
 from gatewayd.settings.model import Settings
 
 from .listening import ACCEPTED_AT_ONCE, CannotStart
-
-#: How many connections that were too many may wait at one time for their clients to close them.
-#: More are closed at once: each costs a descriptor.
-SURPLUS_AT_ONCE = 64
 
 #: For the process itself: logs, ports, the event loop, the files that workers share, look-ups of
 #: names, files that it reads.
 _OWN = 48
 #: For connections that are too many: those that linger, those that were accepted in this turn of
 #: the loop, and those of the turn before, which close in this one.
-_REFUSED = SURPLUS_AT_ONCE + 2 * ACCEPTED_AT_ONCE
+_REFUSED = SURPLUS_CONNECTIONS + 2 * ACCEPTED_AT_ONCE
 
-#: For the port that ``[metrics] listen`` names.
-FOR_METRICS = 16
-
-RESERVE = _OWN + _REFUSED + FOR_METRICS
+RESERVE = _OWN + _REFUSED + metrics.CONNECTIONS
 
 #: With fewer a gateway is none.
 FEWEST = RESERVE + 16

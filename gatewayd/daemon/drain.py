@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 
 from gatewayd.api.app import API
-from gatewayd.api.site import Site
+from gatewayd.api.state import ServerState
 from gatewayd.exchange import End
 from gatewayd.wire.errors import Drained
 
@@ -29,8 +29,8 @@ FLUSH_SECONDS = 1.0
 
 
 class Drain:
-    def __init__(self, site: Site, api: API, reactor: Any) -> None:
-        self._site = site
+    def __init__(self, state: ServerState, api: API, reactor: Any) -> None:
+        self._state = state
         self._api = api
         self._reactor = reactor
         self._timers: list[IDelayedCall] = []
@@ -44,7 +44,7 @@ class Drain:
 
         :param kept: systemd keeps these ports open: who waits there is left to the next start.
         """
-        self._site.draining = True
+        self._state.draining = True
         for port in ports:
             if not kept:
                 self._reactor.callLater(0, accept_pending, port)
@@ -55,26 +55,26 @@ class Drain:
             self._reactor.callLater(seconds + FLUSH_SECONDS, self.abort),
         ]
         # Not before those who waited are accepted: until then nobody may be connected.
-        self._reactor.callLater(0, self._site.when_empty, self._empty)
+        self._reactor.callLater(0, self._state.when_empty, self._empty)
         return self._done
 
     def abort(self) -> None:
         """Wait no longer."""
-        for channel in list(self._site.channels):
-            channel.abort(End.DRAINED, "stopped")
+        for connection in list(self._state.connections):
+            connection.abort(End.DRAINED, "stopped")
 
     def _close_idle(self) -> None:
         self._api.draining = True
-        for channel in list(self._site.channels):
-            channel.close_if_idle()
+        for connection in list(self._state.connections):
+            connection.close_if_idle()
 
     def _cut(self) -> None:
         late = Drained("The gateway was shut down before the reply ended.")
-        for exchange in list(self._site.active):
+        for exchange in list(self._state.active):
             if exchange.stop is not None:
                 exchange.stop(late)
-        for channel in list(self._site.channels):
-            channel.stop_reading(late)
+        for connection in list(self._state.connections):
+            connection.stop_reading(late)
 
     def _empty(self) -> None:
         for timer in self._timers:

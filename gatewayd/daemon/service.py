@@ -38,7 +38,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from gatewayd import __version__
-from gatewayd.api.metrics import metrics_site
+from gatewayd.api.metrics import CONNECTIONS, metrics_site
 from gatewayd.api.site import Site
 from gatewayd.api.tls import Certificate
 from gatewayd.exchange import Exchange
@@ -51,6 +51,7 @@ from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot, share
 
 from . import reloading
 from .bound import evolved, keep_bound
+from .descriptors import for_clients
 from .drain import Drain
 from .listening import adopt, listen
 from .notify import Systemd, inherited_sockets
@@ -90,7 +91,14 @@ class GatewayService(Service):
         errorlog.on_lost(self.metrics.count_daemon_line_lost)
         self._world = world = build(settings, reactor, self.metrics.text)
         self.api = world.api
-        self.site = Site(world.resource, settings, reactor, world.api.admit, self._ended)
+        self.site = Site(
+            world.resource,
+            settings,
+            reactor,
+            world.api.admit,
+            self._ended,
+            for_clients(settings),
+        )
         self._metrics_site: Site | None = None
         self._prober = Prober(self.api.router, reactor)
         self._access_log: AccessLog | None = None
@@ -191,8 +199,8 @@ class GatewayService(Service):
         """What the metrics show as a state."""
         targets, usable = self.api.router.targets, self.api.router.states()
         return Snapshot(
-            in_flight=len(self.site.active),
-            connections=len(self.site.channels),
+            in_flight=len(self.site.state.active),
+            connections=len(self.site.state.connections),
             backends={
                 t.backend.name: BackendState(usable[t.backend.name], t.in_flight) for t in targets
             },
@@ -238,12 +246,12 @@ class GatewayService(Service):
         """Serve by these settings from now on. Nothing here can fail."""
         world.take_over()
         self._world, self.settings, self.api = world, world.settings, world.api
-        self.site.replace(world.resource, world.settings, world.api.admit)
+        self.site.replace(world.resource, world.api.admit)
+        self.site.state.use(world.settings, for_clients(world.settings))
         if self._certificate is not None and world.certificate is not None:
             self._certificate.context = world.certificate
-        site = self._metrics_site
-        if site is not None:
-            site.replace(site.resource, world.settings, site.admit)
+        if self._metrics_site is not None:
+            self._metrics_site.state.use(world.settings, CONNECTIONS)
 
     def _change_to(self, world: World) -> None:
         """Serve by these settings, and bring the rest in line with them.
@@ -279,13 +287,13 @@ class GatewayService(Service):
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
-        seconds, running = self.settings.gateway.drain, len(self.site.active)
+        seconds, running = self.settings.gateway.drain, len(self.site.state.active)
         said = f"stops: {running} requests in flight may take {seconds:g} s"
         _log.info("gatewayd {said}", said=said)
         self._systemd.stopping(said)
         self._prober.stop()
         self.metrics.stop()
-        self._drain = Drain(self.site, self.api, self._reactor)
+        self._drain = Drain(self.site.state, self.api, self._reactor)
         return self._drain.begin(self._ports, self._kept, seconds).addCallback(self._drained)
 
     def _abort(self) -> None:

@@ -33,7 +33,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gatewayd.api.metrics import metrics_site
+from gatewayd.api.metrics import CONNECTIONS, metrics_site
 from gatewayd.api.site import Site
 from gatewayd.settings.load import SettingsError
 from gatewayd.settings.model import Settings
@@ -256,9 +256,8 @@ class Supervisor(Service):
         errorlog.set_level(settings.log.level)
         for said in (*(f"reload: {said}" for said in differences), *dangers(settings)):
             _log.warn("{said}", said=said)
-        site = self._metrics_site
-        if site is not None:
-            site.replace(site.resource, settings, site.admit)
+        if self._metrics_site is not None:
+            self._metrics_site.state.use(settings, CONNECTIONS)
         self._tell_all(attrs.evolve(settings, warnings=()))
 
     def _tell_all(self, settings: Settings | None) -> None:

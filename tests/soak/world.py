@@ -311,8 +311,8 @@ class World:
         """What is still under way."""
         found = [str(call) for call in self._network.getDelayedCalls()]
         site, api = self.service.site, self.service.api
-        found += [f"exchange {exchange.id}" for exchange in site.active]
-        found += [f"channel {channel}" for channel in site.channels]
+        found += [f"exchange {exchange.id}" for exchange in site.state.active]
+        found += [f"channel {channel}" for channel in site.state.connections]
         for target in self.targets:
             if target.in_flight:
                 found.append(f"{target.in_flight} requests in flight at {target.backend.name}")

@@ -1,0 +1,128 @@
+"""What all connections of one site share: settings, clock, what is under way, common headers.
+
+It knows neither requests nor handlers. :class:`gatewayd.api.site.Site` makes it, its connections
+read and update it, and a shutdown goes through what is under way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.http import datetimeToString
+
+from gatewayd.exchange import End, Exchange
+from gatewayd.settings.model import Settings
+from gatewayd.wire.errors import GatewayError
+
+#: How many refused connections may wait at one time for their clients to close them. Any more are
+#: closed at once, because each one holds a file descriptor.
+SURPLUS_CONNECTIONS = 64
+
+
+class Connection(Protocol):
+    """A client's connection as a shutdown sees it: :class:`gatewayd.api.channel.Channel`."""
+
+    transport: Any
+
+    def close_if_idle(self) -> None: ...
+    def stop_reading(self, error: GatewayError) -> None: ...
+    def abort(self, end: End, detail: str) -> None: ...
+
+
+class ServerState:
+    """
+    :param on_end: called with each exchange that has ended.
+    :param max_connections: connections that are served; further ones are refused.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: IReactorTime,
+        on_end: Callable[[Exchange], None],
+        max_connections: int,
+    ) -> None:
+        self.reactor = reactor
+        #: Whether the gateway is shutting down: each answer closes its connection.
+        self.draining = False
+        #: The exchanges that have not ended.
+        self.active: set[Exchange] = set()
+        self.connections: set[Connection] = set()
+        #: Bytes of request bodies that are not complete yet, of all connections.
+        self.bytes_gathered = 0
+        self._on_end = on_end
+        self._surplus: set[Connection] = set()  # those of the connections that were refused
+        self._when_empty: Callable[[], None] | None = None
+        self.use(settings, max_connections)
+
+    def use(self, settings: Settings, max_connections: int) -> None:
+        """Go by other settings. Requests that are being handled keep what they began with."""
+        self.settings = settings
+        name = settings.gateway.request_id_header.encode("ascii")
+        self.id_header = name.title() if name.islower() else name
+        self._max_connections = max_connections
+        self._common_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self._common_headers_at = 0
+
+    # -- exchanges -----------------------------------------------------------------------------
+
+    def begin_exchange(self, id: str, client: str) -> Exchange:
+        """A request's head has been read.
+
+        :param client: the address of the client.
+        """
+        exchange = Exchange(
+            id=id, started=self.reactor.seconds(), client=client, on_end=self._ended
+        )
+        self.active.add(exchange)
+        return exchange
+
+    def _ended(self, exchange: Exchange) -> None:
+        self.active.discard(exchange)
+        self._on_end(exchange)
+
+    def common_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The headers that every answer has; made again each second because of the date."""
+        now = int(time.time())  # the reactor's clock is monotonic and has no date
+        if now != self._common_headers_at or not self._common_headers:
+            self._common_headers_at, self._common_headers = now, (
+                (b"Server", self.settings.gateway.api_title.encode("ascii")),
+                (b"Date", datetimeToString(now)),
+                (b"X-Content-Type-Options", b"nosniff"),
+            )
+        return self._common_headers
+
+    @property
+    def gathers_too_much(self) -> bool:
+        """Whether incomplete bodies hold more bytes than those of ``in_flight`` requests may."""
+        limits = self.settings.limits
+        return self.bytes_gathered > limits.in_flight * limits.request_body
+
+    # -- connections ---------------------------------------------------------------------------
+
+    def connected(self, connection: Connection) -> bool:
+        """Count a new connection. Return False if there are too many, so that it is refused."""
+        self.connections.add(connection)
+        if len(self.connections) - len(self._surplus) <= self._max_connections:
+            return True
+        self._surplus.add(connection)
+        return False
+
+    @property
+    def surplus_may_linger(self) -> bool:
+        return len(self._surplus) <= SURPLUS_CONNECTIONS
+
+    def disconnected(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self._surplus.discard(connection)
+        if not self.connections and self._when_empty is not None:
+            self._when_empty()
+
+    def when_empty(self, call: Callable[[], None]) -> None:
+        """Call when the last connection is gone; at once if there is none."""
+        self._when_empty = call
+        if not self.connections:
+            call()
