@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -29,12 +29,12 @@ from gatewayd.wire.errors import (
 )
 from gatewayd.wire.others import JSON_PATHS, UPLOAD_PATHS, JSONCall, UploadCall
 
+from .handling import Answer
 from .limits import Admission
 from .metrics import MEDIA_TYPE
-from .outgoing import Outgoing
 from .request import Request
 from .routes import Routes
-from .security import Caller, came_by_proxy, check_origin, is_local, preflight, verify_token
+from .security import came_by_proxy, check_origin, is_local, preflight, verify_token
 
 _JSON = re.compile(rb"application/json[ \t]*(;[!-~ \t]*)?", re.IGNORECASE)
 _UPLOAD = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
@@ -42,6 +42,15 @@ _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 #: How long the openai SDKs will wait for an answer, in seconds: Python's and Node's spelling.
 _PATIENCE = (b"x-stainless-read-timeout", b"x-stainless-timeout")
+
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+
+
+def _get(app: Klein, url: str) -> Callable[[_Handler], _Handler]:
+    """Klein's ``route``, which is not typed for handlers that return an :class:`Answer`."""
+    route: Any = app.route(url, methods=["GET"])
+    return cast(Callable[[_Handler], _Handler], route)
 
 
 class API:
@@ -138,29 +147,29 @@ class API:
     for _path_of in UPLOAD_PATHS:
         app.route(_path_of, methods=["POST"])(upload)
 
-    @app.route("/v1/models", methods=["GET"])
-    async def list_models(self, request: Request) -> None:
+    @_get(app, "/v1/models")
+    async def list_models(self, request: Request) -> Answer:
         request.exchange.route = "/v1/models"
         entries = await self._visible_models(request)
-        request.respond(200, models.encode_list(list(entries.values())))
+        return Answer(200, models.encode_list(list(entries.values())))
 
-    @app.route("/v1/models/<path:name>", methods=["GET"])
-    async def retrieve_model(self, request: Request, name: str) -> None:
+    @_get(app, "/v1/models/<path:name>")
+    async def retrieve_model(self, request: Request, name: str) -> Answer:
         request.exchange.route = "/v1/models/{id}"
         entry = (await self._visible_models(request)).get(unquote(name))
         if entry is None:
             raise ModelNotFound("There is no such model.", param="model")
-        request.respond(200, msgspec.json.encode(entry))
+        return Answer(200, msgspec.json.encode(entry))
 
-    @app.route("/healthz", methods=["GET"])
-    def health(self, request: Request) -> None:
+    @_get(app, "/healthz")
+    def health(self, request: Request) -> Answer:
         """Liveness: this process serves."""
         request.exchange.route = "/healthz"
         status, word = (503, b"draining") if self.draining else (200, b"ok")
-        request.respond(status, b'{"status": "%b"}' % word)
+        return Answer(status, b'{"status": "%b"}' % word)
 
-    @app.route("/readyz", methods=["GET"])
-    def ready(self, request: Request) -> None:
+    @_get(app, "/readyz")
+    def ready(self, request: Request) -> Answer:
         """Readiness: new requests are welcome and have somewhere to go."""
         request.exchange.route = "/readyz"
         if self.draining:
@@ -169,17 +178,17 @@ class API:
             status, word = 503, b"no backend"
         else:
             status, word = 200, b"ok"
-        request.respond(status, b'{"status": "%b"}' % word)
+        return Answer(status, b'{"status": "%b"}' % word)
 
-    @app.route("/metrics", methods=["GET"])
-    def show_metrics(self, request: Request) -> None:
+    @_get(app, "/metrics")
+    def show_metrics(self, request: Request) -> Answer:
         if self.settings.metrics.listen is not None:
             raise UnknownURL("The metrics have a port of their own.")
         if not (self.settings.tokens or self._shows_metrics_to_all(request)):
             said = "The metrics are not for requests that came through a proxy."
             raise Forbidden(said, "metrics_not_local")
         request.exchange.route = "/metrics"
-        request.respond(200, self._metrics(), media_type=MEDIA_TYPE)
+        return Answer(200, self._metrics(), MEDIA_TYPE)
 
     # ------------------------------------------------------------------------------------------
 
@@ -196,8 +205,6 @@ class API:
 
         That is until the client has taken the reply: one that waits in the transport holds memory.
         """
-        assert request.channel is not None
-        outgoing = request.channel.outgoing
         request.exchange.route = path
         request.set_headers(self._admission.enter(request.caller, self.settings.limits.in_flight))
         try:
@@ -205,7 +212,7 @@ class API:
         except BaseException:
             self._admission.leave(request.caller)
             raise
-        return relayed.addBoth(self._left, request.caller, outgoing)
+        return relayed.addBoth(self._left, request)
 
     def _admitted(self, request: Request, parse: Callable[[int], Call]) -> Deferred[None]:
         """What is it, where does it go, and what comes back."""
@@ -228,8 +235,8 @@ class API:
             self.router.route(call.model, lambda: filter(caller.may_use, names()))
         )
 
-    def _left(self, result: Any, caller: Caller, outgoing: Outgoing) -> Any:
-        outgoing.when_taken(lambda: self._admission.leave(caller))
+    def _left(self, result: Any, request: Request) -> Any:
+        request.when_taken(lambda: self._admission.leave(request.caller))
         return result
 
     async def _visible_models(self, request: Request) -> dict[str, Any]:

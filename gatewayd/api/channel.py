@@ -291,7 +291,7 @@ class Channel(Protocol):
         self._drop_what_came()
         for request in (self._arriving, self._handled):
             if request is not None:
-                request.give_up(end, detail)
+                request.abandon(end, detail)
         self.outgoing.abort()
 
     def _drop_what_came(self) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
 
 from gatewayd.settings.model import Settings
-from gatewayd.wire.errors import GatewayError, UnknownURL
+from gatewayd.wire.errors import UnknownURL
 
+from .handling import Answer
 from .request import Request
 from .site import Site
 
@@ -20,28 +19,20 @@ CONNECTIONS = 16
 MEDIA_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
-class MetricsPage(Resource):
+class MetricsPage:
     """Answers ``/metrics`` and nothing else.
 
     :param text: makes the page.
     """
 
-    isLeaf = True
-
     def __init__(self, text: Callable[[], bytes]) -> None:
-        super().__init__()
         self._text = text
 
-    def render(self, request: Request) -> int:
+    def render(self, request: Request) -> Answer:
         request.exchange.route = "/metrics"
-        if request.path == b"/metrics" and request.method in (b"GET", b"HEAD"):
-            try:
-                request.respond(200, self._text(), media_type=MEDIA_TYPE)
-            except GatewayError as error:
-                request.fail(error)
-        else:
-            request.fail(UnknownURL("There is only /metrics here."))
-        return NOT_DONE_YET
+        if request.path != b"/metrics" or request.method not in (b"GET", b"HEAD"):
+            raise UnknownURL("There is only /metrics here.")
+        return Answer(200, self._text(), MEDIA_TYPE)
 
 
 def metrics_site(

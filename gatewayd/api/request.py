@@ -1,34 +1,47 @@
-"""One request as handlers see it, and the ways to answer it; each ends its exchange."""
+"""One request as handlers see it, and the ways to answer it; each ends its exchange.
+
+A handler that has a whole answer returns it (:mod:`.handling`). One that streams calls
+:meth:`Request.begin_stream` or :meth:`Request.begin_bytes`, then ``write`` and ``finish``.
+
+Handlers written for Klein or Twisted Web find the part of Twisted's request that they mostly use,
+with Twisted's meaning: ``method``, ``uri``, ``path``, ``content``, ``requestHeaders``,
+``getHeader``, ``setHeader``, ``setResponseCode``, ``write``, ``finish``, ``notifyFinish``,
+``registerProducer``. Headers are built only when they are asked for. The rest (cookies, ``args``,
+``responseHeaders``, sessions, addresses) is not there: using it raises AttributeError.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from io import BytesIO
+from typing import Any, AnyStr, Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
-from twisted.logger import Logger
+from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
-from twisted.web import http
-from twisted.web.resource import IResource
+from twisted.web.http_headers import Headers
+from zope.interface import implementer
 
 from gatewayd.exchange import End, Exchange
 from gatewayd.http1.head import Fields, RequestLine
 from gatewayd.http1.writing import response_head
 from gatewayd.sending import send
 from gatewayd.wire import sse
-from gatewayd.wire.errors import GatewayError, Internal
+from gatewayd.wire.errors import GatewayError
 
 from .outgoing import Outgoing
 from .security import ANYONE
 from .state import ServerState
 
-_log = Logger()
-
-#: nginx's, for the log: the client left before it was answered.
+#: For the log: the client disconnected before it was answered. nginx uses the same number.
 CLIENT_CLOSED_REQUEST = 499
 
-Headers = Sequence[tuple[bytes, bytes]]
+#: Headers that a handler may not set: the gateway frames the answer and closes the connection.
+_FRAMING = frozenset({b"Connection", b"Content-Length", b"Transfer-Encoding"})
+_WITHOUT_BODY = frozenset({204, 304})
+
+HeaderPairs = Sequence[tuple[bytes, bytes]]
 
 
 def _size(size: int) -> bytes:
@@ -36,7 +49,7 @@ def _size(size: int) -> bytes:
     return b"%x\r\n" % size
 
 
-#: Of tokens: looking one up costs a third of making it.
+#: The lines before chunks of a token's size: a look-up takes a third of the time of formatting.
 _SIZES = [_size(size) for size in range(1024)]
 
 
@@ -54,53 +67,45 @@ class Connection(Protocol):
     def close_by_reset(self) -> None: ...
 
 
-class Request(http.Request):
-    """Twisted's request, with other insides: it reads and writes the head itself.
-
+@implementer(IConsumer)
+class Request:
+    """
     :param channel: the connection that it came on.
     :param fields: its headers.
     """
 
-    # None when it has finished, and after a disconnect.
-    channel: Connection | None  # type: ignore[assignment]
+    code = 200
+    _notify: tuple[Deferred[None], ...] = ()
+    _error: GatewayError | None = None
+    _begun = False  # a head was made
+    _head = b""  # of a body that was begun, until it is sent
+    _head_unsent = True
+    _events = False  # the body is an event stream
+    _bytes_sent = 0  # of the body
 
     def __init__(
         self, channel: Connection, exchange: Exchange, line: RequestLine, fields: Fields
     ) -> None:
-        # Not super().__init__(): what it prepares (two header objects, cookies, addresses) is
-        # made for each request and used for none.
-        self.channel = channel
+        #: None once the answer was written, and after a disconnect.
+        self.channel: Connection | None = channel
         self.exchange = exchange
         self.fields = fields
         self.method, self.uri, self.path = line.method, line.target, line.path
         self.body = b""
         self.caller = ANYONE
         self.preflight = False
-        #: What answers it; cancelled when the client leaves.
+        #: The handler's Deferred; cancelled when the client disconnects.
         self.handling: Deferred[Any] | None = None
+        self._outgoing = channel.outgoing
         self._chunks = line.minor == b"1" and line.method != b"HEAD"
-        # By name as it is sent.
         self._headers: dict[bytes, bytes] = dict(channel.state.common_headers())
-        self._headers[channel.state.id_header] = exchange.id.encode("ascii")
-        self._events = True
-        self._error: GatewayError | None = None
-
-    def process(self, resource: IResource) -> None:  # type: ignore[override]  # is handed it
-        """Have it handled."""
-        assert self.channel is not None
-        if self.preflight:
-            self.respond(200, b"")
-            return
-        try:
-            resource.render(self)
-        except Exception:
-            _log.failure("handling {id} failed", id=self.exchange.id)
-            self.fail(Internal("The gateway met an internal error."))
+        self._id_header = channel.state.id_header
+        self._headers[self._id_header] = exchange.id.encode("ascii")
 
     # -- answering -----------------------------------------------------------------------------
 
-    def set_headers(self, headers: Headers) -> None:
-        """Headers of the answer, whatever answer it will be. Names in lower case."""
+    def set_headers(self, headers: HeaderPairs) -> None:
+        """Set headers of the answer, whatever it will be. Names in lower case, all checked."""
         for name, value in headers:
             self._headers[name.title()] = value
 
@@ -108,78 +113,92 @@ class Request(http.Request):
         self,
         status: int,
         body: bytes,
-        headers: Headers = (),
+        headers: HeaderPairs = (),
         media_type: bytes = b"application/json",
     ) -> None:
         """Answer with a whole body and end."""
+        if self.exchange.end is not None:
+            return
+        if self._begun:
+            raise RuntimeError("Another answer was begun.")
         self.set_headers(headers)
         self._headers[b"Content-Type"] = media_type
         self._headers[b"Content-Length"] = b"%d" % len(body)
         self._chunks = False
-        head = self._head(status)
+        head = self._make_head(status)
         if self.method == b"HEAD":
             body = b""
-        self.sentLength = len(body)
+        self._bytes_sent = len(body)
         self._finish(head + body)
 
     def fail(self, error: GatewayError) -> None:
-        """Answer with an error envelope and end as the error says."""
+        """Answer with an error envelope, or cut a body that was begun; end as the error says."""
+        if self._begun:
+            self.cut(error, b"")
+            return
         if self.exchange.end is not None:
             return
         error.let_go()
         headers = list(error.headers)
-        if error.executed:  # whatever the backend itself may think of it
+        if error.executed:  # even if the backend itself says that the client may retry
             headers.append((b"x-should-retry", b"false"))
         self._error = error
         self.respond(error.status, error.body(), headers)
 
-    def begin_stream(self, headers: Headers = ()) -> None:
-        """Answer with an event stream: :meth:`write` its frames, then :meth:`finish`."""
+    def begin_stream(self, headers: HeaderPairs = ()) -> None:
+        """Begin an event stream: :meth:`write` its frames, then :meth:`finish`."""
         self.set_headers(headers)
         self._headers[b"Cache-Control"] = b"no-cache"
         self._headers[b"X-Accel-Buffering"] = b"no"
-        self._begin(b"text/event-stream")
+        self._headers[b"Content-Type"] = b"text/event-stream"
+        self._events = True
+        self._begin()
 
-    def begin_bytes(self, headers: Headers, content_type: str) -> None:
-        """Answer with bytes of any type, as :meth:`begin_stream` does with events.
+    def begin_bytes(self, headers: HeaderPairs, content_type: str) -> None:
+        """Begin a body of any type, as :meth:`begin_stream` does an event stream.
 
         :param content_type: ASCII, with its parameters.
         """
         self.set_headers(headers)
-        self._events = False
-        self._begin(content_type.encode("ascii"))
+        self._headers[b"Content-Type"] = content_type.encode("ascii")
+        self._begin()
 
     def write(self, data: bytes) -> None:
-        """Send a piece of a body that was begun."""
+        """Send a part of the body; the first part takes the head along.
+
+        No-op after a disconnect.
+        """
         channel, size = self.channel, len(data)
         if channel is None or not size:
             return
-        self.sentLength += size
+        self._bytes_sent += size
         if self._chunks:
             data = (_SIZES[size] if size < len(_SIZES) else _size(size)) + data + b"\r\n"
-        if self._pending:
-            data, self._pending = self._pending + data, b""
+        if self._head_unsent:
+            data = self._with_head(data)
         send(channel.transport, data)
 
     def finish(self) -> None:
-        """End a body that was begun, well."""
-        rest, self._pending = self._pending + (b"0\r\n\r\n" if self._chunks else b""), b""
-        self._finish(rest)
+        """End a body: it is whole. No-op after a disconnect."""
+        head = self._take_head() if self._head_unsent else b""
+        self._finish(head + b"0\r\n\r\n" if self._chunks else head)
 
     def _finish(self, last: bytes) -> None:
-        """Send the last bytes; an end that was given already stays."""
+        """Send the last bytes and end, unless the exchange has ended."""
         if self.exchange.end is not None or self.channel is None:
             return
-        self._end()  # first: who has the answer may look for its line in the log
+        self._end()  # first: a client that has the answer may look for its line in the log
         if last:
             send(self.channel.transport, last)
-        channel, self.channel, self.finished = self.channel, None, 1
+        channel, self.channel = self.channel, None
         channel.request_done()
+        for notified in self._notify:
+            notified.callback(None)
 
     def cut(self, error: GatewayError, name: bytes) -> None:
-        """End a body that was begun: an error event where it is a stream, and no last chunk.
+        """End a body that is not whole: with an error event in a stream, and without a last chunk.
 
-        Without chunks (HTTP/1.0) only a reset says that it is not whole.
+        Without chunks (HTTP/1.0), only a reset tells the client that the body is not whole.
 
         :param name: of the event, in streams whose events have names.
         """
@@ -195,19 +214,36 @@ class Request(http.Request):
         else:
             self.channel.close_by_reset()
 
-    def _begin(self, media_type: bytes) -> None:
-        self._headers[b"Content-Type"] = media_type
+    # -- the head ------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self.code in _WITHOUT_BODY:
+            self._chunks = False
         if self._chunks:
             self._headers[b"Transfer-Encoding"] = b"chunked"
-        self._pending = self._head(200)  # goes out with the first bytes
+        self._head = self._make_head(self.code)
 
-    #: A head that was not sent yet.
-    _pending = b""
+    def _take_head(self) -> bytes:
+        """The head of the body, for which it is time to be sent."""
+        if not self._begun:
+            self._begin()
+        self._head_unsent = False
+        head, self._head = self._head, b""
+        return head
 
-    def _head(self, status: int) -> bytes:
+    def _with_head(self, data: bytes) -> bytes:
+        """Put the head before the first part of the body."""
+        if self.code in _WITHOUT_BODY:
+            raise RuntimeError(f"An answer with status {self.code} has no body.")
+        if self.method == b"HEAD":  # the head is sent by finish()
+            self._bytes_sent = 0
+            return b""
+        return self._take_head() + data
+
+    def _make_head(self, status: int) -> bytes:
         if self.channel is not None and self.channel.closes_after_answer:
             self._headers[b"Connection"] = b"close"
-        self.code, self.startedWriting = status, 1
+        self.code, self._begun = status, True
         return response_head(status, self._headers.items())
 
     # -- the end -------------------------------------------------------------------------------
@@ -221,24 +257,26 @@ class Request(http.Request):
             end = End(error.end)
             self.exchange.finish(end, self._now(), code=error.code, detail=error.detail)
 
-    def give_up(self, end: End, detail: str) -> None:
-        """The connection is going to be closed under it, by the client or because of it."""
+    def abandon(self, end: End, detail: str) -> None:
+        """End the exchange without the rest of an answer: the connection is about to close."""
         if self.exchange.end is None:
             self._account()
-            if not self.startedWriting:
+            if not self._begun:
                 self.exchange.status = CLIENT_CLOSED_REQUEST
             self.exchange.finish(end, self._now(), detail=detail)
 
     def connectionLost(self, reason: Failure) -> None:
-        """Twisted's hook: the client has left."""
-        self.give_up(End.CLIENT_GONE, "")
+        """The connection is gone; what answers this request is cancelled."""
+        self.abandon(End.CLIENT_GONE, "")
         self.channel = None
         if self.handling is not None:
             self.handling.cancel()
+        for notified in self._notify:
+            notified.errback(reason)
 
     def _account(self) -> None:
         self.exchange.status = self.code
-        self.exchange.bytes_out = self.sentLength
+        self.exchange.bytes_out = self._bytes_sent
 
     def _now(self) -> float:
         assert self.channel is not None
@@ -246,11 +284,61 @@ class Request(http.Request):
 
     # -- the client's pace ---------------------------------------------------------------------
 
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
-        """Have ``producer`` paused while the client is slow."""
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Have ``producer``, which must be a push producer, paused while the client is slow."""
+        if not streaming:
+            raise ValueError("Only push producers (streaming=True) can be registered.")
         if self.channel is not None:
-            self.channel.outgoing.register(producer)
+            self._outgoing.register(producer)
 
     def unregisterProducer(self) -> None:
         if self.channel is not None:
-            self.channel.outgoing.unregister()
+            self._outgoing.unregister()
+
+    def when_taken(self, call: Callable[[], None]) -> None:
+        """Call when the client has taken what it was sent, or is gone; at once if nothing waits."""
+        self._outgoing.when_taken(call)
+
+    # -- as Twisted Web has it: built when asked for -------------------------------------------
+
+    @cached_property
+    def requestHeaders(self) -> Headers:
+        return Headers({name: self.fields.all(name) for name in self.fields})
+
+    @cached_property
+    def content(self) -> BytesIO:
+        return BytesIO(self.body)
+
+    def getHeader(self, key: AnyStr) -> AnyStr | None:
+        """The last value of a header of the request."""
+        values = self.requestHeaders.getRawHeaders(key)
+        return values[-1] if values else None
+
+    def setResponseCode(self, code: int) -> None:
+        """Set the status. Unlike Twisted's, it takes no reason phrase."""
+        self._check_not_begun()
+        self.code = code
+
+    def setHeader(self, name: str | bytes, value: str | bytes) -> None:
+        """Set a header of the answer; Twisted's ``Headers`` checks and cleans both.
+
+        :raises ValueError: only the gateway sets this header.
+        """
+        self._check_not_begun()
+        headers: Any = Headers()
+        headers.setRawHeaders(name, [value])
+        ((checked, (cleaned,)),) = headers.getAllRawHeaders()
+        key = checked.title()
+        if key in _FRAMING or key == self._id_header.title():
+            raise ValueError(f"The gateway sets the header {key.decode('ascii')} itself.")
+        self._headers[key] = cleaned
+
+    def notifyFinish(self) -> Deferred[None]:
+        """Fires with None when the answer was written, fails when the connection is lost first."""
+        notified: Deferred[None] = Deferred()
+        self._notify += (notified,)
+        return notified
+
+    def _check_not_begun(self) -> None:
+        if self._begun:
+            raise RuntimeError("The head of the answer was made already.")

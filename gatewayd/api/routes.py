@@ -1,35 +1,27 @@
-"""The Klein resource: finds the handler of a request and sees to it that it is answered.
+"""Finds the handler of a request in Klein's table of routes, and has it called.
 
-Klein's own ``render`` takes the host and the scheme from the request, unquotes the path, builds a
-matcher and renders what a handler returns: a fifth of a small request's time, for things that
-nothing here uses or may use. This one matches the raw path, remembers the routes without a
-variable part, and turns whatever a handler raises into an answer, in one place.
+Klein's own resource takes the host and the scheme from the request, unquotes the path and binds a
+matcher for each request. This one matches the raw path with a matcher that is bound once, and
+remembers the routes without a variable part. What handlers may return is said by :mod:`.handling`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from klein.resource import KleinResource
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.logger import Logger
-from twisted.python.failure import Failure
-from twisted.web.server import NOT_DONE_YET
+from klein import Klein
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as NoSuchMethod
 
-from gatewayd.wire.errors import GatewayError, Internal, MethodNotAllowed, UnknownURL
+from gatewayd.wire.errors import MethodNotAllowed, UnknownURL
 
-if TYPE_CHECKING:
-    from .request import Request
+from .handling import Answer
+from .request import Request
 
-_log = Logger()
-
-
-#: How much of an unknown path is looked at, and which parts of it are logged: others may be keys.
+#: How many bytes of an unknown path are looked at.
 _MAX_SHOWN = 200
+#: The parts of an unknown path that are logged. Others may be keys.
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{0,24}")
 
 
@@ -39,28 +31,28 @@ def _shown(path: bytes) -> str:
     return "/".join(part if _PLAIN.fullmatch(part) else "*" for part in parts)
 
 
-class Routes(KleinResource):
+class Routes:
     """
+    :param app: with its instance bound, if its handlers are methods.
     :param root_path: the path under which every route answers.
     """
 
-    def __init__(self, app: Any, root_path: str) -> None:
-        super().__init__(app)
+    def __init__(self, app: Klein, root_path: str) -> None:
+        self._execute: Any = app.execute_endpoint
         self._root = root_path.encode("ascii")
+        self._matcher = app.url_map.bind("gateway")
         self._found: dict[tuple[bytes, bytes], str] = {}
         self._paths = {rule.rule for rule in app.url_map.iter_rules() if not rule.arguments}
 
-    def render(self, request: Request) -> Any:  # type: ignore[override]  # our Request, not any
-        try:
-            endpoint, variables = self._match(request.method, request.path)
-        except GatewayError as error:
-            request.fail(error)
-            return NOT_DONE_YET
-        execute: Callable[..., Any] = self._app.execute_endpoint
-        handling: Deferred[Any] = maybeDeferred(execute, endpoint, request, **variables)
-        request.handling = handling
-        handling.addErrback(self._failed, request)
-        return NOT_DONE_YET
+    def render(self, request: Request) -> Any:
+        """Return what the request's handler returns.
+
+        :raises GatewayError: there is no handler, or it refuses the request.
+        """
+        if request.preflight:
+            return Answer(200, b"")
+        endpoint, variables = self._match(request.method, request.path)
+        return self._execute(endpoint, request, **variables)
 
     def _match(self, method: bytes, path: bytes) -> tuple[str, dict[str, Any]]:
         known = self._found.get((method, path))
@@ -68,13 +60,10 @@ class Routes(KleinResource):
             return known, {}
         if not path.startswith(self._root + b"/") or path.startswith(self._root + b"//"):
             raise self._unknown(path)
-        adapter = self._app.url_map.bind(
-            "gateway",
-            path_info=path[len(self._root) :].decode("ascii"),
-            default_method=method.decode("ascii"),
-        )
         try:
-            endpoint, variables = adapter.match()
+            endpoint, variables = self._matcher.match(
+                path[len(self._root) :].decode("ascii"), method.decode("ascii")
+            )
         except NoSuchMethod as e:
             allowed = ", ".join(sorted(e.valid_methods or ()))
             raise MethodNotAllowed(
@@ -87,26 +76,16 @@ class Routes(KleinResource):
         return endpoint, dict(variables)
 
     def _unknown(self, path: bytes) -> UnknownURL:
-        near = self._near(path[:_MAX_SHOWN].decode("ascii"))
-        hint = f" Did you mean {near}?" if near else ""
+        similar = self._similar(path[:_MAX_SHOWN].decode("ascii"))
+        hint = f" Did you mean {similar}?" if similar else ""
         return UnknownURL(f"There is nothing at this URL.{hint}", detail=_shown(path))
 
-    def _near(self, path: str) -> str | None:
-        """The path that was meant, where slashes, ``/v1`` or the root path are wrong."""
+    def _similar(self, path: str) -> str | None:
+        """The path of a route that differs only in slashes, ``/v1`` or the root path."""
         root = self._root.decode("ascii")
         plain = re.sub("//+", "/", path).rstrip("/").removeprefix(root)
         rest = re.sub("^(/v1)+(?=/)", "", plain)
-        for meant in (f"/v1{rest}", rest):
-            if meant in self._paths:
-                return root + meant
+        for candidate in (f"/v1{rest}", rest):
+            if candidate in self._paths:
+                return root + candidate
         return None
-
-    @staticmethod
-    def _failed(failure: Failure, request: Request) -> None:
-        if failure.check(CancelledError):
-            return  # the client has left
-        if isinstance(failure.value, GatewayError):
-            request.fail(failure.value)
-            return
-        _log.failure("handling {id} failed", failure, id=request.exchange.id)
-        request.fail(Internal("The gateway met an internal error."))

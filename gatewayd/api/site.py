@@ -8,18 +8,26 @@ do here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory, IReactorTime
 from twisted.internet.protocol import Factory
-from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from gatewayd.exchange import Exchange
 from gatewayd.settings.model import Settings
 
 from .channel import Channel
+from .handling import handle
 from .request import Request
 from .state import ServerState
+
+
+class Resource(Protocol):
+    """Answers requests: :class:`gatewayd.api.routes.Routes`, for one."""
+
+    def render(self, request: Request) -> Any:
+        """Return what a handler may return: see :mod:`.handling`."""
 
 
 @implementer(IProtocolNegotiationFactory)
@@ -34,7 +42,7 @@ class Site(Factory):
 
     def __init__(
         self,
-        resource: IResource,
+        resource: Resource,
         settings: Settings,
         reactor: IReactorTime,
         admit: Callable[[Request], None],
@@ -45,7 +53,7 @@ class Site(Factory):
         self._resource = resource
         self._admit = admit
 
-    def replace(self, resource: IResource, admit: Callable[[Request], None]) -> None:
+    def replace(self, resource: Resource, admit: Callable[[Request], None]) -> None:
         """Answer new requests with these."""
         self._resource, self._admit = resource, admit
 
@@ -64,4 +72,4 @@ class Site(Factory):
         self._admit(request)
 
     def _handle_request(self, request: Request) -> None:
-        request.process(self._resource)
+        handle(request, self._resource.render)

@@ -1,0 +1,66 @@
+"""What a handler may return, and how that becomes the answer to its request.
+
+As in Klein, a handler returns its answer or a Deferred of it, and a coroutine counts as a Deferred.
+The answer is an :class:`Answer`, or None from a handler that has written to the request and ended
+it, as a relay does. Klein also takes text, bytes, elements and resources; here they are errors,
+and so is None while the request has no end: the client receives a 500, and the log the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gatewayd.wire.errors import GatewayError, Internal
+
+from .request import HeaderPairs, Request
+
+_log = Logger()
+
+
+@attrs.frozen
+class Answer:
+    """A whole answer.
+
+    :param headers: further headers; names in lower case.
+    """
+
+    status: int
+    body: bytes
+    media_type: bytes = b"application/json"
+    headers: HeaderPairs = ()
+
+
+class WrongResult(Exception):
+    """A handler returned something that is no answer."""
+
+
+def handle(request: Request, handler: Callable[[Request], Any]) -> None:
+    """Have ``handler`` answer the request. Whatever it raises or returns, the request ends."""
+    handling: Deferred[Any] = maybeDeferred(handler, request)
+    request.handling = handling
+    handling.addCallback(_answer, request).addErrback(_fail, request)
+
+
+def _answer(result: object, request: Request) -> None:
+    if isinstance(result, Answer):
+        request.respond(result.status, result.body, result.headers, result.media_type)
+    elif result is not None:
+        raise WrongResult(f"the handler returned an object of type {type(result).__name__}")
+    elif request.exchange.end is None:
+        raise WrongResult("the handler returned None before the request was answered")
+
+
+def _fail(failure: Failure, request: Request) -> None:
+    if failure.check(CancelledError) and request.exchange.end is not None:
+        return  # the client has disconnected
+    if isinstance(failure.value, GatewayError):
+        request.fail(failure.value)
+        return
+    _log.failure("handling {id} failed", failure, id=request.exchange.id)
+    request.fail(Internal("The gateway met an internal error."))
