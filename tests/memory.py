@@ -19,9 +19,11 @@ from gatewayd.api.site import Site
 from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.interface import Backend, Clocks, Reply
 from gatewayd.exchange import Exchange
-from gatewayd.routing.health import Evidence, Health
-from gatewayd.routing.health import Failure as Failed
-from gatewayd.routing.router import Router, Target
+from gatewayd.routing.evidence import Evidence
+from gatewayd.routing.evidence import Failure as Failed
+from gatewayd.routing.health import Health
+from gatewayd.routing.router import Router
+from gatewayd.routing.target import Target
 from gatewayd.settings.load import load
 from gatewayd.settings.model import Settings
 from gatewayd.wire.call import Call
@@ -31,7 +33,7 @@ EVENTS = "text/event-stream"
 
 def fails(health: Health, trial: int | None = None) -> None:
     """Report a failed request to a backend's health; ``trial`` is a request that has begun."""
-    health.failed(Failed(Evidence.LOST), health.asked() if trial is None else trial)
+    health.failed(Failed(Evidence.LOST), health.begin() if trial is None else trial)
 
 
 def settings(**values: str) -> Settings:

@@ -11,7 +11,8 @@ from twisted.logger import capturedLogs
 
 from gatewayd.backend.interface import Clocks, Reply
 from gatewayd.exchange import End
-from gatewayd.routing.health import FAILURES
+from gatewayd.routing.evidence import FAILURES
+from gatewayd.routing.health import State
 from gatewayd.wire import errors
 from tests.memory import (
     Answer,
@@ -59,7 +60,7 @@ def test_a_caller_that_does_not_wait_ejects_nobody() -> None:
         gateway.clock.advance(0.1)
         assert Answer(client).status == 504
         assert gateway.ended[-1].end is End.BACKEND_TIMEOUT
-    assert gateway.api.router.states() == {"a": True, "b": True}
+    assert gateway.api.router.answering() == {"a": True, "b": True}
     assert [target.in_flight for target in gateway.targets] == [0, 0]
 
 
@@ -191,7 +192,7 @@ def test_a_clock_that_was_due_before_the_second_was_asked_asks_it_not() -> None:
     assert (answer.status, answer.code) == (502, "upstream_unreachable")
     assert not second.calls and settled(gateway)
     assert gateway.ended[0].backends == ["first"]
-    assert gateway.targets[1].health.state == "well"
+    assert gateway.targets[1].health.state is State.HEALTHY
 
 
 PHASES = ["asking", "asking the second", "reading", "an error's body", "pinged", "streaming"]
@@ -261,7 +262,7 @@ def test_a_backend_that_callers_gave_up_on_is_asked_behind_the_others(how: str) 
             assert Answer(client).status == 200
         met.append(len(hanging.calls) > asked)
     # Three in a row, then one trial for each back-off that is over; no time passes meanwhile.
-    assert sum(met) == FAILURES and gateway.api.router.states()["hanging"] is False
+    assert sum(met) == FAILURES and gateway.api.router.answering()["hanging"] is False
     for call in (hanging, good):
         call.failing = [errors.Unreachable("No.") for _ in range(9)]
     assert Answer(gateway.chat(model="m")).status == 502
@@ -275,7 +276,7 @@ def test_a_caller_that_leaves_within_a_moment_says_nothing() -> None:
         client = gateway.chat(model="m")
         gateway.clock.advance(1)
         client.leave()
-    assert gateway.api.router.states() == {"hanging": True, "good": True}
+    assert gateway.api.router.answering() == {"hanging": True, "good": True}
 
 
 def test_a_backend_that_is_ejected_or_back_is_in_the_daemons_log() -> None:
@@ -292,7 +293,7 @@ def test_a_backend_that_is_ejected_or_back_is_in_the_daemons_log() -> None:
     said = [event["log_format"].format(**event) for event in events]
     assert said == [
         "backend first is ejected after 3 failures in a row, the last: No. refused",
-        "backend first is well again after 15.0 s",
+        "backend first is healthy again after 15.0 s",
     ]
 
 
@@ -305,4 +306,4 @@ def test_one_clients_bad_requests_leave_the_gateway_ready() -> None:
             if not call.answer.called:
                 call.whole(failed, 500)
     assert Answer(gateway.request("GET", "/readyz")).status == 200
-    assert gateway.api.router.states() == {"first": True, "second": True}
+    assert gateway.api.router.answering() == {"first": True, "second": True}

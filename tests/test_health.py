@@ -11,17 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted.internet.task import Clock
 from twisted.python import failure
 
-from gatewayd.routing.health import (
-    FAILURES,
-    FIRST_BACKOFF,
-    LONGEST_BACKOFF,
-    TRIAL_SECONDS,
-    Evidence,
-    Failure,
-    Health,
-)
-from gatewayd.routing.prober import EVERY_SECONDS, SOON_SECONDS, WAIT_SECONDS, Prober
-from gatewayd.routing.router import Router, Target, evidence_of
+from gatewayd.routing.evidence import FAILURES, ClientLeft, Evidence, Failure, evidence_of
+from gatewayd.routing.health import FIRST_BACKOFF, LONGEST_BACKOFF, TRIAL_SECONDS, Health, State
+from gatewayd.routing.prober import CHECK_SECONDS, CHECK_TIMEOUT, RECHECK_SECONDS, Prober
+from gatewayd.routing.router import Router
+from gatewayd.routing.target import Target
 from gatewayd.wire import errors
 from tests.memory import Answer, Asked, FakeBackend, Gateway, chunk, completion, fails
 
@@ -36,16 +30,21 @@ def health(clock: Clock) -> Health:
     return Health(clock)
 
 
+def state_of(health: Health) -> State:
+    """The state now; mypy does not expect that a state it has seen compared can change."""
+    return health.state
+
+
 def eject(health: Health) -> None:
     for _ in range(FAILURES):
         fails(health)
-    assert health.state == "ejected"
+    assert health.state is State.EJECTED
 
 
 def back_off(health: Health, clock: Clock) -> float:
     """Wait until it may be asked again; return how long that took."""
     began = clock.seconds()
-    while health.state == "ejected":
+    while health.state is State.EJECTED:
         clock.advance(0.01)
     return clock.seconds() - began
 
@@ -58,7 +57,7 @@ def test_failures_in_a_row_eject(health: Health) -> None:
         fails(health)
     assert health.usable
     fails(health)
-    assert health.state == "ejected" and not health.usable
+    assert health.state is State.EJECTED and not health.usable
 
 
 def test_a_success_in_between_starts_the_count_anew(health: Health) -> None:
@@ -101,7 +100,7 @@ def test_what_a_backend_does_wrong_counts_against_it(
 ) -> None:
     target = Target(FakeBackend(), clock)
     for _ in range(FAILURES):
-        target.ended(problem, target.asked())
+        target.settle(target.begin(), problem)
     assert not target.health.usable and target.in_flight == 0
 
 
@@ -111,9 +110,9 @@ def test_what_a_client_does_wrong_does_not(
 ) -> None:
     target = Target(FakeBackend(), clock)
     for _ in range(100):
-        target.ended(problem, target.asked())
-        target.left(target.asked())
-    assert target.health.state == "well" and target.in_flight == 0
+        target.settle(target.begin(), problem)
+        target.settle(target.begin(), ClientLeft())
+    assert target.health.state is State.HEALTHY and target.in_flight == 0
 
 
 # -- back-off and trial --------------------------------------------------------------------------
@@ -124,13 +123,13 @@ def test_after_the_back_off_one_request_is_let_through(health: Health, clock: Cl
     clock.advance(FIRST_BACKOFF / 2 - 0.01)
     assert not health.usable
     clock.advance(FIRST_BACKOFF / 2 + 0.01)
-    assert health.state == "waiting" and health.usable
-    health.asked()
-    assert health.state == "trying" and not health.usable
+    assert health.state is State.TRIAL_DUE and health.usable
+    health.begin()
+    assert health.state is State.ON_TRIAL and not health.usable
     clock.advance(1000)
     assert not health.usable  # whatever time it takes
     health.succeeded()
-    assert health.state == "well"
+    assert health.state is State.HEALTHY
 
 
 def test_a_trial_that_fails_ejects_at_once_for_longer_up_to_a_cap(
@@ -140,12 +139,12 @@ def test_a_trial_that_fails_ejects_at_once_for_longer_up_to_a_cap(
     took = [back_off(health, clock)]
     for _ in range(10):
         fails(health)
-        assert health.state == "ejected"
+        assert health.state is State.EJECTED
         took.append(back_off(health, clock))
     for n, seconds in enumerate(took):
         longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**n)
         assert longest / 2 - 0.02 <= seconds <= longest + 0.02
-    health.asked()
+    health.begin()
     health.succeeded()
     eject(health)
     assert back_off(health, clock) <= FIRST_BACKOFF + 0.02
@@ -170,9 +169,9 @@ def test_a_backend_that_is_down_for_a_week_is_still_tried_and_comes_back(
         fails(health)
         assert not health.usable
     clock.advance(LONGEST_BACKOFF)
-    health.asked()
+    health.begin()
     health.succeeded()
-    assert health.state == "well"
+    assert health.state is State.HEALTHY
 
 
 def test_a_client_that_leaves_during_the_trial_makes_the_next_request_the_trial(
@@ -180,43 +179,43 @@ def test_a_client_that_leaves_during_the_trial_makes_the_next_request_the_trial(
 ) -> None:
     eject(health)
     clock.advance(FIRST_BACKOFF)
-    health.learned_nothing(health.asked())
-    assert health.state == "waiting" and health.usable
+    health.inconclusive(health.begin())
+    assert health.state is State.TRIAL_DUE and health.usable
     fails(health)
-    assert health.state == "ejected"
+    assert state_of(health) is State.EJECTED
 
 
-@pytest.mark.parametrize("how", [fails, Health.learned_nothing])
+@pytest.mark.parametrize("how", [fails, Health.inconclusive])
 def test_what_began_before_the_trial_does_not_end_it(
     health: Health, clock: Clock, how: Callable[[Health, int], None]
 ) -> None:
-    older = [health.asked() for _ in range(2 * FAILURES)]
+    older = [health.begin() for _ in range(2 * FAILURES)]
     eject(health)
     clock.advance(FIRST_BACKOFF)
-    first = health.asked()
+    first = health.begin()
     for request in older:
         how(health, request)
-        assert health.state == "trying"
-    health.learned_nothing(first)
-    second = health.asked()
+        assert health.state is State.ON_TRIAL
+    health.inconclusive(first)
+    second = health.begin()
     how(health, first)  # nor what was a trial once
-    assert health.state == "trying"
+    assert health.state is State.ON_TRIAL
     fails(health, second)
-    assert health.state == "ejected"
+    assert state_of(health) is State.EJECTED
 
 
-@pytest.mark.parametrize("state", ["ejected", "waiting", "trying"])
+@pytest.mark.parametrize("state", [State.EJECTED, State.TRIAL_DUE, State.ON_TRIAL])
 def test_the_success_of_what_began_before_is_good_news_at_any_time(
-    health: Health, clock: Clock, state: str
+    health: Health, clock: Clock, state: State
 ) -> None:
     eject(health)
-    if state != "ejected":
+    if state is not State.EJECTED:
         clock.advance(FIRST_BACKOFF)
-    if state == "trying":
-        health.asked()
-    assert health.state == state
+    if state is State.ON_TRIAL:
+        health.begin()
+    assert health.state is state
     health.succeeded()
-    assert health.state == "well"
+    assert health.state is State.HEALTHY
 
 
 # -- the health path -----------------------------------------------------------------------------
@@ -225,24 +224,24 @@ def test_the_success_of_what_began_before_is_good_news_at_any_time(
 def test_a_backend_that_is_loading_is_not_usable_and_not_broken(
     health: Health, clock: Clock
 ) -> None:
-    health.not_yet()
-    assert health.state == "loading" and not health.usable
+    health.check_loading()
+    assert health.state is State.LOADING and not health.usable
     clock.advance(1000)
-    health.not_yet()
+    health.check_loading()
     assert not health.usable
-    health.looks_well()
-    assert health.state == "well"  # at once, without a trial
+    health.check_passed()
+    assert state_of(health) is State.HEALTHY  # at once, without a trial
 
 
 def test_a_server_that_says_it_is_well_must_still_pass_its_trial(
     health: Health, clock: Clock
 ) -> None:
     eject(health)
-    health.looks_well()
+    health.check_passed()
     assert not health.usable
     back_off(health, clock)
-    health.looks_well()
-    assert health.state == "waiting"
+    health.check_passed()
+    assert health.state is State.TRIAL_DUE
 
 
 def test_a_trial_that_takes_its_time_is_not_waited_for_when_the_server_says_it_is_well(
@@ -250,18 +249,18 @@ def test_a_trial_that_takes_its_time_is_not_waited_for_when_the_server_says_it_i
 ) -> None:
     eject(health)
     back_off(health, clock)
-    trial = health.asked()
-    health.looks_well()
-    assert health.state == "trying"  # its reply decides
+    trial = health.begin()
+    health.check_passed()
+    assert health.state is State.ON_TRIAL  # its reply decides
     clock.advance(TRIAL_SECONDS)
     assert not health.usable
-    health.looks_well()
+    health.check_passed()
     assert health.usable  # one more may try it
-    second = health.asked()
+    second = health.begin()
     fails(health, trial)
-    assert health.state == "trying"
+    assert health.state is State.ON_TRIAL
     fails(health, second)
-    assert health.state == "ejected"
+    assert health.state is State.EJECTED
 
 
 def test_errors_that_are_answered_do_not_count_while_the_health_path_is_good(
@@ -269,18 +268,18 @@ def test_errors_that_are_answered_do_not_count_while_the_health_path_is_good(
 ) -> None:
     answered = Failure(Evidence.ANSWERED)
     for _ in range(FAILURES):
-        health.failed(answered, health.asked())
-    assert health.state == "ejected"
-    health.looks_well()
-    assert health.state == "well"
+        health.failed(answered, health.begin())
+    assert health.state is State.EJECTED
+    health.check_passed()
+    assert state_of(health) is State.HEALTHY
     for _ in range(10):
-        health.failed(answered, health.asked())
-    assert health.state == "well"
+        health.failed(answered, health.begin())
+    assert state_of(health) is State.HEALTHY
     for _ in range(FAILURES):
         fails(health)
-    assert health.state == "ejected"
-    health.looks_well()
-    assert health.state == "ejected"  # a server whose model hangs says 200 too
+    assert health.state is State.EJECTED
+    health.check_passed()
+    assert health.state is State.EJECTED  # a server whose model hangs says 200 too
 
 
 LOST, ANSWERED = Evidence.LOST, Evidence.ANSWERED
@@ -302,12 +301,12 @@ def test_only_silence_and_lost_connections_of_several_say_that_it_is_dead(
     health: Health, failures: list[Failure], dead: bool
 ) -> None:
     for each in failures:
-        health.failed(each, health.asked())
-    assert health.state == "ejected" and not health.usable
-    assert health.may_answer is not dead
+        health.failed(each, health.begin())
+    assert health.state is State.EJECTED and not health.usable
+    assert health.usable_as_last_resort is not dead
     health._clock.advance(FIRST_BACKOFF)  # type: ignore[attr-defined]
-    health.asked()
-    assert health.may_answer  # a slow trial keeps nobody from a server that is back
+    health.begin()
+    assert health.usable_as_last_resort  # a slow trial keeps nobody from a server that is back
     health.succeeded()
     assert health.usable
 
@@ -316,19 +315,19 @@ def test_what_changes_is_said_once_and_with_the_reason(clock: Clock) -> None:
     said: list[str] = []
     health = Health(clock, said.append)
     for n in range(FAILURES):
-        health.failed(Failure(Evidence.NOT_REACHED, why=f"refused {n}"), health.asked())
+        health.failed(Failure(Evidence.NOT_REACHED, reason=f"refused {n}"), health.begin())
     clock.advance(LONGEST_BACKOFF)
     fails(health)  # the trial: the same outage
     clock.advance(LONGEST_BACKOFF)
-    health.asked()
+    health.begin()
     health.succeeded()
     health.succeeded()
-    health.not_yet()
-    health.not_yet()
-    health.looks_well()
+    health.check_loading()
+    health.check_loading()
+    health.check_passed()
     assert said == [
         "is ejected after 3 failures in a row, the last: refused 2",
-        "is well again after 30.0 s",
+        "is healthy again after 30.0 s",
         "is loading its model",
         "has loaded its model",
     ]
@@ -336,10 +335,10 @@ def test_what_changes_is_said_once_and_with_the_reason(clock: Clock) -> None:
 
 def test_while_the_health_path_fails_there_is_no_trial(health: Health, clock: Clock) -> None:
     for _ in range(FAILURES):
-        health.looks_broken()
+        health.check_failed()
     clock.advance(LONGEST_BACKOFF)
-    assert health.state == "waiting" and not health.usable
-    health.looks_well()
+    assert health.state is State.TRIAL_DUE and not health.usable
+    health.check_passed()
     assert health.usable
 
 
@@ -355,13 +354,13 @@ def test_the_health_path_is_looked_at_at_once_and_then_regularly() -> None:
     clock, (target,) = probed(backend)
     assert len(backend.checks) == 1
     backend.checks[0].callback(False)
-    assert target.health.state == "loading"
-    clock.advance(SOON_SECONDS)  # it may be ready any moment
+    assert target.health.state is State.LOADING
+    clock.advance(RECHECK_SECONDS)  # it may be ready any moment
     backend.checks[1].callback(True)
-    assert target.health.state == "well"
-    clock.pump([SOON_SECONDS] * 4)
+    assert state_of(target.health) is State.HEALTHY
+    clock.pump([RECHECK_SECONDS] * 4)
     assert len(backend.checks) == 2
-    clock.advance(EVERY_SECONDS - 4 * SOON_SECONDS)
+    clock.advance(CHECK_SECONDS - 4 * RECHECK_SECONDS)
     assert len(backend.checks) == 3
 
 
@@ -371,9 +370,9 @@ def test_a_look_that_hangs_is_given_up_and_delays_nobody() -> None:
     for n in range(FAILURES):
         assert len(hanging.checks) == len(answering.checks) == n + 1
         answering.checks[n].callback(True)
-        clock.pump([SOON_SECONDS] * int(WAIT_SECONDS))
+        clock.pump([RECHECK_SECONDS] * int(CHECK_TIMEOUT))
         assert hanging.checks[n].called  # cancelled
-        clock.pump([SOON_SECONDS] * int(EVERY_SECONDS - WAIT_SECONDS))
+        clock.pump([RECHECK_SECONDS] * int(CHECK_SECONDS - CHECK_TIMEOUT))
     assert [target.health.usable for target in targets] == [False, True]
 
 
@@ -383,11 +382,11 @@ def test_looks_that_fail_eject_and_the_first_good_one_leads_to_a_trial() -> None
     for _ in range(20):
         if not backend.checks[-1].called:
             backend.checks[-1].errback(failure.Failure(errors.Unreachable("No.")))
-        clock.advance(SOON_SECONDS)
-    assert not target.health.usable and not target.health.may_answer
+        clock.advance(RECHECK_SECONDS)
+    assert not target.health.usable and not target.health.usable_as_last_resort
     backend.checks[-1].callback(True)
     clock.advance(LONGEST_BACKOFF)
-    assert target.health.state == "waiting" and target.health.usable
+    assert target.health.state is State.TRIAL_DUE and target.health.usable
 
 
 def test_a_prober_that_was_stopped_looks_no_more() -> None:
@@ -396,7 +395,7 @@ def test_a_prober_that_was_stopped_looks_no_more() -> None:
     prober.start()
     prober.stop()
     backend.checks[0].callback(True)
-    clock.pump([EVERY_SECONDS] * 3)
+    clock.pump([CHECK_SECONDS] * 3)
     assert len(backend.checks) == 1 and not clock.getDelayedCalls()
 
 
@@ -425,7 +424,7 @@ def test_a_backend_that_fails_is_passed_over_tried_again_and_back_within_30_s() 
     assert len(refused) == 20  # each of them went on to the second
     gap = gateway.ended[-1].started - refused[-1].started
     assert 0 < gap <= 30 and gateway.ended[-1].backends == ["first"]
-    assert gateway.targets[0].health.state == "well"
+    assert gateway.targets[0].health.state is State.HEALTHY
     gateway.chat(model="m")
     gateway.chat(model="m")
     assert [target.in_flight for target in gateway.targets] == [1, 1]  # trusted as before
@@ -440,7 +439,7 @@ def on_trial(backend: FakeBackend) -> Gateway:
         gateway.chat(model="m")
     gateway.clock.advance(FIRST_BACKOFF)
     gateway.chat(model="m", stream=True)
-    assert gateway.targets[0].health.state == "trying"
+    assert gateway.targets[0].health.state is State.ON_TRIAL
     return gateway
 
 
@@ -450,9 +449,9 @@ def test_the_first_event_of_a_stream_on_trial_is_enough() -> None:
     gateway = on_trial(backend)
     backend.calls[-1].head()
     gateway.clock.advance(gateway.settings.timeouts.ping)  # a comment of ours is no event
-    assert gateway.targets[0].health.state == "trying"
+    assert gateway.targets[0].health.state is State.ON_TRIAL
     backend.calls[-1].event(chunk("a"))
-    assert gateway.targets[0].health.state == "well"
+    assert state_of(gateway.targets[0].health) is State.HEALTHY
     gateway.chat(model="m")
     assert gateway.targets[0].in_flight == 2
 
@@ -461,13 +460,13 @@ def test_a_stream_that_breaks_off_after_its_trial_counts_as_any_other() -> None:
     backend = FakeBackend("first")
     gateway = on_trial(backend)
     for n in range(FAILURES):
-        assert gateway.targets[0].health.state == ("well" if n else "trying")
+        assert gateway.targets[0].health.state is (State.HEALTHY if n else State.ON_TRIAL)
         backend.calls[-1].head()
         backend.calls[-1].event(chunk("a"))
         backend.calls[-1].end(errors.Truncated("It broke off."))
         if n < FAILURES - 1:
             gateway.chat(model="m", stream=True)
-    assert gateway.targets[0].health.state == "ejected"
+    assert gateway.targets[0].health.state is State.EJECTED
 
 
 def test_while_none_can_be_reached_the_answer_names_no_host() -> None:
@@ -480,7 +479,7 @@ def test_while_none_can_be_reached_the_answer_names_no_host() -> None:
         assert Answer(client).code == "upstream_unreachable"
         assert b"secret" not in client.value() and b"10.0.0.7" not in client.value()
     assert [len(backend.calls) for backend in backends] == [10, 10]
-    assert gateway.api.router.states() == {"secret-1": False, "secret-2": False}
+    assert gateway.api.router.answering() == {"secret-1": False, "secret-2": False}
     for backend in backends:
         backend.failing.clear()
     client = gateway.chat(model="m")
@@ -496,7 +495,7 @@ def test_the_only_backend_is_asked_even_when_it_is_down() -> None:
         assert Answer(gateway.chat()).code == "upstream_unreachable"
     client = gateway.chat()
     backend.calls[-1].whole(completion())
-    assert Answer(client).status == 200 and gateway.targets[0].health.state == "well"
+    assert Answer(client).status == 200 and gateway.targets[0].health.state is State.HEALTHY
 
 
 def test_liveness_and_readiness_differ() -> None:
@@ -509,7 +508,7 @@ def test_liveness_and_readiness_differ() -> None:
     assert (ask("/healthz"), ask("/readyz")) == (200, 200)
     eject(gateway.targets[0].health)
     assert (ask("/healthz"), ask("/readyz")) == (200, 200)
-    gateway.targets[1].health.not_yet()
+    gateway.targets[1].health.check_loading()
     assert (ask("/healthz"), ask("/readyz")) == (200, 503)
     gateway.clock.advance(FIRST_BACKOFF)
     assert ask("/readyz") == 200  # the next request may be the trial
@@ -544,8 +543,8 @@ class AnyEvents(RuleBasedStateMachine):
         self.ask()
 
     def ask(self) -> None:
-        waiting = self.health.state == "waiting"
-        request = self.target.asked()
+        waiting = self.health.state is State.TRIAL_DUE
+        request = self.target.begin()
         assert bool(request) is waiting
         if waiting:
             self.trial = request
@@ -560,13 +559,13 @@ class AnyEvents(RuleBasedStateMachine):
     @rule(data=st.data(), problem=st.sampled_from(FAULTS))
     def it_fails(self, data: st.DataObject, problem: errors.GatewayError) -> None:
         before, request = self.health.state, self.one_ends(data)
-        self.target.ended(problem, request)
+        self.target.settle(request, problem)
         self.note_bad_news()
         outweighed = self.looks and evidence_of(problem) is Evidence.ANSWERED
-        if before == "trying" and request == self.trial:
-            assert self.health.state == ("waiting" if outweighed else "ejected")
-        elif before == "trying":
-            assert self.health.state == "trying"
+        if before is State.ON_TRIAL and request == self.trial:
+            assert self.health.state is (State.TRIAL_DUE if outweighed else State.EJECTED)
+        elif before is State.ON_TRIAL:
+            assert self.health.state is State.ON_TRIAL
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), problem=st.sampled_from(NO_FAULTS))
@@ -574,43 +573,43 @@ class AnyEvents(RuleBasedStateMachine):
         self, data: st.DataObject, problem: errors.GatewayError | None
     ) -> None:
         before = self.health.state
-        self.target.ended(problem, self.one_ends(data))
-        assert self.health.state != "ejected" or before == "ejected"
+        self.target.settle(self.one_ends(data), problem)
+        assert self.health.state is not State.EJECTED or before is State.EJECTED
         if problem is None or isinstance(problem, errors.UpstreamError):
-            assert self.health.state == "well"
+            assert self.health.state is State.HEALTHY
             self.bad_news = 0
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def its_client_leaves(self, data: st.DataObject) -> None:
         before, request = self.health.state, self.one_ends(data)
-        self.target.left(request)
-        trial_ended = before == "trying" and request == self.trial
-        assert self.health.state == ("waiting" if trial_ended else before)
+        self.target.settle(request, ClientLeft())
+        trial_ended = before is State.ON_TRIAL and request == self.trial
+        assert self.health.state is (State.TRIAL_DUE if trial_ended else before)
 
     @rule()
-    def it_looks_well(self) -> None:
+    def its_check_passes(self) -> None:
         before = self.health.state
-        self.health.looks_well()
+        self.health.check_passed()
         self.looks = True
         after = self.health.state
-        if before in ("well", "loading"):
-            assert after == "well"
+        if before in (State.HEALTHY, State.LOADING):
+            assert after is State.HEALTHY
         else:
-            assert after in {before, "well", "waiting"}
-        if after == "well" != before:
+            assert after in {before, State.HEALTHY, State.TRIAL_DUE}
+        if after is State.HEALTHY and after is not before:
             self.bad_news = 0
 
     @rule()
-    def it_is_loading(self) -> None:
-        self.health.not_yet()
-        assert self.health.state == "loading"
+    def its_check_says_loading(self) -> None:
+        self.health.check_loading()
+        assert self.health.state is State.LOADING
         self.bad_news = 0
         self.looks = None
 
     @rule()
-    def it_looks_broken(self) -> None:
-        self.health.looks_broken()
+    def its_check_fails(self) -> None:
+        self.health.check_failed()
         self.note_bad_news()
         self.looks = False
 
@@ -628,16 +627,16 @@ class AnyEvents(RuleBasedStateMachine):
 
     @invariant()
     def a_trial_is_under_way_exactly_while_trying_and_nobody_else_is_let_in(self) -> None:
-        if self.health.state == "trying":
+        if self.health.state is State.ON_TRIAL:
             assert self.trial and self.running.count(self.trial) == 1
             assert not self.health.usable
 
     @invariant()
     def it_is_not_ejected_for_less_than_some_failures_nor_for_longer_than_the_cap(self) -> None:
-        if self.health.state == "ejected":
+        if self.health.state is State.EJECTED:
             assert self.bad_news >= 1
             assert self.clock.seconds() - self.bad_news_at <= LONGEST_BACKOFF
-        if self.health.state == "well":
+        if self.health.state is State.HEALTHY:
             assert self.health.usable
 
 

@@ -12,7 +12,9 @@ import attrs
 import pytest
 from twisted.internet.task import Clock
 
-from gatewayd.routing.router import Choice, Router, Target
+from gatewayd.routing.evidence import ClientLeft
+from gatewayd.routing.router import Candidate, Router
+from gatewayd.routing.target import Target
 from gatewayd.wire import errors
 from tests.memory import FakeBackend
 
@@ -80,9 +82,9 @@ class World:
         for server in self.servers:
             if server.has_health_path:
                 if server.mode == "answers":
-                    server.target.health.looks_well()
+                    server.target.health.check_passed()
                 else:
-                    server.target.health.looks_broken()
+                    server.target.health.check_failed()
 
     def good_request(self) -> None:
         self.outcome.good += 1
@@ -96,33 +98,33 @@ class World:
 
     def _ask(self, caller: str, body: bytes, answer: errors.BackendFailed | None) -> None:
         try:
-            choices = self.router.route("m")
+            candidates = self.router.route("m")
         except errors.Overloaded:
-            choices = []
-        for choice in choices:
-            if not choice.open and choice is not choices[0]:
+            candidates = []
+        for candidate in candidates:
+            if not candidate.available and candidate is not candidates[0]:
                 continue
-            if self._one(choice, caller, body, answer):
+            if self._one(candidate, caller, body, answer):
                 return
         if answer is None:
             self.outcome.refused += 1
 
     def _one(
-        self, choice: Choice, caller: str, body: bytes, answer: errors.BackendFailed | None
+        self, candidate: Candidate, caller: str, body: bytes, answer: errors.BackendFailed | None
     ) -> bool:
         """Ask one; False if the next one is to be asked."""
-        target = choice.target
+        target = candidate.target
         (server,) = [server for server in self.servers if server.target is target]
-        trial = target.asked()
+        trial = target.begin()
         if server.mode == "refuses":
-            target.ended(errors.Unreachable("No."), trial, caller, body)
+            target.settle(trial, errors.Unreachable("No."), caller, body)
             return False
         if server.mode == "answers":
-            target.ended(answer, trial, caller, body)
+            target.settle(trial, answer, caller, body)
             return True
         if answer is None:
             self.outcome.silent += 1
-        self.clock.callLater(PATIENCE, target.left, trial, PATIENCE, caller, body)
+        self.clock.callLater(PATIENCE, target.settle, trial, ClientLeft(PATIENCE), caller, body)
         return True
 
 

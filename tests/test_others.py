@@ -14,6 +14,7 @@ from twisted.web.http import PotentialDataLoss
 
 from gatewayd.backend.interface import Clocks
 from gatewayd.exchange import End
+from gatewayd.routing.health import State
 from gatewayd.wire import errors
 from gatewayd.wire.completion import MAX_CHOICES
 from gatewayd.wire.others import JSON_PATHS, UPLOAD_PATHS, UploadCall
@@ -486,7 +487,7 @@ def test_an_endpoint_that_the_backend_does_not_have_answers_as_the_backend_does(
         client = gateway.post(path)
         backend.calls[-1].whole(reply, status)
         assert (Answer(client).status, Answer(client).body) == (status, reply)
-    assert gateway.targets[0].health.state == "well"  # it has others
+    assert gateway.targets[0].health.state is State.HEALTHY  # it has others
 
 
 @pytest.mark.parametrize("path", [*JSON_PATHS, *UPLOAD_PATHS])

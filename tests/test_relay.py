@@ -269,7 +269,7 @@ def test_a_backend_that_ignores_n_is_whole_with_one_choice_and_well(
         if not last:
             call.end()
         assert Answer(client).payloads == [*map(renamed, STREAM), b"[DONE]"]
-        assert gateway.ended[-1].end is End.COMPLETE and gateway.targets[0].ready
+        assert gateway.ended[-1].end is End.COMPLETE and gateway.targets[0].available
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.daemon import world
 from gatewayd.daemon.service import GatewayService
-from gatewayd.routing.router import Target
+from gatewayd.routing.evidence import ClientLeft
+from gatewayd.routing.target import Target
 from gatewayd.settings.load import SettingsError, load
 from gatewayd.settings.model import BackendSettings, Settings
 from tests.certificates import certificate
@@ -197,14 +198,14 @@ class KeptTargets(Reloads):
         text = backend("a", 1, models="m, n = real", in_flight=2, first_byte=3, count_usage="yes")
         self.reload(text)
         assert self.targets == (target,)
-        assert target.names == ["m", "n"]
-        assert target.real_name("n") == "real"
+        assert target.models.names == ["m", "n"]
+        assert target.models.real_name("n") == "real"
         assert target.backend.clocks.first_byte == 3
         before = len(self.reactor.tcpClients)
-        target.asked()
-        target.asked()
+        target.begin()
+        target.begin()
         assert target.full
-        target.left(0)
+        target.settle(0, ClientLeft())
         self.connection.transport.clear()
         self.send(CHAT)
         assert self.connection.transport.value().startswith(b"POST ")
@@ -255,7 +256,7 @@ class KeptTargets(Reloads):
     def test_what_an_old_health_path_said_does_not_hold_when_it_is_taken_out(self) -> None:
         self.serve(backend("a", 1, health="/health") + backend("b", 2))
         target = self.targets[0]
-        target.health.not_yet()
+        target.health.check_loading()
         assert not target.health.usable
         self.reload(backend("a", 1) + backend("b", 2))
         assert self.targets[0] is target and target.health.usable

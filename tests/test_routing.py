@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from gatewayd.exchange import End
-from gatewayd.routing.router import Router, Target
+from gatewayd.routing.router import Router
+from gatewayd.routing.target import Target
 from gatewayd.telemetry.access import fields
 from gatewayd.wire import errors
 from gatewayd.wire.errors import ModelNotFound, Overloaded
@@ -232,20 +233,20 @@ def test_whatever_ends_when_nobody_is_asked_who_has_more_in_flight_than_another(
     for begin, which in steps:
         if not begin and running:
             target = running.pop(which % len(running))
-            target.ended(None, 0)
+            target.settle(0, None)
             continue
         before = [target.in_flight for target in targets]
         if limit and min(before) >= limit:
             with pytest.raises(Overloaded):
                 router.route("m")
             continue
-        choices = router.route("m")
-        target = choices[0].target
+        candidates = router.route("m")
+        target = candidates[0].target
         assert target.in_flight == min(before)
-        assert [choice.target.in_flight for choice in choices] == sorted(
+        assert [candidate.target.in_flight for candidate in candidates] == sorted(
             target.in_flight for target in targets if not target.full
         )
-        target.asked()
+        target.begin()
         running.append(target)
     assert Counter(running) == Counter({t: t.in_flight for t in targets if t.in_flight})
 
@@ -401,5 +402,5 @@ def test_known_names_are_said_once_and_in_order() -> None:
 
 def test_states_are_told_by_name() -> None:
     targets = [Target(FakeBackend(name), Clock()) for name in ("a", "b")]
-    targets[1].health.not_yet()
-    assert Router(targets).states() == {"a": True, "b": False}
+    targets[1].health.check_loading()
+    assert Router(targets).answering() == {"a": True, "b": False}

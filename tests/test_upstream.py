@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from gatewayd.backend import endpoint
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.exchange import End
+from gatewayd.routing.health import State
 from gatewayd.settings.model import BackendSettings, LimitSettings
 from gatewayd.settings.values import base_url
 from tests.backendside import ServerTransport, connected
@@ -308,7 +309,7 @@ def test_a_gateway_that_cannot_open_a_socket_is_overloaded_and_blames_nobody(num
         assert answer.header("retry-after") == "1" and answer.header("x-should-retry") is None
         assert (world.gateway.ended[-1].end, world.target.in_flight) == (End.REFUSED, 0)
         assert "no more" in world.gateway.ended[-1].detail
-    assert world.target.health.state == "well"
+    assert world.target.health.state is State.HEALTHY
 
 
 def test_another_backend_is_asked_then_it_may_have_a_connection() -> None:
@@ -334,7 +335,7 @@ def test_a_resolver_that_has_no_descriptor_left_is_told_from_a_name_that_is_unkn
     monkeypatch.setattr("os.open", full)
     lookups.asked[1][1].errback(socket.gaierror(-3, "Temporary failure in name resolution"))
     assert Answer(client).code == "overloaded"
-    assert world.target.health.state == "well"
+    assert world.target.health.state is State.HEALTHY
 
 
 def test_a_thread_that_cannot_be_started_for_a_look_up_is_no_fault_of_the_backend(

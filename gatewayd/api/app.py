@@ -174,7 +174,7 @@ class API:
         request.exchange.route = "/readyz"
         if self.draining:
             status, word = 503, b"draining"
-        elif not self.router.usable():
+        elif not self.router.ready():
             status, word = 503, b"no backend"
         else:
             status, word = 200, b"ok"

@@ -197,7 +197,7 @@ class GatewayService(Service):
 
     def _snapshot(self) -> Snapshot:
         """What the metrics show as a state."""
-        targets, usable = self.api.router.targets, self.api.router.states()
+        targets, usable = self.api.router.targets, self.api.router.answering()
         return Snapshot(
             in_flight=len(self.site.state.active),
             connections=len(self.site.state.connections),
@@ -205,7 +205,7 @@ class GatewayService(Service):
                 t.backend.name: BackendState(usable[t.backend.name], t.in_flight) for t in targets
             },
             models=self.api.model_names(),
-            globs=[glob for target in targets for glob in target.globs],
+            globs=[glob for target in targets for glob in target.models.globs],
         )
 
     # -- reload --------------------------------------------------------------------------------

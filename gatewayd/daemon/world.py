@@ -22,7 +22,8 @@ from gatewayd.api.routes import Routes
 from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.interface import Backend
 from gatewayd.backend.openai import OpenAIBackend
-from gatewayd.routing.router import Router, Target
+from gatewayd.routing.router import Router
+from gatewayd.routing.target import Target
 from gatewayd.settings.checks import warnings_of
 from gatewayd.settings.load import SettingsError
 from gatewayd.settings.model import BackendSettings, Settings

@@ -44,7 +44,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gatewayd.backend.interface import Reply
-from gatewayd.routing.router import Choice
+from gatewayd.routing.router import Candidate
 from gatewayd.settings.model import LimitSettings
 from gatewayd.wire import sse
 from gatewayd.wire.call import Call, Reader
@@ -111,7 +111,7 @@ class Relay:
         self._paused = False
         self._opaque = False  # the body crosses unread
 
-    def run(self, choices: Sequence[Choice]) -> Deferred[None]:
+    def run(self, candidates: Sequence[Candidate]) -> Deferred[None]:
         """Ask the targets in this order and relay the reply of the first that has one.
 
         The Deferred fires when the reply has ended, however; it never fails. Cancelling it means
@@ -119,7 +119,7 @@ class Relay:
         """
         exchange = self.exchange
         exchange.stop = self.end
-        self._tries = Tries(choices, exchange.caller or exchange.client, self.call.body)
+        self._tries = Tries(candidates, exchange.caller or exchange.client, self.call.body)
         done = self._done
         assert done is not None
         self._ask()
@@ -136,11 +136,11 @@ class Relay:
         except Exception:
             self._broken(Failure())
 
-    def _send_to(self, choice: Choice) -> None:
-        call, exchange, target = self.call, self.exchange, choice.target
+    def _send_to(self, candidate: Candidate) -> None:
+        call, exchange, target = self.call, self.exchange, candidate.target
         alias = None
-        if choice.model is not None:
-            call, alias = call.renamed(choice.model), call.model
+        if candidate.model is not None:
+            call, alias = call.renamed(candidate.model), call.model
         self._reader = call.reader(exchange.id, self._limits.json_depth, alias)
         self.watch.asked(target.backend.clocks)
         if self.is_over:  # a clock that runs from the first try on was due

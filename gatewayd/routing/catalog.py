@@ -22,7 +22,8 @@ from gatewayd.backend.shared import Shared
 from gatewayd.wire import models
 from gatewayd.wire.errors import GatewayError, Internal, UpstreamTimeout
 
-from .router import Router, Target
+from .router import Router
+from .target import Target
 
 _log = Logger()
 
@@ -58,9 +59,9 @@ class Catalog:
 
     def names(self) -> list[str]:
         """The names that are known without asking."""
-        named = [name for target in self._router.targets for name in target.names]
+        named = [name for target in self._router.targets for name in target.models.names]
         known = [(target, self._known.get(target)) for target in self._router.targets]
-        return named + [n for target, k in known if k for n in k.entries if target.lists(n)]
+        return named + [n for target, k in known if k for n in k.entries if target.models.offer(n)]
 
     async def models(self, request_id: str) -> Entries:
         """All models by name, aliases included.
@@ -77,9 +78,9 @@ class Catalog:
                 problems.append(entries.value)
                 entries = {}
             for name, entry in entries.items():
-                if target.lists(name):
+                if target.models.offer(name):
                     found.setdefault(name, entry)
-            for name in target.names:
+            for name in target.models.names:
                 found.setdefault(name, models.entry(name, 0, target.backend.name))
         if problems and not found:
             raise problems[0]

@@ -1,212 +1,244 @@
-"""Whether a backend is worth asking: one small state machine for each.
+"""Whether a backend is worth asking: one small state machine for each backend.
 
-It is told how requests ended (:class:`Evidence`) and, where a ``health`` path is configured, what
-that said, and decides from these and the time alone; ``docs/routing.rst`` has the reasons.
+The machine learns from the ends of requests (:mod:`.evidence`), from the backend's health path if
+one is configured (:mod:`.prober`), and from the time. :data:`TRANSITIONS` is the whole machine;
+``docs/routing.rst`` gives the reasons.
 
-============ ======================================= ==============================================
-state        meaning                                 leaves it
-============ ======================================= ==============================================
-``well``     nothing is known against it             :data:`FAILURES` failures in a row: ``ejected``
-``ejected``  left alone while another can be asked   the back-off is over: ``waiting``
-``waiting``  one request may try it                  that request is sent: ``trying``
-``trying``   that request is under way               it fails: ``ejected``, for longer
-``loading``  its health path says "not yet"          its health path says 200: ``well``
-============ ======================================= ==============================================
-
-A good answer makes it ``well`` in every state. A request that began before the trial may fail
-during it, which decides nothing.
-
-Ejected is not dead. Only silence and lost connections, of more than one caller and with more than
-one body, or a failing health path, say that a backend is dead. In all other cases it
-:attr:`Health.may_answer`: it is asked when no better one can be.
+Ejected does not mean dead. A backend is dead if its health path fails, or if connections were lost
+or silent for several callers with several bodies. A backend that is ejected but not dead is still
+asked when no other backend can take a request (:attr:`Health.usable_as_last_resort`).
 """
 
 from __future__ import annotations
 
 import enum
 import random
-from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
-import attrs
 from twisted.internet.interfaces import IReactorTime
 
-#: Failures in a row after which a backend is ejected.
-FAILURES = 3
-#: Seconds that the first back-off takes, and the most that a later one may.
+from .evidence import Evidence, Failure, FailuresInARow
+
+#: Seconds of the first back-off, and the most of any later one.
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 15.0
 #: Cap the exponent; 2**ejections would overflow within hours.
 _DOUBLINGS = 10
-#: A trial that runs longer than this no longer keeps others away while the health path is good.
+#: Seconds after which another request may be the trial while the health path says 200.
 TRIAL_SECONDS = 5.0
 
 
-class Evidence(enum.Enum):
-    """What a request that ended says of the backend."""
-
-    #: It answered well, or refused with a reason (4xx, 501).
-    GOOD = enum.auto()
-    #: Nothing: the client left at once, or the gateway stopped it.
-    NONE = enum.auto()
-    #: It answered, but with an error of its own or with something that is no answer.
-    ANSWERED = enum.auto()
-    #: The caller waited for seconds without a byte and gave up.
-    GAVE_UP = enum.auto()
-    #: It was silent for too long, or the connection broke: the request may be to blame.
-    LOST = enum.auto()
-    #: No connection came about: no request can be to blame.
-    NOT_REACHED = enum.auto()
+class State(enum.Enum):
+    #: Nothing is known against the backend.
+    HEALTHY = enum.auto()
+    #: It has failed; it is asked only if no other backend can take the request.
+    EJECTED = enum.auto()
+    #: The back-off is over; the next request is the trial.
+    TRIAL_DUE = enum.auto()
+    #: The trial is under way; other requests are kept away as in EJECTED.
+    ON_TRIAL = enum.auto()
+    #: Its health path says that it is not ready yet.
+    LOADING = enum.auto()
 
 
-@attrs.frozen
-class Failure:
-    """
-    :param caller: who asked, where that may matter.
-    :param body: a digest of what was asked.
-    :param why: in words, for the log.
-    """
+class Event(enum.Enum):
+    #: Any request was answered well, the trial or not.
+    GOOD_ANSWER = enum.auto()
+    #: :data:`.evidence.FAILURES` requests in a row have failed.
+    TOO_MANY_FAILURES = enum.auto()
+    BACKOFF_OVER = enum.auto()
+    REQUEST_SENT = enum.auto()
+    TRIAL_FAILED = enum.auto()
+    #: The trial ended without evidence, or takes long while the health path says 200.
+    TRIAL_INCONCLUSIVE = enum.auto()
+    CHECK_PASSED = enum.auto()
+    #: The check passed, and the backend had answered each request that failed.
+    EXONERATED = enum.auto()
+    #: The health path says "not ready yet".
+    CHECK_LOADING = enum.auto()
 
-    evidence: Evidence
-    caller: Hashable = None
-    body: Hashable = None
-    why: str = ""
+
+_HEALTHY, _EJECTED, _TRIAL_DUE, _ON_TRIAL, _LOADING = State
+
+#: What follows in each state from each event; events that are not listed change nothing.
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    _HEALTHY: {
+        Event.TOO_MANY_FAILURES: _EJECTED,
+        Event.CHECK_LOADING: _LOADING,
+    },
+    _EJECTED: {
+        Event.BACKOFF_OVER: _TRIAL_DUE,
+        Event.GOOD_ANSWER: _HEALTHY,
+        Event.EXONERATED: _HEALTHY,
+        Event.CHECK_LOADING: _LOADING,
+    },
+    _TRIAL_DUE: {
+        Event.REQUEST_SENT: _ON_TRIAL,
+        Event.GOOD_ANSWER: _HEALTHY,
+        Event.EXONERATED: _HEALTHY,
+        Event.CHECK_LOADING: _LOADING,
+    },
+    _ON_TRIAL: {
+        Event.TRIAL_FAILED: _EJECTED,  # for longer than before
+        Event.TRIAL_INCONCLUSIVE: _TRIAL_DUE,
+        Event.GOOD_ANSWER: _HEALTHY,
+        Event.EXONERATED: _HEALTHY,
+        Event.CHECK_LOADING: _LOADING,
+    },
+    _LOADING: {
+        Event.CHECK_PASSED: _HEALTHY,
+        Event.GOOD_ANSWER: _HEALTHY,
+        Event.TOO_MANY_FAILURES: _EJECTED,
+    },
+}
 
 
 class Health:
     """
     :param clock: tells the time; nothing is scheduled.
-    :param changed: told in words when the backend is ejected, loading, or well again.
+    :param report: called with a phrase for the log when the backend is ejected, begins to load, or
+        is healthy again.
     """
 
-    def __init__(
-        self, clock: IReactorTime, changed: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, clock: IReactorTime, report: Callable[[str], None] = lambda _: None) -> None:
         self._clock = clock
-        self._changed = changed
-        self._state = "well"
-        self._failures: deque[Failure] = deque(maxlen=2 * FAILURES)  # since the last good answer
-        self._ejections = 0
-        self._ejected_at = self._until = self._tried_at = 0.0
-        self._trial = 0  # the number of the latest
+        self._report = report
+        self._state = _HEALTHY
+        self._failures = FailuresInARow()
+        self._ejections = 0  # since it was healthy
+        self._ejected_at = 0.0  # the first of these ejections
+        self._backoff_ends_at = self._trial_began_at = 0.0
+        self._trial = 0  # the number of the latest trial
         self._dead = False
-        self._looks: bool | None = None  # what the health path said last; None if nothing
+        self._check: bool | None = None  # whether the last check passed; None: loading, or none yet
 
     @property
-    def state(self) -> str:
-        """``well``, ``ejected``, ``waiting``, ``trying`` or ``loading``."""
-        if self._state == "ejected" and self._clock.seconds() >= self._until:
-            self._state = "waiting"
+    def state(self) -> State:
+        if self._state is _EJECTED and self._clock.seconds() >= self._backoff_ends_at:
+            self._apply(Event.BACKOFF_OVER)
         return self._state
 
     @property
     def usable(self) -> bool:
-        """Whether to send the next request there."""
-        return self.state == "well" or (self._state == "waiting" and self._looks is not False)
+        """Whether to send the next request to this backend."""
+        state = self.state
+        return state is _HEALTHY or (state is _TRIAL_DUE and self._check is not False)
 
     @property
-    def may_answer(self) -> bool:
-        """Whether to send a request there when no usable backend can take it."""
-        if self.state == "loading" or self._looks is False:
+    def usable_as_last_resort(self) -> bool:
+        """Whether to send a request to this backend when no usable backend can take it."""
+        if self.state is _LOADING or self._check is False:
             return False
-        return not self._dead or self._state == "trying"  # its trial may take long
+        return not self._dead or self._state is _ON_TRIAL  # the trial may take long
 
     @property
-    def answers(self) -> bool:
-        """Whether it is well, or is known to live because all its failures are answers."""
-        if self.state in ("well", "loading") or self._looks is False:
-            return self._state == "well"
-        return all(failure.evidence is Evidence.ANSWERED for failure in self._failures)
+    def answering(self) -> bool:
+        """Whether the backend is known to answer, be it with errors of its own."""
+        if self.state is _HEALTHY:
+            return True
+        if self._state is _LOADING or self._check is False:
+            return False
+        return self._failures.all_answered
 
     @property
-    def looks_fine(self) -> bool:
-        """Whether its health path said 200 when it was asked last."""
-        return self._looks is True
+    def check_passes(self) -> bool:
+        """Whether the health path said 200 at the last check."""
+        return self._check is True
 
-    def asked(self) -> int:
-        """A request is sent there, and will end in :meth:`ended`.
+    # -- requests ------------------------------------------------------------------------------
 
-        :returns: what to tell that: the number of the trial that it begins, 0 if it does not.
+    def begin(self) -> int:
+        """A request is sent to the backend.
+
+        :returns: the number of the trial if this request is the trial, else 0.
         """
-        if self.state != "waiting":
+        if self.state is not _TRIAL_DUE:
             return 0
-        self._state, self._tried_at = "trying", self._clock.seconds()
-        self._trial += 1
+        self._apply(Event.REQUEST_SENT)
         return self._trial
 
     def succeeded(self) -> None:
-        """It answered, be it that the client had asked for something wrong."""
-        if self._failures or self._state != "well":
-            self._recover()
+        """A request was answered well; a refusal for the client's mistake is good, too."""
+        if self._failures:
+            self._failures.clear()
+        if self._state is not _HEALTHY:
+            self._apply(Event.GOOD_ANSWER)
 
     def failed(self, failure: Failure, trial: int = 0) -> None:
-        """A request failed there.
+        """A request failed.
 
-        :param trial: what :meth:`asked` returned for it.
+        :param trial: what :meth:`begin` returned for it.
         """
-        if failure.evidence is Evidence.ANSWERED and self._looks:
-            self.learned_nothing(trial)  # its health path, which says 200, outweighs that
+        if failure.evidence is Evidence.ANSWERED and self._check:
+            self.inconclusive(trial)  # the health path, which says 200, outweighs the failure
             return
         self._failures.append(failure)
-        if self.state == "trying":
-            if trial == self._trial:
-                self._eject()
-        elif self._state in ("well", "loading") and len(self._failures) >= FAILURES:
-            self._eject()
+        if trial == self._trial:
+            self._apply(Event.TRIAL_FAILED)
+        if self._failures.too_many:
+            self._apply(Event.TOO_MANY_FAILURES)
 
-    def learned_nothing(self, trial: int) -> None:
-        """The client left, or the like: the next request is the trial, if this one was."""
-        if self._state == "trying" and trial == self._trial:
-            self._state = "waiting"
+    def inconclusive(self, trial: int) -> None:
+        """A request ended without evidence. If it was the trial, the next request is the trial."""
+        if trial == self._trial:
+            self._apply(Event.TRIAL_INCONCLUSIVE)
 
-    # -- what its health path says ---------------------------------------------------------------
+    # -- checks of the health path -------------------------------------------------------------
 
-    def looks_well(self) -> None:
-        self._looks = True
-        answered = all(f.evidence is Evidence.ANSWERED for f in self._failures)
-        if self.state == "loading" or (self._state != "well" and answered):
-            self._recover()
-        elif self._state == "trying" and self._clock.seconds() - self._tried_at >= TRIAL_SECONDS:
-            self._state = "waiting"
+    def check_passed(self) -> None:
+        self._check = True
+        if self._failures.all_answered:
+            self._apply(Event.EXONERATED)
+        self._apply(Event.CHECK_PASSED)
+        if self._clock.seconds() - self._trial_began_at >= TRIAL_SECONDS:
+            self._apply(Event.TRIAL_INCONCLUSIVE)
 
-    def not_yet(self) -> None:
-        """It will be ready later."""
-        self._looks = None
+    def check_loading(self) -> None:
+        """The health path says that the backend will be ready later."""
+        self._check = None
         self._failures.clear()
-        if self._state != "loading":
-            self._state = "loading"
-            self._changed("is loading its model")
+        self._apply(Event.CHECK_LOADING)
 
-    def looks_broken(self, why: str = "") -> None:
-        """It says something else, or nothing."""
-        self._looks = False
-        self.failed(Failure(Evidence.NOT_REACHED, why=why or "its health path fails"))
+    def check_failed(self, reason: str = "its health path fails") -> None:
+        """The health path says anything else, or does not answer."""
+        self._check = False
+        self.failed(Failure(Evidence.NOT_REACHED, reason=reason))
 
-    # --------------------------------------------------------------------------------------------
+    # -- transitions ---------------------------------------------------------------------------
 
-    def _recover(self) -> None:
-        before, down = self.state, self._clock.seconds() - self._ejected_at
+    def _apply(self, event: Event) -> None:
+        """Change to the next state, if the event leads to one, and do what belongs to it."""
+        before, after = self._state, TRANSITIONS[self._state].get(event)
+        if after is None:
+            return
+        self._state = after
+        if after is _ON_TRIAL:
+            self._trial += 1
+            self._trial_began_at = self._clock.seconds()
+        elif after is _EJECTED:
+            self._back_off()
+        elif after is _LOADING:
+            self._report("is loading its model")
+        elif after is _HEALTHY:
+            self._recover(before)
+
+    def _recover(self, before: State) -> None:
         self._failures.clear()
-        self._state, self._dead = "well", False
+        self._dead = False
         if self._ejections:
             self._ejections = 0
-            self._changed(f"is well again after {down:.1f} s")
-        elif before == "loading":
-            self._changed("has loaded its model")
+            down = self._clock.seconds() - self._ejected_at
+            self._report(f"is healthy again after {down:.1f} s")
+        elif before is _LOADING:
+            self._report("has loaded its model")
 
-    def _eject(self) -> None:
-        lost = [f for f in self._failures if f.evidence is Evidence.LOST]
-        self._dead = (
-            len(lost) >= FAILURES
-            and len({f.caller for f in lost}) > 1
-            and len({f.body for f in lost}) > 1
-        )
+    def _back_off(self) -> None:
+        self._dead = self._failures.prove_dead
         longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._ejections, _DOUBLINGS))
         # Jitter: several gateways should not try a backend that comes up at the same time.
-        self._until = self._clock.seconds() + longest * random.uniform(0.5, 1.0)
-        self._state = "ejected"
+        self._backoff_ends_at = self._clock.seconds() + longest * random.uniform(0.5, 1.0)
         self._ejections += 1
-        if self._ejections == 1:  # later ones belong to the same outage
+        if self._ejections == 1:  # later ejections belong to the same outage
             self._ejected_at = self._clock.seconds()
-            count, why = len(self._failures), self._failures[-1].why
-            self._changed(f"is ejected after {count} failures in a row, the last: {why}")
+            count, reason = len(self._failures), self._failures[-1].reason
+            self._report(f"is ejected after {count} failures in a row, the last: {reason}")

@@ -1,4 +1,4 @@
-"""Looks at the backends' health paths, where they have one, besides what requests tell."""
+"""Checks the health paths of backends that have one, in addition to what requests tell."""
 
 from __future__ import annotations
 
@@ -7,58 +7,62 @@ from twisted.python.failure import Failure
 
 from gatewayd.wire.errors import GatewayError
 
-from .router import Router, Target
+from .health import State
+from .router import Router
+from .target import Target
 
-#: Seconds between two looks at a backend that is well, and at one that is not: requests wait for
-#: the latter. How long one look may take.
-EVERY_SECONDS = 5.0
-SOON_SECONDS = 1.0
-WAIT_SECONDS = 4.0
+#: Seconds between two checks of a healthy backend.
+CHECK_SECONDS = 5.0
+#: Seconds between two checks of any other backend, because requests wait for its return.
+RECHECK_SECONDS = 1.0
+#: Seconds that one check may take.
+CHECK_TIMEOUT = 4.0
 
 
 class Prober:
-    """Looks from :meth:`start` until :meth:`stop`."""
+    """Checks the backends from :meth:`start` until :meth:`stop`."""
 
     def __init__(self, router: Router, clock: IReactorTime) -> None:
         self._router = router
         self._clock = clock
         self._timer: IDelayedCall | None = None
-        self._looked: dict[Target, float] = {}  # when each look was begun
-        self._looking: set[Target] = set()
+        self._began: dict[Target, float] = {}  # when the latest check of each was begun
+        self._under_way: set[Target] = set()
 
     def start(self) -> None:
-        """Look at those whose time has come, and again a second later."""
-        self._timer = self._clock.callLater(SOON_SECONDS, self.start)
+        """Begin the checks that are due, and again every :data:`RECHECK_SECONDS`."""
+        self._timer = self._clock.callLater(RECHECK_SECONDS, self.start)
         now = self._clock.seconds()
         for target in self._router.targets:
-            every = EVERY_SECONDS if target.health.state == "well" else SOON_SECONDS
-            due = self._looked.get(target, now - every) + every
-            if target not in self._looking and now >= due:
-                self._looked[target] = now
-                self._look(target)
+            healthy = target.health.state is State.HEALTHY
+            every = CHECK_SECONDS if healthy else RECHECK_SECONDS
+            due = self._began.get(target, now - every) + every
+            if target not in self._under_way and now >= due:
+                self._began[target] = now
+                self._check(target)
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, target: Target) -> None:
-        looking = target.backend.check()
-        if looking is None:
+    def _check(self, target: Target) -> None:
+        check = target.backend.check()
+        if check is None:
             return
-        self._looking.add(target)
-        looking.addTimeout(WAIT_SECONDS, self._clock)
-        looking.addCallbacks(self._answered, self._failed, (target,), {}, (target,), {})
+        self._under_way.add(target)
+        check.addTimeout(CHECK_TIMEOUT, self._clock)
+        check.addCallbacks(self._answered, self._failed, (target,), {}, (target,), {})
 
-    def _answered(self, well: bool, target: Target) -> None:
-        self._looking.discard(target)
-        if well:
-            target.health.looks_well()
+    def _answered(self, healthy: bool, target: Target) -> None:
+        self._under_way.discard(target)
+        if healthy:
+            target.health.check_passed()
         else:
-            target.health.not_yet()
+            target.health.check_loading()
 
     def _failed(self, failure: Failure, target: Target) -> None:
-        self._looking.discard(target)
+        self._under_way.discard(target)
         problem = failure.value
-        said = problem.message if isinstance(problem, GatewayError) else "no answer in time"
-        target.health.looks_broken(f"Its health path: {said}")
+        reason = problem.message if isinstance(problem, GatewayError) else "no answer in time"
+        target.health.check_failed(f"Its health path: {reason}")

@@ -16,7 +16,7 @@ import attrs
 from twisted.internet import error
 
 from gatewayd.daemon.service import GatewayService
-from gatewayd.routing.router import Target
+from gatewayd.routing.target import Target
 from gatewayd.settings.load import load
 from gatewayd.settings.model import Settings
 from tests.certificates import certificate

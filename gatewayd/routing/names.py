@@ -1,0 +1,60 @@
+"""Which models a backend serves by its settings, and what the backend itself calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+
+class ModelNames:
+    """The ``models`` of one backend's settings.
+
+    :param entries: a name or a glob each, with the backend's own name for the model where it has
+        another (an alias), else None. No entries: the backend serves all models.
+    """
+
+    def __init__(self, entries: Sequence[tuple[str, str | None]] = ()) -> None:
+        self._entries = entries
+
+    @property
+    def all(self) -> bool:
+        """Whether the backend serves all models."""
+        return not self._entries
+
+    @property
+    def names(self) -> list[str]:
+        """The names, aliases included, globs left out."""
+        return [name for name, _ in self._entries if not _is_glob(name)]
+
+    @property
+    def globs(self) -> list[str]:
+        return [name for name, _ in self._entries if _is_glob(name)]
+
+    def serve(self, model: str) -> bool:
+        """Whether a request for this model can go to the backend."""
+        return not self._entries or self._find(model) is not None
+
+    def real_name(self, model: str) -> str:
+        """The backend's own name for a model."""
+        entry = self._find(model)
+        return model if entry is None else entry[1] or model
+
+    def offer(self, listed: str) -> bool:
+        """Whether a model in the backend's own list is served under that name."""
+        return not self._entries or any(
+            real is None and fnmatchcase(listed, name) for name, real in self._entries
+        )
+
+    def _find(self, model: str) -> tuple[str, str | None] | None:
+        """The entry of this name, else the first glob that matches."""
+        for entry in self._entries:
+            if entry[0] == model:
+                return entry
+        for entry in self._entries:
+            if fnmatchcase(model, entry[0]):
+                return entry
+        return None
+
+
+def _is_glob(name: str) -> bool:
+    return not set("*?[").isdisjoint(name)
