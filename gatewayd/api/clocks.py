@@ -1,4 +1,4 @@
-"""The clocks of a client's connection, made so that a busy connection costs few timers."""
+"""The clocks of a client's connection. They make few timers, also on a busy connection."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from gatewayd.sending import tcp_of
 
 
 class Deadline:
-    """One deadline at a time; setting it replaces the one before.
+    """One deadline at a time: setting another replaces it.
 
-    The delayed call is moved only when it would come too late: else it looks again when it comes.
+    A later deadline leaves the timer where it is; the timer is set again when it fires too early.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self._when: float | None = None
-        self._late: Callable[[], None] | None = None
+        self._timed_out: Callable[[], None] | None = None
         self._timer: IDelayedCall | None = None
 
-    def set(self, seconds: float, late: Callable[[], None]) -> None:
-        """Call ``late`` when ``seconds`` have passed; 0 is never."""
-        self._late = late
+    def set(self, seconds: float, timed_out: Callable[[], None]) -> None:
+        """Call ``timed_out`` when ``seconds`` have passed; 0 means never."""
+        self._timed_out = timed_out
         if not seconds:
             self._when = None
             return
@@ -36,80 +36,82 @@ class Deadline:
             if self._timer.getTime() <= self._when:
                 return
             self._timer.cancel()
-        self._timer = self._reactor.callLater(seconds, self._look)
+        self._timer = self._reactor.callLater(seconds, self._check)
 
     def clear(self) -> None:
-        """Nothing is due any more."""
-        self._when = self._late = None
+        """Have no deadline."""
+        self._when = self._timed_out = None
 
-    def is_for(self, late: Callable[[], None]) -> bool:
-        return self._late == late
+    def is_for(self, timed_out: Callable[[], None]) -> bool:
+        return self._timed_out == timed_out
 
     def stop(self) -> None:
-        """Let go of the timer, for good."""
+        """Have no deadline and no timer."""
         self.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
-        if self._when is None or self._late is None:
+        if self._when is None or self._timed_out is None:
             return
-        left = self._when - self._reactor.seconds()
-        if left > 0:
-            self._timer = self._reactor.callLater(left, self._look)
+        remaining = self._when - self._reactor.seconds()
+        if remaining > 0:
+            self._timer = self._reactor.callLater(remaining, self._check)
         else:
-            late = self._late
+            timed_out = self._timed_out
             self.clear()
-            late()
+            timed_out()
 
 
 class WriteClock:
-    """While bytes are pending, sees that the peer goes on taking them.
+    """Times out a peer that takes none of the bytes that are pending.
 
-    What a slow reader takes shows in the kernel's queue long before the transport may write again:
-    going by the transport alone would cut off who reads slowly but steadily.
+    It looks at the kernel's queue: what a slow reader takes shows there long before the transport
+    may write again. The transport alone would time out a peer that reads slowly but steadily.
 
-    :param late: called when it has taken none for the time that :meth:`start` was told.
+    :param timed_out: called when the peer has taken nothing for the time given to :meth:`start`.
     """
 
-    def __init__(self, reactor: IReactorTime, transport: Any, late: Callable[[], None]) -> None:
+    def __init__(
+        self, reactor: IReactorTime, transport: Any, timed_out: Callable[[], None]
+    ) -> None:
         self._reactor = reactor
         self._transport = transport
-        self._late = late
+        self._timed_out = timed_out
         self._timer: IDelayedCall | None = None
         self._pending = 0
         self._seconds = self._since = 0.0
 
     def start(self, seconds: float) -> None:
-        """Begin, unless it is running already. ``seconds`` is how long the peer may take none."""
+        """Start unless it is running. ``seconds`` is how long the peer may take nothing."""
         if self._timer is None:
             self._seconds = seconds
             self._pending, self._since = pending(self._transport), self._reactor.seconds()
-            self._again()
+            self._schedule()
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _again(self) -> None:
-        left = self._left()
-        self._timer = self._reactor.callLater(min(self._seconds / 8, 5.0, left), self._look)
+    def _schedule(self) -> None:
+        seconds = min(self._seconds / 8, 5.0, self._remaining())
+        self._timer = self._reactor.callLater(seconds, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         before, self._pending = self._pending, pending(self._transport)
         if self._pending < before:
             self._since = self._reactor.seconds()
-        if self._left() <= 0:
-            self._late()
+        if self._remaining() <= 0:
+            self._timed_out()
         else:
-            self._again()
+            self._schedule()
 
-    def _left(self) -> float:
-        """Seconds until it is due. Rounding must be the same for the timer and for the check."""
+    def _remaining(self) -> float:
+        """Seconds until the time-out. One method, so that timer and check round alike."""
         return self._since + self._seconds - self._reactor.seconds()
 
 
