@@ -206,11 +206,11 @@ class API:
         That is until the client has taken the reply: one that waits in the transport holds memory.
         """
         request.exchange.route = path
-        request.set_headers(self._admission.enter(request.caller, self.settings.limits.in_flight))
+        request.set_headers(self._admission.acquire(request.caller, self.settings.limits.in_flight))
         try:
             relayed = self._admitted(request, parse)
         except BaseException:
-            self._admission.leave(request.caller)
+            self._admission.release(request.caller)
             raise
         return relayed.addBoth(self._left, request)
 
@@ -236,7 +236,7 @@ class API:
         )
 
     def _left(self, result: Any, request: Request) -> Any:
-        request.when_taken(lambda: self._admission.leave(request.caller))
+        request.when_taken(lambda: self._admission.release(request.caller))
         return result
 
     async def _visible_models(self, request: Request) -> dict[str, Any]:

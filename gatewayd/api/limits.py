@@ -1,6 +1,6 @@
-"""Admission: how much may be under way at once, of all and of each caller.
+"""Limits on the requests under way, of all callers together and of each one, per process.
 
-What does not fit is refused at once; nothing waits. All of it is per process.
+A request that exceeds a limit is refused at once; there is no queue.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .security import Caller
 
 @attrs.define
 class Bucket:
-    """Requests per minute as a bucket: full at first, refilled evenly, one request a drop.
+    """A token bucket for requests per minute. It is refilled evenly; each request takes one token.
 
-    :param size: how many it holds, and how many drop in within a minute.
-    :param level: how many are in it, at the time ``at``.
+    :param size: the most tokens it holds, and how many are added in a minute.
+    :param level: how many it held at the time ``at``, in seconds.
     """
 
     size: int
@@ -28,7 +28,7 @@ class Bucket:
     at: float
 
     def take(self, now: float) -> bool:
-        """Take one drop, if there is one."""
+        """Take one token if there is one."""
         self.level = min(self.size, self.level + (now - self.at) * self.size / 60)
         self.at = now
         if self.level < 1:
@@ -38,11 +38,12 @@ class Bucket:
 
     @property
     def next_in(self) -> float:
-        """Seconds until there is a drop."""
+        """Seconds until there is a token."""
         return max(0.0, (1 - self.level) * 60 / self.size)
 
     @property
     def full_in(self) -> float:
+        """Seconds until the bucket is full."""
         return (self.size - self.level) * 60 / self.size
 
 
@@ -55,17 +56,19 @@ class _Use:
 
 
 class Admission:
+    """Counts the requests under way and refuses those that exceed a limit."""
+
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._in_flight = 0
         self._uses: dict[str | None, _Use] = {}
 
-    def enter(self, caller: Caller, limit: int) -> list[tuple[bytes, bytes]]:
-        """Be under way, until :meth:`leave`; returns headers for the answer.
+    def acquire(self, caller: Caller, limit: int) -> list[tuple[bytes, bytes]]:
+        """Count a request as under way until :meth:`release`; return headers for its answer.
 
-        :param limit: the most requests in flight of all callers.
-        :raises Overloaded: too much is under way.
-        :raises RateLimited: this caller has had its share.
+        :param limit: how many requests of all callers may be under way.
+        :raises Overloaded: too many are.
+        :raises RateLimited: this caller has too many, or has sent too many in this minute.
         """
         if self._in_flight >= limit:
             raise Overloaded("The gateway is at its limit of requests in flight.")
@@ -79,8 +82,7 @@ class Admission:
         use.in_flight += 1
         return headers
 
-    def leave(self, caller: Caller) -> None:
-        """Be no longer under way."""
+    def release(self, caller: Caller) -> None:
         self._in_flight -= 1
         self._uses[caller.name].in_flight -= 1
 

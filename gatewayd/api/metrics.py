@@ -35,10 +35,8 @@ class MetricsPage:
         return Answer(200, self._text(), MEDIA_TYPE)
 
 
-def metrics_site(
-    text: Callable[[], bytes], settings: Settings, reactor: IReactorTime
-) -> Site:
-    """The site on that port; its exchanges are neither logged nor counted.
+def metrics_site(text: Callable[[], bytes], settings: Settings, reactor: IReactorTime) -> Site:
+    """The site of that port. Its exchanges are neither logged nor counted.
 
     :param text: makes the page.
     """

@@ -1,7 +1,7 @@
-"""Who is calling, from where, and what they may use.
+"""Who sends a request, from which web page, and which models this caller may use.
 
-Decided from a request's head alone, before its body is read: first the origin (a web page that
-may not call learns nothing else), then the token.
+The head of the request decides, before the body is read: first its ``Origin``, so that a page that
+may not call learns nothing else, then its token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
 _HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]{1,4096}")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
-#: Headers that proxies add; besides these, all that begin with ``x-forwarded-``.
+#: Headers that proxies add, and so do all that begin with ``x-forwarded-``.
 _PROXIES = (
     b"forwarded",
     b"via",
@@ -33,7 +33,7 @@ _PROXIES = (
     b"true-client-ip",
 )
 
-#: What a page may read of an answer besides its body.
+#: Headers of an answer that a web page may read.
 _EXPOSED = b"X-Request-ID, Retry-After, X-Should-Retry, X-RateLimit-Limit-Requests, " + (
     b"X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests"
 )
@@ -41,7 +41,13 @@ _EXPOSED = b"X-Request-ID, Retry-After, X-Should-Retry, X-RateLimit-Limit-Reques
 
 @attrs.frozen
 class Caller:
-    """Who sent a request. ``name`` is None where there are no tokens and everyone may."""
+    """Who sent a request.
+
+    :param name: of the token; None if no tokens are configured, so that everybody may call.
+    :param models: globs of the models that the caller may use; empty for all.
+    :param in_flight: how many of the caller's requests may be under way; None for no limit.
+    :param requests_per_minute: None for no limit.
+    """
 
     name: str | None = None
     models: tuple[str, ...] = ()
@@ -49,7 +55,7 @@ class Caller:
     requests_per_minute: int | None = None
 
     def may_use(self, model: str | None) -> bool:
-        """Whether this caller may use a model; without a name that could be any of them."""
+        """Whether the caller may use a model. None is no model: the gateway would choose any."""
         if not self.models:
             return True
         return model is not None and any(fnmatchcase(model, glob) for glob in self.models)
@@ -59,11 +65,11 @@ ANYONE = Caller()
 
 
 def verify_token(fields: Fields, tokens: Sequence[TokenSettings]) -> Caller:
-    """Say who is calling, by ``Authorization: Bearer TOKEN`` or, without that, ``x-api-key``.
+    """Find the caller by ``Authorization: Bearer TOKEN`` or, without that, ``x-api-key``.
 
-    Every configured token is compared, whichever matches, so that the time says nothing.
+    Every configured token is compared, also after a match, so that the time tells nothing.
 
-    :raises Unauthorized: no token, or not one of ours.
+    :raises Unauthorized: the request has no token, or none that is configured.
     """
     if not tokens:
         return ANYONE
@@ -93,10 +99,10 @@ def _presented(fields: Fields) -> bytes:
 def check_origin(fields: Fields, allowed: Sequence[str]) -> list[tuple[bytes, bytes]]:
     """Judge the ``Origin`` of a request; return the headers that its answer needs.
 
-    Requests without one come from no web page. Pages of this machine always may call, and those
+    A request without one comes from no web page. Pages of this machine may call, and so may those
     in ``allowed``.
 
-    :raises Forbidden: the page may not.
+    :raises Forbidden: the page may not call.
     """
     values = fields.all(b"origin")
     if not values:
@@ -112,30 +118,30 @@ def check_origin(fields: Fields, allowed: Sequence[str]) -> list[tuple[bytes, by
 
 
 def preflight(method: bytes, fields: Fields) -> list[tuple[bytes, bytes]] | None:
-    """What to answer a browser that asks what a page may send; None if it does not ask that."""
+    """The headers that answer a CORS preflight request; None if this is none."""
     if method != b"OPTIONS" or b"access-control-request-method" not in fields:
         return None
-    answer = [
+    headers = [
         (b"access-control-allow-methods", b"GET, POST"),
         (b"access-control-max-age", b"600"),
     ]
     wanted = (fields.all(b"access-control-request-headers") or [b""])[0]
     if _HEADER_NAMES.fullmatch(wanted):
-        answer.append((b"access-control-allow-headers", wanted))
-    return answer
+        headers.append((b"access-control-allow-headers", wanted))
+    return headers
 
 
 def came_by_proxy(fields: Fields) -> bool:
-    """Whether a request says that a proxy has passed it on. Not every proxy adds such a header."""
+    """Whether headers show that a proxy forwarded a request. Not every proxy adds one of them."""
     return any(name in _PROXIES or name.startswith(b"x-forwarded-") for name in fields)
 
 
 def is_local(fields: Fields) -> bool:
     """Whether a request on a loopback address came from a client on this machine.
 
-    A proxy on this machine connects from a loopback address too. Most of them keep the client's
-    ``Host`` or add a header; then the request is not local. A web page of another site whose name
-    was made to resolve to this machine is caught by its ``Host`` as well.
+    A proxy on this machine connects from a loopback address as well. Most proxies keep the client's
+    ``Host`` or add a header, and then the request is not local. The ``Host`` also reveals a web
+    page of another site whose name was made to resolve to this machine (DNS rebinding).
     """
     hosts = fields.all(b"host")
     if len(hosts) != 1 or came_by_proxy(fields):

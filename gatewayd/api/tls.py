@@ -1,4 +1,4 @@
-"""The gateway's own certificate, which may be renewed while streams run."""
+"""TLS with clients: the gateway's own certificate, which a reload may replace while streams run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from zope.interface import implementer
 
 @implementer(IOpenSSLServerConnectionCreator)
 class Certificate:
-    """Opens TLS for new connections.
+    """Makes the TLS side of new connections.
 
-    :param context: as of :func:`gatewayd.settings.pem.server_context`; another one may take its
-        place.
+    :param context: from :func:`gatewayd.settings.pem.server_context`. Replacing it affects new
+        connections only.
     """
 
     def __init__(self, context: SSL.Context) -> None:
