@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from twisted.logger import capturedLogs
 
 from gatewayd.exchange import End, Exchange
 from gatewayd.telemetry.access import AccessLog, as_json, as_text
+from tests.observing import messages
 
 
 def ended(id: str = "req-1", **more: Any) -> Exchange:
@@ -98,10 +99,6 @@ def lines(path: Path) -> list[str]:
     return [json.loads(line)["id"] for line in path.read_text().splitlines()]
 
 
-def said(events: Sequence[dict[str, Any]]) -> list[str]:
-    return [event["log_format"].format(**event) for event in events]
-
-
 def test_lines_are_appended_and_a_renamed_file_is_left_at_the_reopening(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     path.write_bytes(as_json(ended("before")))
@@ -136,9 +133,9 @@ def test_a_folder_that_is_missing_is_said_once_and_used_once_it_is_there(tmp_pat
         log(ended("kept too"))
         log.close()
     assert lines(path) == ["kept", "kept too"]
-    failed, well = said(events)
-    assert "No such file or directory" in failed and str(path) in failed
-    assert "3 lines were lost" in well
+    failure, recovery = messages(events)
+    assert "No such file or directory" in failure and str(path) in failure
+    assert "3 lines were lost" in recovery
 
 
 def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
@@ -147,7 +144,7 @@ def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
         for _ in range(3):
             log(ended("lost"))
         log.close()
-    (failed,) = said(events)
+    (failed,) = messages(events)
     assert "No space left on device" in failed
 
 
@@ -182,4 +179,4 @@ def test_a_line_that_was_written_in_part_spoils_no_other(tmp_path: Path) -> None
         "and again",
     ]
     assert len(torn) == 30
-    assert "2 lines were lost" in said(events)[-1]
+    assert "2 lines were lost" in messages(events)[-1]

@@ -28,7 +28,7 @@ from gatewayd.settings.load import load
 from gatewayd.settings.model import Settings
 from gatewayd.tap import Options
 from gatewayd.telemetry.access import fields
-from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot
+from gatewayd.telemetry.metrics import BackendState, PrometheusMetrics, Snapshot
 from tests.programs import needs, path_of
 
 ROOT = Path(__file__).parent.parent
@@ -159,7 +159,7 @@ def test_the_man_page_is_clean_and_names_every_option() -> None:
 def families() -> dict[str, str]:
     """All metrics there are, by the name that a page has them under, with their type."""
     found = {}
-    for metric in Metrics(Clock()).registry.collect():
+    for metric in PrometheusMetrics(Clock()).registry.collect():
         names = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
         for suffix in names.get(metric.type, ("",)):
             found[metric.name + suffix] = metric.type
@@ -167,9 +167,9 @@ def families() -> dict[str, str]:
     return found
 
 
-def shown() -> Metrics:
+def shown() -> PrometheusMetrics:
     """Metrics that have counted a request of each kind, and so have all of their labels."""
-    metrics = Metrics(Clock())
+    metrics = PrometheusMetrics(Clock())
     metrics.watch(lambda: Snapshot(0, 0, {"b": BackendState(True, 0)}))
     for usage in (SimpleNamespace(prompt_tokens=1, completion_tokens=1), None):
         exchange = Exchange("id", 0.0, "", lambda _: None)
@@ -244,7 +244,7 @@ def test_the_dashboard_shows_metrics_that_exist_and_all_of_them() -> None:
 
 def test_the_manual_lists_every_metric_and_its_labels() -> None:
     text = (DOCS / "operations.rst").read_text()
-    for metric in Metrics(Clock()).registry.collect():
+    for metric in PrometheusMetrics(Clock()).registry.collect():
         name = metric.name + ("_total" if metric.type == "counter" else "")
         assert f"``{name}``" in text, name
     for label in labels():

@@ -1,4 +1,4 @@
-"""Failing over, and callers who do not wait."""
+"""Backends that fail, and clients that do not wait: which backend a request reaches, in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twisted.logger import capturedLogs
 from gatewayd.backend.interface import Clocks, Reply
 from gatewayd.exchange import End
 from gatewayd.routing.evidence import FAILURES
-from gatewayd.routing.health import State
+from gatewayd.routing.health import FIRST_BACKOFF, State
 from gatewayd.wire import errors
 from tests.memory import (
     Answer,
@@ -26,6 +26,8 @@ from tests.memory import (
     gateway_of,
     settings,
 )
+from tests.observing import messages
+from tests.outcomes import state_of
 
 
 def test_a_limit_holds_for_those_too_who_were_refused_elsewhere() -> None:
@@ -290,8 +292,7 @@ def test_a_backend_that_is_ejected_or_back_is_in_the_daemons_log() -> None:
         gateway.clock.advance(15)
         gateway.chat()
         first.calls[-1].whole(completion())
-    said = [event["log_format"].format(**event) for event in events]
-    assert said == [
+    assert messages(events) == [
         "backend first is ejected after 3 failures in a row, the last: No. refused",
         "backend first is healthy again after 15.0 s",
     ]
@@ -307,3 +308,121 @@ def test_one_clients_bad_requests_leave_the_gateway_ready() -> None:
                 call.whole(failed, 500)
     assert Answer(gateway.request("GET", "/readyz")).status == 200
     assert gateway.api.router.answering() == {"first": True, "second": True}
+
+
+# -- a backend that is down for some time ---------------------------------------------------------
+
+
+def under_way(gateway: Gateway, *backends: FakeBackend) -> Asked:
+    """The one request that a backend has not answered."""
+    (exchange,) = gateway.site.state.active
+    (backend,) = [b for b in backends if b.name == exchange.backends[-1]]
+    return backend.calls[-1]
+
+
+def test_a_backend_that_fails_is_passed_over_tried_again_and_back_within_30_s() -> None:
+    first, second = FakeBackend("first"), FakeBackend("second")
+    first.failing = [errors.Unreachable("No.") for _ in range(20)]
+    gateway = Gateway(first, second)
+    for _ in range(3000):
+        client = gateway.chat(model="m")
+        under_way(gateway, first, second).whole(completion())
+        assert Answer(client).status == 200
+        gateway.clock.advance(0.1)
+        if gateway.ended[-1].backends == ["first"]:
+            break
+    refused = [exchange for exchange in gateway.ended if len(exchange.backends) == 2]
+    assert len(refused) == 20  # each of them went on to the second
+    gap = gateway.ended[-1].started - refused[-1].started
+    assert 0 < gap <= 30 and gateway.ended[-1].backends == ["first"]
+    assert gateway.targets[0].health.state is State.HEALTHY
+    gateway.chat(model="m")
+    gateway.chat(model="m")
+    assert [target.in_flight for target in gateway.targets] == [1, 1]  # trusted as before
+
+
+def on_trial(backend: FakeBackend) -> Gateway:
+    """A gateway whose backend was ejected and has been sent the one request that tries it."""
+    gateway = Gateway(backend, FakeBackend("other"))
+    gateway.targets[1].in_flight = 100  # so that the first would be chosen
+    backend.failing = [errors.Unreachable("No.") for _ in range(FAILURES)]
+    for _ in range(FAILURES):
+        gateway.chat(model="m")
+    gateway.clock.advance(FIRST_BACKOFF)
+    gateway.chat(model="m", stream=True)
+    assert gateway.targets[0].health.state is State.ON_TRIAL
+    return gateway
+
+
+def test_the_first_event_of_a_stream_on_trial_is_enough() -> None:
+    """A stream takes minutes; for so long nobody else would be sent there."""
+    backend = FakeBackend("first")
+    gateway = on_trial(backend)
+    backend.calls[-1].head()
+    gateway.clock.advance(gateway.settings.timeouts.ping)  # a comment of ours is no event
+    assert gateway.targets[0].health.state is State.ON_TRIAL
+    backend.calls[-1].event(chunk("a"))
+    assert state_of(gateway.targets[0].health) is State.HEALTHY
+    gateway.chat(model="m")
+    assert gateway.targets[0].in_flight == 2
+
+
+def test_a_stream_that_breaks_off_after_its_trial_counts_as_any_other() -> None:
+    backend = FakeBackend("first")
+    gateway = on_trial(backend)
+    for n in range(FAILURES):
+        assert gateway.targets[0].health.state is (State.HEALTHY if n else State.ON_TRIAL)
+        backend.calls[-1].head()
+        backend.calls[-1].event(chunk("a"))
+        backend.calls[-1].end(errors.Truncated("It broke off."))
+        if n < FAILURES - 1:
+            gateway.chat(model="m", stream=True)
+    assert gateway.targets[0].health.state is State.EJECTED
+
+
+def test_while_none_can_be_reached_the_answer_names_no_host() -> None:
+    backends = [FakeBackend("secret-1"), FakeBackend("secret-2")]
+    gateway = Gateway(*backends)
+    for backend in backends:
+        backend.failing = [errors.Unreachable("No.", detail="10.0.0.7") for _ in range(100)]
+    for _ in range(10):  # each is asked once for each request: it may be up again
+        client = gateway.chat(model="m")
+        assert Answer(client).code == "upstream_unreachable"
+        assert b"secret" not in client.value() and b"10.0.0.7" not in client.value()
+    assert [len(backend.calls) for backend in backends] == [10, 10]
+    assert gateway.api.router.answering() == {"secret-1": False, "secret-2": False}
+    for backend in backends:
+        backend.failing.clear()
+    client = gateway.chat(model="m")
+    under_way(gateway, *backends).whole(completion())
+    assert Answer(client).status == 200
+
+
+def test_the_only_backend_is_asked_even_when_it_is_down() -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend)
+    backend.failing = [errors.Unreachable("No.") for _ in range(50)]
+    for _ in range(50):
+        assert Answer(gateway.chat()).code == "upstream_unreachable"
+    client = gateway.chat()
+    backend.calls[-1].whole(completion())
+    assert Answer(client).status == 200 and gateway.targets[0].health.state is State.HEALTHY
+
+
+def test_liveness_and_readiness_differ() -> None:
+    backends = [FakeBackend("a"), FakeBackend("b")]
+    gateway = Gateway(*backends)
+
+    def ask(path: str) -> int:
+        return Answer(gateway.request("GET", path)).status
+
+    assert (ask("/healthz"), ask("/readyz")) == (200, 200)
+    for _ in range(FAILURES):
+        fails(gateway.targets[0].health)
+    assert (ask("/healthz"), ask("/readyz")) == (200, 200)
+    gateway.targets[1].health.check_loading()
+    assert (ask("/healthz"), ask("/readyz")) == (200, 503)
+    gateway.clock.advance(FIRST_BACKOFF)
+    assert ask("/readyz") == 200  # the next request may be the trial
+    gateway.api.draining = True
+    assert ask("/readyz") == 503

@@ -1,4 +1,4 @@
-"""Lines are written at once or dropped: whatever the destination does, nothing waits for it."""
+"""A line is written at once or dropped: the writer waits for no destination."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import pytest
 from twisted.logger import capturedLogs
 
 from gatewayd.telemetry import lines
-from gatewayd.telemetry.lines import Lines
+from gatewayd.telemetry.lines import LineWriter
+from tests.observing import messages
 
 LINE = b"x" * 999 + b"\n"
 
@@ -25,9 +25,9 @@ LINE = b"x" * 999 + b"\n"
 PROGRAM = """
 import sys
 import time
-from gatewayd.telemetry.lines import Lines
+from gatewayd.telemetry.lines import LineWriter
 lost = []
-out = Lines("-", "standard output", lambda: lost.append(1))
+out = LineWriter("-", "standard output", lambda: lost.append(1))
 for n in range(5000):
     out.write(b"%999d\\n" % n)
 out.close()
@@ -35,7 +35,7 @@ print(len(lost), file=sys.stderr)
 """
 
 
-class Counted:
+class Counter:
     """Counts the lines that were lost."""
 
     def __init__(self) -> None:
@@ -43,10 +43,6 @@ class Counted:
 
     def __call__(self) -> None:
         self.lost += 1
-
-
-def said(events: Sequence[dict[str, Any]]) -> list[str]:
-    return [event["log_format"].format(**event) for event in events]
 
 
 @pytest.fixture
@@ -57,15 +53,15 @@ def fifo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def lost() -> Counted:
-    return Counted()
+def lost() -> Counter:
+    return Counter()
 
 
 def test_a_fifo_without_a_reader_delays_nothing_and_is_used_once_it_has_one(
-    fifo: Path, lost: Counted
+    fifo: Path, lost: Counter
 ) -> None:
     with capturedLogs() as events:
-        out = Lines(str(fifo), "access log", lost)
+        out = LineWriter(str(fifo), "access log", lost)
         out.write(b"lost\n")
         out.write(b"lost\n")
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -74,18 +70,18 @@ def test_a_fifo_without_a_reader_delays_nothing_and_is_used_once_it_has_one(
         os.close(reader)
         out.close()
     assert lost.lost == 2
-    failed, well = said(events)
-    assert failed.startswith("access log: no program reads it; lines are dropped")
-    assert well == "access log: can be written again; 2 lines were lost"
+    failure, recovery = messages(events)
+    assert failure.startswith("access log: no program reads it; lines are dropped")
+    assert recovery == "access log: can be written again; 2 lines were lost"
 
 
-def test_a_pipe_that_nobody_reads_loses_lines_and_says_so_once(fifo: Path, lost: Counted) -> None:
+def test_a_pipe_that_nobody_reads_loses_lines_and_says_so_once(fifo: Path, lost: Counter) -> None:
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     with capturedLogs() as events:
-        out = Lines(str(fifo), "access log", lost)
+        out = LineWriter(str(fifo), "access log", lost)
         for _ in range(5000):
             out.write(LINE)
-        (failed,) = said(events)
+        (failed,) = messages(events)
         assert "it is full, because its reader does not read" in failed
         assert 0 < lost.lost < 5000
         read = b""
@@ -95,16 +91,17 @@ def test_a_pipe_that_nobody_reads_loses_lines_and_says_so_once(fifo: Path, lost:
         out.close()
     assert read + os.read(reader, 1 << 20) == LINE * (5000 - lost.lost) + b"kept\n"
     os.close(reader)
-    assert said(events)[1:] == [f"access log: can be written again; {lost.lost} lines were lost"]
+    recovery = f"access log: can be written again; {lost.lost} lines were lost"
+    assert messages(events)[1:] == [recovery]
 
 
 def test_a_pipe_that_is_read_too_slowly_is_not_reported_again_and_again(
-    fifo: Path, lost: Counted, monkeypatch: pytest.MonkeyPatch
+    fifo: Path, lost: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    out = Lines(str(fifo), "access log", lost)
+    out = LineWriter(str(fifo), "access log", lost)
 
     def fill_and_empty() -> None:
         for _ in range(2000):
@@ -120,7 +117,8 @@ def test_a_pipe_that_is_read_too_slowly_is_not_reported_again_and_again(
         now += lines.QUIET_SECONDS
         fill_and_empty()
         assert len(events) == 4
-    assert f"{lost.lost - _first_number(said(events)[1])} lines were lost" in said(events)[3]
+    _, first, _, second = messages(events)
+    assert f"{lost.lost - _first_number(first)} lines were lost" in second
     out.close()
     os.close(reader)
 
@@ -185,7 +183,7 @@ def test_standard_output_that_is_a_file_takes_every_line_behind_what_was_there(
 
 
 def test_a_pipe_of_another_user_is_written_only_while_it_takes_lines(
-    monkeypatch: pytest.MonkeyPatch, lost: Counted
+    monkeypatch: pytest.MonkeyPatch, lost: Counter
 ) -> None:
     """Without the right to open it anew, the shared description has to stay blocking."""
     reader, writer = os.pipe()
@@ -198,7 +196,7 @@ def test_a_pipe_of_another_user_is_written_only_while_it_takes_lines(
 
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(sys, "__stdout__", os.fdopen(os.dup(writer), "w"))
-    out = Lines("-", "standard output", lost)
+    out = LineWriter("-", "standard output", lost)
     for _ in range(5000):
         out.write(LINE)
     out.write(b"y" * 10_000 + b"\n")

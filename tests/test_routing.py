@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from twisted.internet.task import Clock
 
 from gatewayd.exchange import End
-from gatewayd.routing.router import Router
-from gatewayd.routing.target import Target
 from gatewayd.telemetry.access import fields
 from gatewayd.wire import errors
-from gatewayd.wire.errors import ModelNotFound, Overloaded
 from tests.memory import (
     Answer,
-    FakeBackend,
     Gateway,
     backends,
     chunk,
@@ -218,39 +210,6 @@ def test_turns_are_taken_by_those_who_serve_the_model() -> None:
     assert [len(backend.calls) for backend in several] == [3, 3, 2]
 
 
-@given(
-    st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=120),
-    st.integers(2, 5),
-    st.integers(0, 4),
-)
-def test_whatever_ends_when_nobody_is_asked_who_has_more_in_flight_than_another(
-    steps: list[tuple[bool, int]], count: int, limit: int
-) -> None:
-    clock = Clock()
-    targets = [Target(FakeBackend(f"{n}"), clock, (), limit or None) for n in range(count)]
-    router = Router(targets)
-    running: list[Target] = []
-    for begin, which in steps:
-        if not begin and running:
-            target = running.pop(which % len(running))
-            target.settle(0, None)
-            continue
-        before = [target.in_flight for target in targets]
-        if limit and min(before) >= limit:
-            with pytest.raises(Overloaded):
-                router.route("m")
-            continue
-        candidates = router.route("m")
-        target = candidates[0].target
-        assert target.in_flight == min(before)
-        assert [candidate.target.in_flight for candidate in candidates] == sorted(
-            target.in_flight for target in targets if not target.full
-        )
-        target.begin()
-        running.append(target)
-    assert Counter(running) == Counter({t: t.in_flight for t in targets if t.in_flight})
-
-
 # -- in_flight -----------------------------------------------------------------------------------
 
 
@@ -388,19 +347,3 @@ def test_the_only_one_that_is_usable_is_not_asked_twice() -> None:
     a.failing = [errors.Unreachable("No.")]
     assert Answer(gateway.chat(model="m")).code == "upstream_unreachable"
     assert (len(a.calls), len(b.calls)) == (2, 1)
-
-
-# -- the router alone ----------------------------------------------------------------------------
-
-
-def test_known_names_are_said_once_and_in_order() -> None:
-    router = Router([Target(FakeBackend(), Clock(), [("x", None)])])
-    with pytest.raises(ModelNotFound) as caught:
-        router.route("no", lambda: ["x", "y", "x"])
-    assert caught.value.message == "There is no such model. Known ones: x, y."
-
-
-def test_states_are_told_by_name() -> None:
-    targets = [Target(FakeBackend(name), Clock()) for name in ("a", "b")]
-    targets[1].health.check_loading()
-    assert Router(targets).answering() == {"a": True, "b": False}

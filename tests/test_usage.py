@@ -15,7 +15,7 @@ from zope.interface import implementer
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.exchange import End
 from gatewayd.telemetry.access import fields
-from gatewayd.telemetry.metrics import Metrics, Snapshot
+from gatewayd.telemetry.metrics import PrometheusMetrics, Snapshot
 from gatewayd.wire import errors
 from gatewayd.wire.chat import ChatRequest
 from gatewayd.wire.others import JSONCall
@@ -153,7 +153,7 @@ def test_a_count_that_cannot_be_read_is_none_and_crosses_as_it_came(
             call.event(b"[DONE]")
         assert Answer(client).complete and Answer(client).payloads[0] == payload
     assert counted(gateway) == (None, None) and gateway.ended[0].end is End.COMPLETE
-    metrics = Metrics(gateway.clock)
+    metrics = PrometheusMetrics(gateway.clock)
     metrics(gateway.ended[0])  # what counts can count it
 
 
@@ -317,7 +317,7 @@ def test_else_the_request_stays_as_it_is(path: str, count_usage: str, stream: bo
 def test_counters_add_up_per_backend_model_and_caller(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
-    metrics = Metrics(gateway.clock)
+    metrics = PrometheusMetrics(gateway.clock)
     metrics.watch(lambda: Snapshot(0, 0, {}, models=["m"]))
     for _ in range(3):
         gateway.chat(model="m")

@@ -47,7 +47,8 @@ from gatewayd.settings.load import SettingsError
 from gatewayd.settings.model import Settings
 from gatewayd.telemetry import errorlog
 from gatewayd.telemetry.access import AccessLog
-from gatewayd.telemetry.metrics import BackendState, Metrics, Snapshot, share
+from gatewayd.telemetry.metrics import BackendState, PrometheusMetrics, Snapshot
+from gatewayd.telemetry.multiprocess import share
 
 from . import reloading
 from .bound import evolved, keep_bound
@@ -87,7 +88,7 @@ class GatewayService(Service):
         self._supervised = supervised
         if supervised is not None:
             share(supervised.number)
-        self.metrics = Metrics(reactor)
+        self.metrics = PrometheusMetrics(reactor)
         errorlog.on_lost(self.metrics.count_daemon_line_lost)
         self._world = world = build(settings, reactor, self.metrics.text)
         self.api = world.api

@@ -38,7 +38,7 @@ from gatewayd.api.site import Site
 from gatewayd.settings.load import SettingsError
 from gatewayd.settings.model import Settings
 from gatewayd.telemetry import errorlog
-from gatewayd.telemetry.metrics import SHARED, forget_worker, shared_text
+from gatewayd.telemetry.multiprocess import FOLDER_VARIABLE, forget_worker, shared_text
 
 from . import reloading
 from .bound import keep_bound
@@ -168,7 +168,7 @@ class Supervisor(Service):
         own = {name: value for name, value in os.environ.items() if not _NOT_INHERITED(name)}
         return own | {
             "PYTHONPATH": _PATH,
-            SHARED: self._folder.path,
+            FOLDER_VARIABLE: self._folder.path,
             "NOTIFY_SOCKET": self._notify_address(worker),
             "WATCHDOG_USEC": _BEAT,
             WORKER_NUMBER: str(worker.number),

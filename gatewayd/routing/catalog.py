@@ -1,4 +1,4 @@
-"""Which models there are: what the settings name, and what the backends themselves list."""
+"""The list of models: those that the settings name, and those that the backends list themselves."""
 
 from __future__ import annotations
 
@@ -27,27 +27,33 @@ from .target import Target
 
 _log = Logger()
 
-#: A list older than this is still given, and asked for anew behind the answer.
+#: Seconds after which a backend's list is fetched again. The old list is used meanwhile.
 FRESH_SECONDS = 10.0
-#: How long a list is waited for, by those who come before it was given up once.
+#: Seconds that a backend may take to list its models. Only requests that come before the first
+#: time-out wait for it; later ones do without its list.
 WAIT_SECONDS = 2.0
 
+#: Entries of the models list, by name.
 Entries = dict[str, Any]
 
 
 @attrs.frozen
 class _Known:
-    """A backend's list, or that it has none in time."""
+    """What is known of a backend's list.
+
+    :param when: the time of the latest attempt to fetch it.
+    :param timed_out: whether no list has ever come in time.
+    """
 
     when: float
     entries: Entries
-    late: bool = False
+    timed_out: bool = False
 
 
 class Catalog:
-    """Merges the backends' lists; the first that serves a name describes it.
+    """Merges the backends' lists. The first backend that serves a name describes it.
 
-    :param before: one that knows the lists of targets that are still there.
+    :param before: the catalog that is replaced; lists of targets that are kept are taken from it.
     """
 
     def __init__(self, router: Router, clock: IReactorTime, before: Catalog | None = None) -> None:
@@ -55,26 +61,33 @@ class Catalog:
         self._clock = clock
         known = before._known if before is not None else {}
         self._known: dict[Target, _Known] = {t: known[t] for t in router.targets if t in known}
-        self._asking: dict[Target, Shared[Entries]] = {}
+        self._fetching: dict[Target, Shared[Entries]] = {}
 
     def names(self) -> list[str]:
-        """The names that are known without asking."""
-        named = [name for target in self._router.targets for name in target.models.names]
-        known = [(target, self._known.get(target)) for target in self._router.targets]
-        return named + [n for target, k in known if k for n in k.entries if target.models.offer(n)]
+        """The names that are known without asking a backend."""
+        targets = self._router.targets
+        named = [name for target in targets for name in target.models.names]
+        listed = [
+            name
+            for target in targets
+            if (known := self._known.get(target)) is not None
+            for name in known.entries
+            if target.models.offer(name)
+        ]
+        return named + listed
 
     async def models(self, request_id: str) -> Entries:
         """All models by name, aliases included.
 
-        :raises GatewayError: no backend could say, and the settings name none.
+        :raises GatewayError: no backend has listed its models, and the settings name none.
         """
         targets = self._router.targets
         lists = [self._list(target, request_id) for target in targets]
         results: Any = await DeferredList(lists, consumeErrors=True)
         found: Entries = {}
         problems = []
-        for target, (good, entries) in zip(targets, results, strict=True):
-            if not good:
+        for target, (succeeded, entries) in zip(targets, results, strict=True):
+            if not succeeded:
                 problems.append(entries.value)
                 entries = {}
             for name, entry in entries.items():
@@ -89,43 +102,43 @@ class Catalog:
     def _list(self, target: Target, request_id: str) -> Deferred[Entries]:
         known = self._known.get(target)
         if known is None:
-            return self._ask(target, request_id)
+            return self._fetch(target, request_id)
         now = self._clock.seconds()
         if now - known.when > FRESH_SECONDS:
-            self._known[target] = attrs.evolve(known, when=now)  # one of those who come now asks
-            self._ask(target, request_id).addErrback(lambda _: None)  # the old list will do
-        return fail(_too_late()) if known.late else succeed(known.entries)
+            self._known[target] = attrs.evolve(known, when=now)  # so that only one request fetches
+            self._fetch(target, request_id).addErrback(lambda _: None)  # the old list is used
+        return fail(_timed_out()) if known.timed_out else succeed(known.entries)
 
-    def _ask(self, target: Target, request_id: str) -> Deferred[Entries]:
-        """Ask a backend, or wait with those who have asked it already."""
-        if target not in self._asking:
-            self._asking[target] = Shared(partial(self._begin, target, request_id), cancels=True)
-        return self._asking[target].get()
+    def _fetch(self, target: Target, request_id: str) -> Deferred[Entries]:
+        """Fetch a backend's list, once for all requests that wait for it at the same time."""
+        if target not in self._fetching:
+            self._fetching[target] = Shared(partial(self._begin, target, request_id), cancels=True)
+        return self._fetching[target].get()
 
     def _begin(self, target: Target, request_id: str) -> Deferred[Entries]:
-        def told(entries: Entries) -> Entries:
+        def remember(entries: Entries) -> Entries:
             self._known[target] = _Known(self._clock.seconds(), entries)
             return entries
 
-        def too_late(_: object, __: float) -> None:
-            self._known.setdefault(target, _Known(self._clock.seconds(), {}, late=True))
-            raise _too_late()
+        def remember_timeout(_: object, __: float) -> None:
+            self._known.setdefault(target, _Known(self._clock.seconds(), {}, timed_out=True))
+            raise _timed_out()
 
-        def over(result: Any) -> Any:
-            del self._asking[target]
+        def ended(result: Any) -> Any:
+            del self._fetching[target]
             return result
 
-        asked = maybeDeferred(target.backend.models, request_id)
-        asked.addTimeout(WAIT_SECONDS, self._clock, too_late)
-        return asked.addCallbacks(told, _told_apart).addBoth(over)
+        fetching = maybeDeferred(target.backend.models, request_id)
+        fetching.addTimeout(WAIT_SECONDS, self._clock, remember_timeout)
+        return fetching.addCallbacks(remember, _hide_own_fault).addBoth(ended)
 
 
-def _too_late() -> UpstreamTimeout:
+def _timed_out() -> UpstreamTimeout:
     return UpstreamTimeout("The backend took too long to list its models.")
 
 
-def _told_apart(failure: Failure) -> Failure:
-    """A fault of our own code costs one backend's list, not everybody's, and is logged."""
+def _hide_own_fault(failure: Failure) -> Failure:
+    """Log a fault of the gateway's own code; it costs one backend's list, not the whole list."""
     if failure.check(GatewayError, CancelledError) is None:
         _log.failure("the list of models could not be read", failure)
         return Failure(Internal("The gateway met an internal error."))

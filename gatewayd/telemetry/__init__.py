@@ -1,1 +1,1 @@
-"""What operators see. Reads finished exchanges; nothing on a request's path imports it."""
+"""What operators see. It reads ended exchanges; nothing on a request's path imports it."""

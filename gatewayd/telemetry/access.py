@@ -1,4 +1,4 @@
-"""One line for each exchange that has ended."""
+"""The access log: one line for each exchange that has ended."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 
 from gatewayd.exchange import Exchange
 
-from .lines import Lines
+from .lines import LineWriter
 
 
 def fields(exchange: Exchange) -> dict[str, Any]:
-    """What a line says, in order. Times are milliseconds, sizes bytes."""
+    """The fields of a line, in order. Times are in milliseconds, sizes in bytes."""
 
     def after_start(when: float | None) -> float | None:
         return None if when is None else round((when - exchange.started) * 1000, 3)
@@ -52,7 +52,7 @@ def as_json(exchange: Exchange) -> bytes:
 
 
 def as_text(exchange: Exchange) -> bytes:
-    """``key=value`` pairs; strings that hold anything odd are quoted as JSON."""
+    """``key=value`` pairs. A string that holds a space or the like is quoted as JSON."""
     words = []
     for key, value in fields(exchange).items():
         if isinstance(value, list):
@@ -66,17 +66,16 @@ def as_text(exchange: Exchange) -> bytes:
 
 
 class AccessLog:
-    """Writes a line for each exchange.
-
-    :param path: as in :class:`.lines.Lines`.
+    """
+    :param path: as in :class:`.lines.LineWriter`.
     :param format: ``json`` or ``text``.
-    :param lost: called for each line that could not be written.
+    :param count_lost: called for each line that could not be written.
     """
 
-    def __init__(self, path: str, format: str, lost: Callable[[], None]) -> None:
+    def __init__(self, path: str, format: str, count_lost: Callable[[], None]) -> None:
         self._path = path
         self._encode = as_json if format == "json" else as_text
-        self._lines = Lines(path, f"access log {path}", lost)
+        self._lines = LineWriter(path, f"access log {path}", count_lost)
         self.reopen, self.close = self._lines.reopen, self._lines.close
 
     def __call__(self, exchange: Exchange) -> None:

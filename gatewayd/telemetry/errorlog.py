@@ -1,6 +1,7 @@
-"""The log of what happens to the daemon itself, at the chosen level.
+"""The daemon's own log, at the level of the settings.
 
-Where it goes is twistd's business: ``--logfile``, ``--syslog``, standard output in the foreground.
+twistd's options decide where it goes: ``--logfile``, ``--syslog``, else standard output if twistd
+stays in the foreground.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ from twisted.logger import (
 from twisted.scripts._twistd_unix import UnixAppLogger
 from zope.interface import implementer
 
-from .lines import STDOUT, Lines
+from .lines import STDOUT, LineWriter
 
-#: The name of :func:`observer` as twistd's ``--logger`` option takes it: it imports that name, so
-#: what the observer must know is kept here.
+#: The name of :func:`observer` for twistd's ``--logger`` option. twistd imports that name and
+#: passes no arguments, so the observer's state is kept in this module.
 OBSERVER = f"{__name__}.observer"
 
-#: The namespace of lines that workers have logged: each has passed the level of its worker.
+#: The namespace of lines that workers have logged. They have passed their worker's level already.
 WORKERS = "gatewayd.workers"
 
-#: Where Twisted speaks of connections that it cannot accept: three lines for each when there are no
-#: file descriptors left, which is when strangers open many.
+#: The namespace in which Twisted logs that it cannot accept a connection. When no file descriptors
+#: are left it logs three lines for each attempt, and clients may attempt it often.
 _ACCEPTING = "twisted.internet.tcp.Port"
 _ACCEPTING_SECONDS = 1.0
 
 
 @implementer(ILogFilterPredicate)
-class _Sparing:
-    """Lets such a line through once in a while."""
+class _AcceptErrors:
+    """Lets at most one of these lines through in :data:`_ACCEPTING_SECONDS`."""
 
     def __init__(self) -> None:
         self._last = 0.0
 
-    def __call__(self, event: LogEvent) -> Any:  # constantly has no types
+    def __call__(self, event: LogEvent) -> Any:  # constantly has no type hints
         if event.get("log_namespace") != _ACCEPTING or event["log_level"] is LogLevel.critical:
             return PredicateResult.maybe
         if 0 <= event["log_time"] - self._last < _ACCEPTING_SECONDS:
@@ -62,19 +63,19 @@ _count_lost: Callable[[], None] | None = None
 
 
 def configure(twistd_options: Any, level: str) -> None:
-    """Say what twistd was told about its log, and the least important level that is logged."""
+    """Set the options that twistd was started with, and the level."""
     _twistd_options.update(twistd_options, logger=None)
     set_level(level)
 
 
 def set_level(level: str) -> None:
-    """Log this level and those above it, from now on."""
-    # Its defaultLogLevel is only read when it is made.
+    """Log this level and those above it from now on."""
+    # The predicate reads its defaultLogLevel only when it is made.
     _lowest.setLogLevelForNamespace("", LogLevel.levelWithName(level))
 
 
 def on_lost(count: Callable[[], None]) -> None:
-    """Call ``count`` for each line of this log that is dropped, and for those dropped before."""
+    """Call ``count`` once for each dropped line of this log, those dropped before included."""
     global _count_lost
     _count_lost = count
     for _ in range(_lost_lines):
@@ -82,26 +83,26 @@ def on_lost(count: Callable[[], None]) -> None:
 
 
 def observer() -> ILogObserver:
-    """The observer that twistd would have made from its other options, behind a filter."""
+    """The observer that twistd would make from its other options, behind a filter."""
     inner: Any
     if _to_stdout():
         inner = textFileLogObserver(cast(IO[str], _Stdout()))
     else:
-        # twistd offers no other way to have its own observer and filter it.
+        # twistd has no public way to filter its own observer.
         inner = UnixAppLogger(_twistd_options)._getLogObserver()
     if not ILogObserver.providedBy(inner):
         inner = LegacyLogObserverWrapper(inner)
-    return FilteringLogObserver(inner, [_lowest, _Sparing()])
+    return FilteringLogObserver(inner, [_lowest, _AcceptErrors()])
 
 
 def _to_stdout() -> bool:
-    """Whether twistd would log to standard output; it decides so in ``UnixAppLogger``."""
-    given = _twistd_options
-    foreground = given.get("nodaemon", True)  # twist has no such option and never forks
-    return foreground and not given.get("syslog") and given.get("logfile") in (None, "", STDOUT)
+    """Whether twistd would log to standard output, by the rules of its ``UnixAppLogger``."""
+    options = _twistd_options
+    foreground = options.get("nodaemon", True)  # twist has no such option and never forks
+    return foreground and not options.get("syslog") and options.get("logfile") in (None, "", STDOUT)
 
 
-def _lost() -> None:
+def _count_dropped() -> None:
     global _lost_lines
     _lost_lines += 1
     if _count_lost is not None:
@@ -109,10 +110,10 @@ def _lost() -> None:
 
 
 class _Stdout(io.TextIOBase):
-    """Standard output as a file for Twisted's observer; it drops what cannot be written at once."""
+    """Standard output as a file for Twisted's observer. Lines that would block are dropped."""
 
     def __init__(self) -> None:
-        self._lines = Lines(STDOUT, "standard output", _lost)
+        self._lines = LineWriter(STDOUT, "standard output", _count_dropped)
 
     def write(self, text: str) -> int:
         self._lines.write(text.encode("utf-8", "backslashreplace"))

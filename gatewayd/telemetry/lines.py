@@ -1,8 +1,8 @@
-"""Writes whole lines to a file, a pipe or standard output, and never waits for it.
+"""Writes whole lines to a file, a pipe or standard output without ever blocking.
 
-A full disk, a pipe that nobody reads or a stopped terminal must not stop the daemon. So nothing
-here blocks: pipes and terminals are opened with ``O_NONBLOCK``, and sockets (systemd's journal)
-are sent to with ``MSG_DONTWAIT``. A line that cannot be written at once is dropped and counted.
+A full disk, a pipe that nobody reads or a stopped terminal must not stop the daemon. Pipes and
+terminals are therefore opened with ``O_NONBLOCK``, and sockets (systemd's journal) are sent to with
+``MSG_DONTWAIT``. A line that cannot be written at once is dropped and counted.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from twisted.logger import Logger
 
 _log = Logger()
 
-#: Standard output, as the name of a file.
+#: The path that stands for standard output.
 STDOUT = "-"
 
-#: What a pipe holds until its reader comes round to it; the kernel's own default is 64 KiB.
+#: Bytes that a pipe holds until its reader reads; the kernel's default is 64 KiB.
 PIPE_BYTES = 1024 * 1024
 
-#: Seconds after a recovery in which no new failure is reported: a pipe that is read too slowly
+#: Seconds after a recovery in which no new failure is reported. A pipe that is read too slowly
 #: fails and recovers many times in a second.
 QUIET_SECONDS = 10.0
 
@@ -39,21 +39,20 @@ _REASONS = {
 }
 
 
-class Lines:
-    """One destination of lines.
+class LineWriter:
+    """Writes lines to one destination.
 
-    The first line that is lost is reported, and so is the first that can be written afterwards,
-    with the number of lines that are missing.
+    The first failure is reported. So is the recovery, with the number of lines that were lost.
 
     :param path: a file or FIFO, :data:`STDOUT`, or empty for nowhere.
-    :param what: names it in messages, such as ``access log /var/log/access.log``.
-    :param lost: called for each line that is dropped.
+    :param name: names the destination in messages, such as ``access log /var/log/access.log``.
+    :param count_lost: called for each line that is dropped.
     """
 
-    def __init__(self, path: str, what: str, lost: Callable[[], None]) -> None:
+    def __init__(self, path: str, name: str, count_lost: Callable[[], None]) -> None:
         self._path = path
-        self._what = what
-        self._count_lost = lost
+        self._name = name
+        self._count_lost = count_lost
         self._lost = 0  # since the last message
         self._failing = False
         self._quiet_until = 0.0
@@ -63,13 +62,13 @@ class Lines:
         self.reopen()
 
     def reopen(self) -> None:
-        """Open the file anew, after it was renamed."""
+        """Open the file again, after it was renamed."""
         self.close()
         self._torn = False
         try:
             self._open()
         except OSError as e:
-            self._failed(e)
+            self._report_failure(e)
 
     def close(self) -> None:
         if self._fd is not None:
@@ -91,22 +90,22 @@ class Lines:
             written = self._write_some(self._fd, line)
         except OSError as e:
             self._drop()
-            self._failed(e)
+            self._report_failure(e)
             return
         if written != len(line):
             self._torn = True
             self._drop()
-            self._failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            self._report_failure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
             return
         self._torn = False
         if self._failing:
-            self._works_again()
+            self._report_recovery()
 
     # -- opening -------------------------------------------------------------------------------
 
     def _open(self) -> None:
         if self._path == STDOUT:
-            # twistd replaces sys.stdout with a logger; the lines go to the descriptor itself.
+            # twistd replaces sys.stdout with a logger, so write to the descriptor itself.
             if sys.__stdout__ is not None:
                 self._open_stdout(sys.__stdout__.fileno())
         elif self._path:
@@ -115,20 +114,20 @@ class Lines:
             _enlarge(self._fd)
 
     def _open_stdout(self, stdout: int) -> None:
-        """Open what standard output is anew.
+        """Open the file behind standard output again, where that is possible.
 
-        Other programs may share its open file description, so O_NONBLOCK must not be set on that.
+        Other programs may share its open file description, so O_NONBLOCK must not be set on it.
         """
         mode = os.fstat(stdout).st_mode
         self._write_some = os.write
-        if stat.S_ISREG(mode):  # shares its offset with the other programs
+        if stat.S_ISREG(mode):  # must share its offset with the other programs
             self._fd = os.dup(stdout)
         elif stat.S_ISSOCK(mode):
             self._fd, self._write_some = os.dup(stdout), _send
         else:
             try:
                 self._fd = os.open(f"/proc/self/fd/{stdout}", _CREATE & ~os.O_CREAT)
-            except OSError:  # another user's pipe, or a system without /proc
+            except OSError:  # another user's pipe, or no /proc
                 self._fd, self._write_some = os.dup(stdout), _write_if_writable
             _enlarge(self._fd)
 
@@ -138,27 +137,30 @@ class Lines:
         self._lost += 1
         self._count_lost()
 
-    def _failed(self, e: OSError) -> None:
+    def _report_failure(self, e: OSError) -> None:
         if self._failing or time.monotonic() < self._quiet_until:
             return
         self._failing = True
-        why = _REASONS.get(e.errno or 0, e.strerror)
-        said = "lines are dropped until it can be written again"
-        _log.error("{what}: {why}; {said}", what=self._what, why=why, said=said)
+        _log.error(
+            "{name}: {reason}; lines are dropped until it can be written again",
+            name=self._name,
+            reason=_REASONS.get(e.errno or 0, e.strerror),
+        )
 
-    def _works_again(self) -> None:
+    def _report_recovery(self) -> None:
         lost, self._lost, self._failing = self._lost, 0, False
         self._quiet_until = time.monotonic() + QUIET_SECONDS
-        said = f"can be written again; {lost} lines were lost"
-        _log.info("{what}: {said}", what=self._what, said=said)
+        _log.info(
+            "{name}: can be written again; {lost} lines were lost", name=self._name, lost=lost
+        )
 
 
 def _enlarge(fd: int) -> None:
-    """Let a pipe hold more, so that a reader that pauses for a moment loses no line."""
+    """Let a pipe hold more, so that no line is lost when its reader pauses for a moment."""
     try:
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except OSError:  # the user's pipes have taken all that they may; it works as it is
+    except OSError:  # the user's limit for pipes is reached; the smaller pipe works
         return
 
 
@@ -168,7 +170,7 @@ def _send(fd: int, data: bytes) -> int:
 
 
 def _write_if_writable(fd: int, data: bytes) -> int:
-    """Write to a pipe that may block: ready for writing, it takes PIPE_BUF bytes at once."""
+    """Write to a pipe in blocking mode. When poll calls it writable, PIPE_BUF bytes fit."""
     poller = select.poll()
     poller.register(fd, select.POLLOUT)
     written = 0

@@ -1,7 +1,7 @@
-"""What a process uses, under the names that Prometheus' own client libraries give it.
+"""What the processes use, under the names that Prometheus' own client libraries give it.
 
-prometheus_client's ``ProcessCollector`` says nothing where ``/proc/stat`` is hidden, as it is
-under systemd's ``ProcSubset=pid``, and nothing of other workers.
+prometheus_client's ``ProcessCollector`` shows nothing where ``/proc/stat`` is hidden, as under
+systemd's ``ProcSubset=pid``, and nothing of other workers.
 """
 
 from __future__ import annotations
@@ -13,45 +13,47 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-_PAGE = resource.getpagesize()
+_PAGE_BYTES = resource.getpagesize()
 
-#: Looks at :meth:`ProcessMetrics.look_sometimes` between two that count: listing ten thousand
-#: descriptors takes some milliseconds.
-_EVERY = 10
+#: Calls of :meth:`ProcessMetrics.update_sometimes` for one update: listing ten thousand descriptors
+#: takes some milliseconds.
+_CALLS = 10
 
 
 class ProcessMetrics:
-    """Sums over the workers, but for descriptors: there the worker that has the most is shown."""
+    """Memory and processor time are sums over the workers. Of descriptors the most of any worker
+    is shown.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, mode: Any) -> Gauge:
             return Gauge(name, text, registry=registry, multiprocess_mode=mode)
 
-        memory, descriptors = "process_resident_memory_bytes", "process_open_fds"
-        self._memory = gauge(memory, "Resident memory.", "livesum")
-        self._descriptors = gauge(descriptors, "Open file descriptors.", "livemax")
+        self._memory = gauge("process_resident_memory_bytes", "Resident memory.", "livesum")
+        self._descriptors = gauge("process_open_fds", "Open file descriptors.", "livemax")
         self._most = gauge("process_max_fds", "File descriptors allowed.", "livemin")
-        began = gauge("process_start_time_seconds", "When it started, in Unix time.", "livemin")
-        began.set(time.time() - _age())
+        started = gauge("process_start_time_seconds", "When it started, in Unix time.", "livemin")
+        started.set(time.time() - _age())
         self._cpu = Counter("process_cpu_seconds", "Processor time.", registry=registry)
-        self._counted = 0.0
-        self._looks = 0
+        self._cpu_counted = 0.0
+        self._calls = 0
 
-    def look_sometimes(self) -> None:
-        self._looks += 1
-        if self._looks % _EVERY == 0:
-            self.look()
+    def update_sometimes(self) -> None:
+        """Update at every tenth call."""
+        self._calls += 1
+        if self._calls % _CALLS == 0:
+            self.update()
 
-    def look(self) -> None:
+    def update(self) -> None:
         used = time.process_time()
-        self._cpu.inc(max(0.0, used - self._counted))
-        self._counted = used
+        self._cpu.inc(max(0.0, used - self._cpu_counted))
+        self._cpu_counted = used
         self._most.set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         try:
             self._descriptors.set(len(os.listdir("/proc/self/fd")))
             with open("/proc/self/statm", encoding="ascii") as file:
-                self._memory.set(int(file.read().split()[1]) * _PAGE)
-        except OSError:  # no /proc here, or no descriptor is left to read it with
+                self._memory.set(int(file.read().split()[1]) * _PAGE_BYTES)
+        except OSError:  # there is no /proc, or no descriptor is left to read it with
             return
 
 
