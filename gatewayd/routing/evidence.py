@@ -1,7 +1,7 @@
 """What the end of a request says about its backend, and what several failures say together.
 
 One failure proves little: servers answer 500 to a client's mistake as readily as for a fault of
-their own. ``docs/routing.rst`` lists what was seen, and why it is judged as it is here.
+their own. ``docs/routing.rst`` lists the failures that were observed, and gives the reasons.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ class FailuresInARow(deque[Failure]):
 
     @property
     def prove_dead(self) -> bool:
-        """Whether no answer came to several callers with several bodies.
+        """Whether requests of several callers with several bodies were lost.
 
-        One caller, or one body that crashes the server, proves nothing.
+        One caller alone, or one body that crashes the server, proves nothing.
         """
         lost = [failure for failure in self if failure.evidence is Evidence.LOST]
         return (

@@ -4,9 +4,9 @@ The machine learns from the ends of requests (:mod:`.evidence`), from the backen
 one is configured (:mod:`.prober`), and from the time. :data:`TRANSITIONS` is the whole machine;
 ``docs/routing.rst`` gives the reasons.
 
-Ejected does not mean dead. A backend is dead if its health path fails, or if connections were lost
-or silent for several callers with several bodies. A backend that is ejected but not dead is still
-asked when no other backend can take a request (:attr:`Health.usable_as_last_resort`).
+Ejected does not mean dead. A backend counts as dead if its health path fails, or if requests of
+several callers with several bodies were lost. A backend that is ejected but not dead is still asked
+when no other backend can take a request (:attr:`Health.usable_as_last_resort`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    #: Any request was answered well, the trial or not.
+    #: A request was answered well, whether it is the trial or not.
     GOOD_ANSWER = enum.auto()
     #: :data:`.evidence.FAILURES` requests in a row have failed.
     TOO_MANY_FAILURES = enum.auto()
@@ -133,7 +133,7 @@ class Health:
 
     @property
     def answering(self) -> bool:
-        """Whether the backend is known to answer, be it with errors of its own."""
+        """Whether the backend is known to answer, even if it answers with errors of its own."""
         if self.state is _HEALTHY:
             return True
         if self._state is _LOADING or self._check is False:
@@ -158,7 +158,7 @@ class Health:
         return self._trial
 
     def succeeded(self) -> None:
-        """A request was answered well; a refusal for the client's mistake is good, too."""
+        """A request was answered well. To refuse a client's mistake is a good answer too."""
         if self._failures:
             self._failures.clear()
         if self._state is not _HEALTHY:
@@ -207,7 +207,7 @@ class Health:
     # -- transitions ---------------------------------------------------------------------------
 
     def _apply(self, event: Event) -> None:
-        """Change to the next state, if the event leads to one, and do what belongs to it."""
+        """Enter the state that the event leads to, if there is one."""
         before, after = self._state, TRANSITIONS[self._state].get(event)
         if after is None:
             return

@@ -1,4 +1,4 @@
-"""Checks the health paths of backends that have one, in addition to what requests tell."""
+"""Checks the health paths of backends that have one, in addition to the evidence of requests."""
 
 from __future__ import annotations
 

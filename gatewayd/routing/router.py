@@ -45,7 +45,8 @@ def _load(target: Target) -> tuple[int, int]:
 
 
 class Router:
-    """
+    """Finds the backends for a model, and puts them in order.
+
     :param targets: in the order of the settings.
     """
 
@@ -58,7 +59,7 @@ class Router:
     ) -> list[Candidate]:
         """The backends to ask for a model, best first; at least one.
 
-        :param visible: gives the model names that an error may tell the caller.
+        :param visible: returns the model names that an error may show to the caller.
         :raises ModelNotFound: no backend serves the model.
         :raises Overloaded: each backend that serves it is full or down.
         """

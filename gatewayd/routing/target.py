@@ -77,7 +77,7 @@ class Target:
         return self.health.begin()
 
     def reply_began(self) -> None:
-        """The reply has begun well, which decides a trial before the reply has ended."""
+        """The reply has begun without an error. This decides a trial before the reply has ended."""
         self.health.succeeded()
 
     def settle(
@@ -86,7 +86,7 @@ class Target:
         """Count a request as ended, and learn from its outcome.
 
         :param trial: what :meth:`begin` returned for it; 0 once :meth:`reply_began` was called.
-        :param caller: with ``body`` it tells several failures from one that is repeated.
+        :param caller: with ``body`` it distinguishes different failures from a repeated one.
         """
         self.in_flight -= 1
         evidence = evidence_of(outcome)
