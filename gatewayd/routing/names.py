@@ -30,30 +30,26 @@ class ModelNames:
     def globs(self) -> list[str]:
         return [name for name, _ in self._entries if _is_glob(name)]
 
-    def serve(self, model: str) -> bool:
-        """Whether a request for this model can go to the backend."""
-        return not self._entries or self._find(model) is not None
+    def real_name(self, model: str) -> str | None:
+        """The backend's own name for a model; None if the backend does not serve it.
 
-    def real_name(self, model: str) -> str:
-        """The backend's own name for a model."""
-        entry = self._find(model)
-        return model if entry is None else entry[1] or model
+        An entry of that name counts before a glob that matches it.
+        """
+        if not self._entries:
+            return model
+        for name, real in self._entries:
+            if name == model:
+                return real or model
+        for name, real in self._entries:
+            if fnmatchcase(model, name):
+                return real or model
+        return None
 
     def offer(self, listed: str) -> bool:
         """Whether a model in the backend's own list is served under that name."""
         return not self._entries or any(
             real is None and fnmatchcase(listed, name) for name, real in self._entries
         )
-
-    def _find(self, model: str) -> tuple[str, str | None] | None:
-        """The entry of this name, else the first glob that matches."""
-        for entry in self._entries:
-            if entry[0] == model:
-                return entry
-        for entry in self._entries:
-            if fnmatchcase(model, entry[0]):
-                return entry
-        return None
 
 
 def _is_glob(name: str) -> bool:

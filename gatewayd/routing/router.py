@@ -68,9 +68,9 @@ class Router:
             raise _unknown(model, visible())
         first = [target for target in serving if target.available]
         last = [t for t in serving if t.available_as_last_resort and t not in first]
-        if not first and not last and len(serving) == 1 and not serving[0].full:
+        if not first and not last and len(serving) == 1:
             # No other backend could take its place, and its own error says more than ours.
-            first = serving
+            first = [target for target in serving if not target.full]
         if not first and not last:
             raise Overloaded("No backend for this model is available.")
         if model is not None:  # else the order of the settings: these models need not be alike
@@ -78,7 +78,7 @@ class Router:
             last.sort(key=_load)
             (first or last)[0].turn = next(self._turns)
         return [
-            Candidate(target, _renamed(target, model), last_resort)
+            Candidate(target, serving[target], last_resort)
             for last_resort, targets in ((False, first), (True, last))
             for target in targets
         ]
@@ -91,18 +91,15 @@ class Router:
         """Which backends are known to answer, by their names."""
         return {target.backend.name: target.health.answering for target in self.targets}
 
-    def _serving(self, model: str | None) -> list[Target]:
-        if model is not None:
-            return [target for target in self.targets if target.models.serve(model)]
-        if len(self.targets) == 1:
-            return list(self.targets)
-        return [target for target in self.targets if target.models.all]
-
-
-def _renamed(target: Target, model: str | None) -> str | None:
-    if model is None or (real := target.models.real_name(model)) == model:
-        return None
-    return real
+    def _serving(self, model: str | None) -> dict[Target, str | None]:
+        """The backends that serve a model, each with its own name for it where it has another."""
+        if model is None:
+            alone = len(self.targets) == 1
+            return {target: None for target in self.targets if alone or target.models.all}
+        names = [(target, target.models.real_name(model)) for target in self.targets]
+        return {
+            target: None if name == model else name for target, name in names if name is not None
+        }
 
 
 def _unknown(model: str | None, visible: Iterable[str]) -> ModelNotFound:
