@@ -14,24 +14,24 @@ from tests.memory import Answer, FakeBackend, Gateway, settings
 
 
 class ListingBackend(FakeBackend):
-    """Counts how often it is asked; ``hangs`` makes it not answer."""
+    """Records the requests for its list; with ``hangs`` it does not answer."""
 
     def __init__(self, name: str, *models: str) -> None:
         super().__init__(name)
         self.hangs = False
-        self.asked: list[Deferred[dict[str, Any]]] = []
+        self.requests: list[Deferred[dict[str, Any]]] = []
         self.lists(*models)
 
     def lists(self, *models: str) -> None:
         self.listed = {m: {"id": m, "object": "model", "owned_by": self.name} for m in models}
 
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
-        self.asked.append(Deferred() if self.hangs else super().models(request_id))
-        return self.asked[-1]
+        self.requests.append(Deferred() if self.hangs else super().models(request_id))
+        return self.requests[-1]
 
 
 def serving(**models: str) -> dict[str, str]:
-    """Settings of backends by name: what they serve."""
+    """The ``models`` setting of backends, by their names."""
     found: dict[str, str] = {}
     for name, text in models.items():
         found |= {f"backend_{name}_url": "http://127.0.0.1:1", f"backend_{name}_models": text}
@@ -87,11 +87,11 @@ def test_a_list_is_asked_for_once_and_again_behind_an_answer_when_it_is_old() ->
     gateway = Gateway(backend)
     for _ in range(5):
         assert ids(gateway) == ["x"]
-    assert len(backend.asked) == 1
+    assert len(backend.requests) == 1
     backend.lists("y")
     gateway.clock.advance(FRESH_SECONDS + 0.1)
-    assert ids(gateway) == ["x"] and len(backend.asked) == 2
-    assert ids(gateway) == ["y"] and len(backend.asked) == 2
+    assert ids(gateway) == ["x"] and len(backend.requests) == 2
+    assert ids(gateway) == ["y"] and len(backend.requests) == 2
 
 
 def test_a_backend_that_is_down_delays_no_list_and_its_old_one_is_given() -> None:
@@ -112,15 +112,15 @@ def test_a_backend_that_hangs_delays_the_first_list_a_little_and_no_other() -> N
     gateway = Gateway(a, b)
     client = gateway.request("GET", "/v1/models")
     gateway.clock.advance(WAIT_SECONDS - 0.01)
-    assert not client.value() and not a.asked[0].called
+    assert not client.value() and not a.requests[0].called
     gateway.clock.advance(0.01)
     assert [entry["id"] for entry in Answer(client).json["data"]] == ["y"]
-    assert a.asked[0].called  # left
+    assert a.requests[0].called  # cancelled
     for _ in range(5):
         assert ids(gateway) == ["y"]
-    assert len(a.asked) == 1
+    assert len(a.requests) == 1
     gateway.clock.advance(FRESH_SECONDS + 0.1)
-    assert ids(gateway) == ["y"] and len(a.asked) == 2  # asked behind the answer
+    assert ids(gateway) == ["y"] and len(a.requests) == 2  # asked after the answer was given
     gateway.clock.advance(WAIT_SECONDS)
     a.hangs = False
     gateway.clock.advance(FRESH_SECONDS + 0.1)
@@ -135,7 +135,7 @@ def test_a_backend_that_begins_to_hang_delays_nothing_and_keeps_its_list() -> No
     for _ in range(3):
         gateway.clock.advance(FRESH_SECONDS + 0.1)
         assert ids(gateway) == ["x"]
-    assert len(a.asked) == 4
+    assert len(a.requests) == 4
 
 
 def test_the_names_in_the_settings_are_listed_whatever_the_backends_say() -> None:
@@ -188,9 +188,9 @@ def test_a_list_that_many_want_is_asked_for_once() -> None:
     a.hangs = True
     gateway = Gateway(a)
     clients = [gateway.request("GET", "/v1/models") for _ in range(20)]
-    assert len(a.asked) == 1
+    assert len(a.requests) == 1
     clients.pop().leave()
-    a.asked[0].callback({"x": {"id": "x"}})
+    a.requests[0].callback({"x": {"id": "x"}})
     assert [Answer(client).json["data"][0]["id"] for client in clients] == ["x"] * 19
 
 
@@ -203,7 +203,7 @@ def test_a_list_that_nobody_waits_for_any_more_is_not_waited_for_and_no_fault() 
             clients = [gateway.request("GET", "/v1/models") for _ in range(2)]
             for client in clients:
                 client.leave()
-            assert a.asked[-1].called
-    assert len(a.asked) == 2 and not [event for event in events if "log_failure" in event]
+            assert a.requests[-1].called
+    assert len(a.requests) == 2 and not [event for event in events if "log_failure" in event]
     a.hangs = False
     assert ids(gateway) == ["x"]

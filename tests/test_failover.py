@@ -342,7 +342,7 @@ def test_a_backend_that_fails_is_passed_over_tried_again_and_back_within_30_s() 
 
 
 def on_trial(backend: FakeBackend) -> Gateway:
-    """A gateway whose backend was ejected and has been sent the one request that tries it."""
+    """A gateway whose backend was ejected, and whose trial is under way."""
     gateway = Gateway(backend, FakeBackend("other"))
     gateway.targets[1].in_flight = 100  # so that the first would be chosen
     backend.failing = [errors.Unreachable("No.") for _ in range(FAILURES)]
@@ -355,11 +355,11 @@ def on_trial(backend: FakeBackend) -> Gateway:
 
 
 def test_the_first_event_of_a_stream_on_trial_is_enough() -> None:
-    """A stream takes minutes; for so long nobody else would be sent there."""
+    """A stream takes minutes. No other request would be sent to the backend for that time."""
     backend = FakeBackend("first")
     gateway = on_trial(backend)
     backend.calls[-1].head()
-    gateway.clock.advance(gateway.settings.timeouts.ping)  # a comment of ours is no event
+    gateway.clock.advance(gateway.settings.timeouts.ping)  # the gateway's own comment is no event
     assert gateway.targets[0].health.state is State.ON_TRIAL
     backend.calls[-1].event(chunk("a"))
     assert state_of(gateway.targets[0].health) is State.HEALTHY

@@ -1,6 +1,6 @@
-"""Mixes of clients and servers on a clock: no good request is refused while a server would answer.
+"""Simulated clients and servers: no good request is refused while a server would answer it.
 
-``python -m tests.test_health_simulation 2000`` runs more worlds and prints what came of them.
+``python -m tests.test_health_simulation 2000`` runs more worlds and prints the sums.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from gatewayd.routing.target import Target
 from gatewayd.wire import errors
 from tests.memory import FakeBackend
 
-#: Virtual seconds of one world, and how long a good client waits for a first byte.
+#: Virtual seconds of one world, and seconds that a good client waits for a first byte.
 SECONDS = 120.0
 PATIENCE = 6.0
 
 
 @attrs.define
 class Server:
-    """A backend: it answers, is silent, or refuses connections; a bad request gets its 500."""
+    """A backend that answers, is silent, or refuses connections. A bad request gets its 500."""
 
     target: Target
     mode: str = "answers"
@@ -35,8 +35,8 @@ class Server:
 @attrs.define
 class Outcome:
     good: int = 0
-    refused: int = 0  # good ones, although a server would have answered
-    silent: int = 0  # good ones that a silent server kept until their client gave up
+    refused: int = 0  # good requests, although a server would have answered
+    silent: int = 0  # good requests that a silent server kept until their client gave up
     bad: int = 0
 
 
@@ -60,7 +60,7 @@ class World:
     def run(self) -> Outcome:
         self._every(self._good_gap, self.good_request)
         self._every(self._bad_gap, self.bad_request)
-        self._every(1.0, self.look)
+        self._every(1.0, self.check)
         self._every(20.0, self.change)
         while self.clock.seconds() < SECONDS:
             self.clock.advance(0.05)
@@ -74,11 +74,11 @@ class World:
         self.clock.callLater(seconds * self.random.random(), again)
 
     def change(self) -> None:
-        """Servers fail and come back, but the first one always answers."""
+        """Servers fail and recover, but the first one always answers."""
         for server in self.servers[1:]:
             server.mode = self.random.choice(self._faults)
 
-    def look(self) -> None:
+    def check(self) -> None:
         for server in self.servers:
             if server.has_health_path:
                 if server.mode == "answers":
@@ -112,7 +112,7 @@ class World:
     def _one(
         self, candidate: Candidate, caller: str, body: bytes, answer: errors.BackendFailed | None
     ) -> bool:
-        """Ask one; False if the next one is to be asked."""
+        """Send a request to one backend; False if the next one is to be asked."""
         target = candidate.target
         (server,) = [server for server in self.servers if server.target is target]
         trial = target.begin()
@@ -147,7 +147,7 @@ def test_few_good_requests_meet_a_silent_server() -> None:
         world.change = lambda: None  # type: ignore[method-assign]
         world._good_gap, world._bad_gap = gap, 1000
         outcome = world.run()
-        # Those of the first seconds, and then one trial for each back-off and patience.
+        # Requests of the first seconds, then one trial for each back-off and PATIENCE.
         assert outcome.silent <= 6 + 3 * SECONDS / (15 + PATIENCE), outcome
         assert outcome.refused == 0
 

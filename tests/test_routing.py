@@ -1,4 +1,4 @@
-"""Which backend a request goes to, and which one next: in memory and on a clock."""
+"""Which backend a request is sent to first and next: the whole gateway, in memory."""
 
 from __future__ import annotations
 
@@ -29,38 +29,19 @@ MODELS = "small, llama-*, fast = llama-3-8b, qwen[12]?"
 
 
 @pytest.mark.parametrize(
-    ("model", "served", "asked_for"),
-    [
-        ("small", True, "small"),
-        ("llama-3-70b", True, "llama-3-70b"),
-        ("llama-", True, "llama-"),
-        ("fast", True, "llama-3-8b"),
-        ("qwen1x", True, "qwen1x"),
-        ("qwen3x", False, ""),
-        ("Small", False, ""),
-        ("smaller", False, ""),
-        ("llama", False, ""),
-        ("x/llama-3", False, ""),
-        ("*", False, ""),
-    ],
+    ("model", "asked_for"),
+    [("small", "small"), ("llama-3-70b", "llama-3-70b"), ("fast", "llama-3-8b")],
 )
-def test_a_model_is_served_by_name_by_glob_or_by_alias(
-    model: str, served: bool, asked_for: str
-) -> None:
+def test_a_model_is_served_by_name_by_glob_or_by_alias(model: str, asked_for: str) -> None:
     (backend,) = several = backends("a")
-    gateway = gateway_of(*several, a_models=MODELS)
-    client = gateway.chat(model=model)
-    assert bool(backend.calls) is served
-    if served:
-        assert json.loads(backend.calls[0].body)["model"] == asked_for
-    else:
-        assert (Answer(client).status, Answer(client).code) == (404, "model_not_found")
+    gateway_of(*several, a_models=MODELS).chat(model=model)
+    assert json.loads(backend.calls[0].body)["model"] == asked_for
 
 
-def test_an_alias_counts_before_a_glob_that_fits_it_too() -> None:
+def test_a_model_that_no_backend_serves_is_a_404() -> None:
     (backend,) = several = backends("a")
-    gateway_of(*several, a_models="*, fast = llama-3-8b").chat(model="fast")
-    assert json.loads(backend.calls[0].body)["model"] == "llama-3-8b"
+    answer = Answer(gateway_of(*several, a_models=MODELS).chat(model="qwen3x"))
+    assert (answer.status, answer.code) == (404, "model_not_found") and not backend.calls
 
 
 def test_without_models_a_backend_serves_all() -> None:
