@@ -49,10 +49,11 @@ class Bench:
 
     :param folder: where peers write their files.
     :param installed: where peers are installed.
+    :param against: another checkout of gatewayd.
     """
 
-    def __init__(self, folder: Path, installed: Path) -> None:
-        self._folder, self._installed = folder, installed
+    def __init__(self, folder: Path, installed: Path, against: Path | None) -> None:
+        self._folder, self._installed, self._against = folder, installed, against
         self._mock = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.mock"], stdout=subprocess.PIPE, cwd=peers.ROOT
         )
@@ -67,7 +68,8 @@ class Bench:
 
     def place(self, name: str, workers: int = 1) -> Place:
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
-        return Place(peers.free_port(), self.backend, folder, self._installed, workers)
+        port = peers.free_port()
+        return Place(port, self.backend, folder, self._installed, workers, self._against)
 
     @contextmanager
     def running(self, peer: Peer, workers: int = 1) -> Iterator[Running]:

