@@ -1,8 +1,8 @@
-"""One request's life: its id, who asked, which backend, its stages, its one end.
+"""The record of one request: its id, caller, backends, stages, and its one end.
 
-An :class:`Exchange` is made when a request's head has been read and ends exactly once, with an
-:class:`End`. The log line and the metrics are made from the ended exchange alone, and what the
-client saw was decided by the same call, so they cannot disagree.
+An :class:`Exchange` is made when a request's head has been read. It ends exactly once, with an
+:class:`End`. The log line and the metrics are made from the ended exchange alone, and the call that
+ends it also decides what the client is sent. So they cannot disagree.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ class End(enum.StrEnum):
 
 
 def traceparent(candidates: Sequence[bytes]) -> str | None:
-    """The one ``traceparent`` of a request, if it is a good one (W3C Trace Context, level 1)."""
+    """The ``traceparent`` of a request, if it has one and it is valid.
+
+    :param candidates: the values of all headers of that name.
+
+    Source: W3C Trace Context, level 1.
+    """
     if len(candidates) == 1 and _TRACEPARENT.fullmatch(candidates[0]):
         return candidates[0].decode("ascii")
     return None
@@ -46,8 +51,11 @@ def traceparent(candidates: Sequence[bytes]) -> str | None:
 def request_id(candidates: Sequence[bytes]) -> str:
     """Keep the id that a client sent, or make one.
 
-    One header with 1 to 128 characters of ``A-Z a-z 0-9 . _ : / + = @ ~ -`` is kept; anything else
-    is replaced as a whole: a trimmed id would be somebody else's.
+    An id is kept if there is one header with 1 to 128 characters of
+    ``A-Z a-z 0-9 . _ : / + = @ ~ -``. Anything else is replaced as a whole and never trimmed: a
+    trimmed id could be that of another request.
+
+    :param candidates: the values of all headers of that name.
     """
     if len(candidates) == 1 and _REQUEST_ID.fullmatch(candidates[0]):
         return candidates[0].decode("ascii")
@@ -56,10 +64,12 @@ def request_id(candidates: Sequence[bytes]) -> str:
 
 @attrs.define(eq=False)
 class Exchange:
-    """What is known about one request. Times are seconds of the reactor's clock.
+    """What is known of one request. Times are seconds of the reactor's clock.
 
     :param started: when its head had been read.
-    :param on_end: told once, with this exchange, when it has ended.
+    :param client: the address of the client.
+    :param on_end: called once, with this exchange, when it has ended.
+    :param caller: the name of the token that the client sent; None without a token.
     """
 
     id: str
@@ -67,36 +77,40 @@ class Exchange:
     client: str
     on_end: Callable[[Exchange], None]
     caller: str | None = None
-    #: W3C trace context, as the client sent it; it goes on to the backend.
+    #: W3C trace context, as the client sent it. The backend is sent the same.
     traceparent: str | None = None
     method: str = ""
     route: str = ""
     model: str | None = None
     stream: bool = False
     status: int = 0
-    backends: list[str] = attrs.field(factory=list)  # tried, in order
-    #: Ends the exchange early, with an error for the client; set while a reply is relayed.
+    backends: list[str] = attrs.field(factory=list)  # those that were asked, in order
+    #: Ends the exchange early, with an error for the client. Set while a reply is relayed.
     stop: Callable[[Any], None] | None = None
 
-    # Stages: when the connection to the backend stood, its first byte and first event came; the
-    # longest gap between two events; what went to the client.
+    #: Seconds that connecting to the backend took; 0 if an open connection was used.
     connected: float | None = None
+    #: When the first byte of content came from the backend.
     first_byte: float | None = None
+    #: When the first event was sent to the client.
     first_event: float | None = None
+    #: The longest time between two pieces of content, in seconds.
     longest_gap: float = 0.0
+    #: How many events were sent to the client.
     events: int = 0
-    #: Tokens as the backend counted them: ``prompt_tokens``, ``completion_tokens``. None where it
-    #: did not, or was cut short.
+    #: The tokens that the backend counted (:class:`gatewayd.wire.content.Usage`). None if it
+    #: reported none, or if the reply was not whole.
     usage: Any = None
+    #: Bytes of the answer's body.
     bytes_out: int = 0
 
     end: End | None = None
-    code: str = ""  # of the error envelope, where there was one
-    detail: str = ""
+    code: str = ""  # of the error envelope, if one was sent
+    detail: str = ""  # of the error, for the log only
     ended: float = 0.0
 
     def finish(self, end: End, now: float, *, code: str = "", detail: str = "") -> bool:
-        """End the exchange. The first call decides; later ones return False and change nothing."""
+        """End the exchange. Later calls return False and change nothing."""
         if self.end is not None:
             return False
         self.end, self.ended, self.code, self.detail = end, now, code, detail

@@ -1,9 +1,9 @@
-"""Writing to a transport at once, rather than when the reactor comes round to it.
+"""Writes to a socket at once, instead of in the reactor's next turn.
 
-Twisted's transports keep what is written, register with epoll for a writable socket, and write in
-the next turn: for a token of 200 bytes that is two system calls and a turn too many. Sockets are
-nearly always writable, so here the kernel is asked first, and only what it does not take goes the
-usual way. Measured in a bare relay: 20-25 us instead of 30-39 us of CPU for each event.
+Twisted's transports buffer what is written, wait with epoll until the socket is writable, and write
+in the next turn. For a token of 200 bytes this costs two system calls more. A socket is nearly
+always writable, so :func:`send` tries the kernel first and gives the transport only the rest.
+Measured in a bare relay: 20-25 us instead of 30-39 us of CPU time for each event.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import Any
 
 from twisted.internet.tcp import Connection
 
-#: How much the kernel may hold that it has not sent yet. It would take megabytes for a client that
-#: does not read, and the client's slowness would reach the backend that much later.
+#: How many bytes the kernel may hold that it has not sent yet. Without this limit it would accept
+#: megabytes for a client that does not read, and the backend would be paused that much later.
 UNSENT_BYTES = 128 * 1024
 
-_TCP_NOTSENT_LOWAT = 25  # Linux; Python does not name it before 3.12
+_TCP_NOTSENT_LOWAT = 25  # of Linux; the socket module has it from Python 3.12 on
 
 
 def tcp_of(transport: Any) -> Any:
-    """The transport below TLS, or this one where there is no TLS."""
+    """The TCP transport below TLS, or ``transport`` itself without TLS."""
     return getattr(transport, "transport", None) or transport
 
 
 def tune(transport: Any) -> None:
-    """Have a socket send at once, and take no more than :data:`UNSENT_BYTES` ahead of its peer."""
-    with suppress(AttributeError, OSError):  # tests have transports without a socket
+    """Make a socket send small writes at once, and hold at most :data:`UNSENT_BYTES` unsent."""
+    with suppress(AttributeError, OSError):  # the transports of tests have no socket
         tcp = tcp_of(transport).socket
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tcp.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def send(transport: Any, data: bytes) -> None:
-    """Write ``data``, now if the kernel takes it and nothing is waiting before it."""
+    """Write ``data``: now, if nothing is buffered before it and the kernel accepts it."""
     if (
-        isinstance(transport, Connection)  # not TLS, which wraps one and must see the bytes
+        isinstance(transport, Connection)  # with TLS the bytes must go through its wrapper
         and not transport.TLS
         and transport.connected
         and not transport.disconnecting
@@ -47,7 +47,7 @@ def send(transport: Any, data: bytes) -> None:
     ):
         try:
             sent = transport.socket.send(data)
-        except OSError:  # full, or broken: the reactor will find out which
+        except OSError:  # full or broken; transport.write() handles both
             sent = 0
         if sent == len(data):
             return

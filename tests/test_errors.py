@@ -17,7 +17,7 @@ def tree(root: type[GatewayError]) -> list[type[GatewayError]]:
 
 ERRORS = tree(GatewayError)
 
-#: What those need that take more than a sentence.
+#: Further arguments of the classes that need more than a message.
 ARGUMENTS: dict[type[GatewayError], tuple[Any, ...]] = {
     errors.Unauthorized: ("invalid_api_key",),
     errors.Forbidden: ("model_not_allowed",),
@@ -68,29 +68,29 @@ def test_a_detail_is_never_sent(error: GatewayError) -> None:
     assert b"10.0.0.7" not in error.body()
 
 
-def test_who_was_refused_was_never_executed(error: GatewayError) -> None:
+def test_a_refused_request_was_never_executed(error: GatewayError) -> None:
     if error.end in (End.REFUSED, End.BACKEND_UNREACHABLE):
         assert not error.executed
     if error.end in (End.BACKEND_TIMEOUT, End.BACKEND_TRUNCATED, End.DRAINED):
         assert error.executed
 
 
-def test_another_backend_is_asked_only_where_nothing_ran(error: GatewayError) -> None:
-    assert not (error.elsewhere and error.executed)
-    assert error.elsewhere or error.end != End.BACKEND_UNREACHABLE
+def test_an_error_is_retryable_only_if_the_request_was_not_executed(error: GatewayError) -> None:
+    assert not (error.retryable and error.executed)
+    assert error.retryable or error.end != End.BACKEND_UNREACHABLE
 
 
-def test_who_may_come_back_is_told_when(error: GatewayError) -> None:
+def test_a_client_that_may_retry_is_told_when(error: GatewayError) -> None:
     retry_after = dict(error.headers).get(b"retry-after", b"")
     assert retry_after.isdigit() is (error.status in (429, 503))
 
 
-def test_who_is_unknown_is_told_how_to_say_who_it_is(error: GatewayError) -> None:
+def test_a_401_says_how_to_authenticate(error: GatewayError) -> None:
     assert ((b"www-authenticate", b"Bearer") in error.headers) is (error.status == 401)
 
 
 @pytest.mark.parametrize(("wait", "said"), [(7, b"7"), (1, b"1"), (0, b"1"), (-3, b"1")])
-def test_nobody_is_told_to_come_back_at_once(wait: int, said: bytes) -> None:
+def test_retry_after_is_never_zero(wait: int, said: bytes) -> None:
     headers = [(b"x-ratelimit-limit-requests", b"5")]
     error = errors.RateLimited("Too many.", wait, headers)
     assert error.headers == ((b"retry-after", said), *headers)
@@ -100,7 +100,7 @@ def test_a_504_is_a_timeout_and_a_502_is_none(error: GatewayError) -> None:
     assert (error.status == 504) is (error.code == "upstream_timeout")
 
 
-def test_the_field_to_blame_is_in_the_envelope() -> None:
+def test_the_wrong_field_is_in_the_envelope() -> None:
     error = errors.InvalidValue("No.", param="messages[0].role")
     assert json.loads(error.body())["error"]["param"] == "messages[0].role"
 
@@ -138,7 +138,7 @@ def test_a_backends_code_is_the_one_for_the_log(code: bytes, logged: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("status", "end", "executed", "elsewhere"),
+    ("status", "end", "executed", "retryable"),
     [
         (400, End.REFUSED, False, False),
         (429, End.REFUSED, False, True),
@@ -147,12 +147,12 @@ def test_a_backends_code_is_the_one_for_the_log(code: bytes, logged: str) -> Non
         (529, End.BACKEND_ERROR, True, False),
     ],
 )
-def test_a_backends_status_says_whose_fault_it_was(
-    status: int, end: End, executed: bool, elsewhere: bool
+def test_a_backends_status_decides_the_end(
+    status: int, end: End, executed: bool, retryable: bool
 ) -> None:
     error = BackendFailed("It failed.", None, status, ((b"retry-after", b"7"),))
     assert (error.status, End(error.end)) == (status, end)
-    assert (error.executed, error.elsewhere) == (executed, elsewhere)
+    assert (error.executed, error.retryable) == (executed, retryable)
     assert error.headers == ((b"retry-after", b"7"),)
     assert errors.UpstreamError.end == "backend_error", "an instance must not change its class"
 

@@ -26,7 +26,7 @@ def made_here(found: str) -> bool:
         b"a" * 128,
     ],
 )
-def test_an_id_that_can_be_used_is_kept(candidate: bytes) -> None:
+def test_a_valid_id_is_kept(candidate: bytes) -> None:
     assert request_id([candidate]) == candidate.decode()
 
 
@@ -53,7 +53,7 @@ def test_an_id_that_can_be_used_is_kept(candidate: bytes) -> None:
     ],
     ids=lambda candidates: repr(candidates)[:30],
 )
-def test_any_other_is_replaced_as_a_whole(candidates: list[bytes]) -> None:
+def test_any_other_id_is_replaced_as_a_whole(candidates: list[bytes]) -> None:
     first, second = request_id(candidates), request_id(candidates)
     assert made_here(first)
     assert made_here(second)
@@ -62,7 +62,7 @@ def test_any_other_is_replaced_as_a_whole(candidates: list[bytes]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=140), max_size=2))
-def test_an_id_is_always_fit_for_a_header_and_a_log(candidates: list[bytes]) -> None:
+def test_every_id_is_safe_in_a_header_and_a_log(candidates: list[bytes]) -> None:
     found = request_id(candidates)
     assert re.fullmatch(r"[A-Za-z0-9._:/+=@~-]{1,128}", found)
     assert [found.encode()] == candidates or made_here(found)
@@ -87,7 +87,7 @@ def test_an_exchange_ends_once_and_the_first_end_counts() -> None:
     )
 
 
-def test_an_exchange_that_is_ended_by_hearing_of_its_end_is_told_once() -> None:
+def test_ending_an_exchange_again_within_on_end_calls_it_once() -> None:
     told: list[End | None] = []
 
     def again(exchange: Exchange) -> None:

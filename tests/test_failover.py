@@ -30,7 +30,7 @@ from tests.observing import messages
 from tests.outcomes import state_of
 
 
-def test_a_limit_holds_for_those_too_who_were_refused_elsewhere() -> None:
+def test_a_limit_holds_for_requests_that_failed_over_too() -> None:
     a, b = backends("a", "b")
     gateway = gateway_of(a, b, b_in_flight="1")
     clients = [gateway.chat() for _ in range(3)]
@@ -41,7 +41,7 @@ def test_a_limit_holds_for_those_too_who_were_refused_elsewhere() -> None:
     assert [Answer(client).status for client in clients] == [200, 502, 502]
 
 
-def test_a_trial_is_alone_even_when_others_were_refused_elsewhere() -> None:
+def test_there_is_one_trial_at_a_time_even_if_several_requests_fail_over() -> None:
     a, b = backends("a", "b")
     gateway = gateway_of(a, b)
     health = gateway.targets[1].health
@@ -55,7 +55,7 @@ def test_a_trial_is_alone_even_when_others_were_refused_elsewhere() -> None:
     assert len(b.calls) == 1
 
 
-def test_a_caller_that_does_not_wait_ejects_nobody() -> None:
+def test_a_caller_with_a_very_short_timeout_ejects_no_backend() -> None:
     gateway = gateway_of(*backends("a", "b"))
     for _ in range(20):
         client = gateway.chat(model="m", headers={"x-stainless-read-timeout": "0.1"})
@@ -77,9 +77,9 @@ def test_a_page_in_place_of_speech_is_a_502(kind: str) -> None:
 # -- one end for each attempt --------------------------------------------------------------------
 
 
-def two(**said: str) -> tuple[FakeBackend, FakeBackend, Gateway]:
+def two(**values: str) -> tuple[FakeBackend, FakeBackend, Gateway]:
     first, second = FakeBackend("first"), FakeBackend("second")
-    return first, second, Gateway(first, second, settings=settings(**said))
+    return first, second, Gateway(first, second, settings=settings(**values))
 
 
 def settled(gateway: Gateway) -> bool:
@@ -89,11 +89,11 @@ def settled(gateway: Gateway) -> bool:
 
 def watched(gateway: Gateway) -> bool:
     """Whether a relay's clocks still run."""
-    return "Watch._look" in str(gateway.clock.getDelayedCalls())
+    return "Watch._check" in str(gateway.clock.getDelayedCalls())
 
 
 @pytest.mark.parametrize("problem", [ValueError("odd host"), errors.Unreachable("No.")])
-def test_what_asking_raises_ends_the_attempt(problem: Exception) -> None:
+def test_an_exception_while_asking_ends_the_attempt(problem: Exception) -> None:
     backend = FakeBackend()
 
     def send(*_: object) -> Deferred[Reply]:
@@ -110,7 +110,7 @@ def test_what_asking_raises_ends_the_attempt(problem: Exception) -> None:
     assert exchange.stop is None
 
 
-def test_another_is_asked_where_asking_the_first_raises_that_it_is_unreachable() -> None:
+def test_another_backend_is_asked_if_asking_the_first_raises_unreachable() -> None:
     first, second, gateway = two()
 
     def send(*_: object) -> Deferred[Reply]:
@@ -124,7 +124,7 @@ def test_another_is_asked_where_asking_the_first_raises_that_it_is_unreachable()
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("refused_first", [True, False])
-def test_a_refusal_is_told_rather_than_that_another_was_not_reached(
+def test_a_refusal_is_sent_rather_than_the_error_of_a_backend_not_reached(
     status: int, refused_first: bool
 ) -> None:
     first, second, gateway = two()
@@ -166,7 +166,7 @@ def test_the_body_of_a_refusal_is_not_waited_for(status: int) -> None:
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 @pytest.mark.parametrize("how", ["stalls", "breaks off"])
-def test_an_error_whose_body_does_not_come_is_told_by_its_head(status: int, how: str) -> None:
+def test_an_error_without_its_body_is_sent_by_its_head(status: int, how: str) -> None:
     backend = FakeBackend()
     gateway = Gateway(backend)
     client = gateway.chat()
@@ -183,7 +183,7 @@ def test_an_error_whose_body_does_not_come_is_told_by_its_head(status: int, how:
     assert answer.header("retry-after") == "7" and settled(gateway)
 
 
-def test_a_clock_that_was_due_before_the_second_was_asked_asks_it_not() -> None:
+def test_no_second_backend_is_asked_once_its_total_is_over() -> None:
     first = FakeBackend("first")
     second = FakeBackend("second", Clocks(total=2))
     gateway = Gateway(first, second)
@@ -202,7 +202,7 @@ PHASES = ["asking", "asking the second", "reading", "an error's body", "pinged",
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("how", ["client leaves", "stop"])
-def test_who_ends_it_in_any_phase_settles_every_attempt_once(phase: str, how: str) -> None:
+def test_every_attempt_is_settled_once_in_every_phase(phase: str, how: str) -> None:
     first, second, gateway = two(timeouts_ping="1")
     client = gateway.chat(stream=True)
     call = first.calls[0]
@@ -245,7 +245,7 @@ def test_a_failure_after_a_ping_is_an_error_event_and_asks_no_other() -> None:
 
 
 @pytest.mark.parametrize("how", ["says how long it waits", "leaves"])
-def test_a_backend_that_callers_gave_up_on_is_asked_behind_the_others(how: str) -> None:
+def test_a_backend_that_callers_gave_up_on_is_asked_after_the_others(how: str) -> None:
     hanging, good = backends("hanging", "good")
     gateway = gateway_of(hanging, good)
     met = []
@@ -263,15 +263,15 @@ def test_a_backend_that_callers_gave_up_on_is_asked_behind_the_others(how: str) 
             good.calls[-1].whole(completion())
             assert Answer(client).status == 200
         met.append(len(hanging.calls) > asked)
-    # Three in a row, then one trial for each back-off that is over; no time passes meanwhile.
+    # Three in a row. A trial comes only after a back-off, and no time passes here.
     assert sum(met) == FAILURES and gateway.api.router.answering()["hanging"] is False
     for call in (hanging, good):
         call.failing = [errors.Unreachable("No.") for _ in range(9)]
     assert Answer(gateway.chat(model="m")).status == 502
-    assert gateway.ended[-1].backends == ["good", "hanging"]  # it is asked for want of another
+    assert gateway.ended[-1].backends == ["good", "hanging"]  # the second as the last resort
 
 
-def test_a_caller_that_leaves_within_a_moment_says_nothing() -> None:
+def test_a_caller_that_disconnects_soon_proves_nothing() -> None:
     hanging, good = backends("hanging", "good")
     gateway = gateway_of(hanging, good)
     for _ in range(20):
@@ -281,7 +281,7 @@ def test_a_caller_that_leaves_within_a_moment_says_nothing() -> None:
     assert gateway.api.router.answering() == {"hanging": True, "good": True}
 
 
-def test_a_backend_that_is_ejected_or_back_is_in_the_daemons_log() -> None:
+def test_the_daemons_log_says_which_backend_is_ejected_or_back() -> None:
     first, second, gateway = two()
     first.failing = [errors.Unreachable("No.", detail="refused") for _ in range(FAILURES)]
     with capturedLogs() as events:

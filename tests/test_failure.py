@@ -1,4 +1,4 @@
-"""What a backend's error says where it is no envelope: to the client, and to the log."""
+"""Errors that are not envelopes: what the client is sent, and what is logged."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatewayd.wire.content import reported
-from gatewayd.wire.failure import MAX_LOGGED, MAX_TOLD, answered, is_fit
+from gatewayd.wire.failure import MAX_LOGGED, MAX_SHOWN, error_of_reply, may_be_shown
 
 KEY = "sentinel-Backend-Key"
 
 
 def told(body: Any, status: int = 400, key: str = "") -> tuple[str, str]:
-    """The message that the client gets, without how it begins, and the log's detail."""
+    """The message that the client gets, without its beginning, and the detail for the log."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    problem = answered(raw, status, (), key)
+    problem = error_of_reply(raw, status, (), key)
     assert problem.payload is None and problem.status == status
     error = json.loads(problem.body())["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["code"] == "upstream_error"
@@ -47,7 +47,7 @@ def told(body: Any, status: int = 400, key: str = "") -> tuple[str, str]:
         ),
     ],
 )
-def test_a_short_plain_text_is_told_and_logged(body: dict[str, Any], text: str | None) -> None:
+def test_a_short_plain_text_is_sent_and_logged(body: dict[str, Any], text: str | None) -> None:
     wanted = text or str(body.get("message") or body.get("error"))
     assert told(body) == (wanted, wanted.strip())
 
@@ -73,7 +73,7 @@ def test_a_short_plain_text_is_told_and_logged(body: dict[str, Any], text: str |
         "two\nlines",
         "bell\a",
         "",
-        "x" * (MAX_TOLD + 1),
+        "x" * (MAX_SHOWN + 1),
     ],
 )
 def test_any_other_text_is_only_logged(text: str) -> None:
@@ -113,13 +113,13 @@ def test_the_request_that_a_text_quotes_is_not_logged() -> None:
     ],
 )
 def test_the_backends_key_reaches_neither_client_nor_log(body: bytes) -> None:
-    problem = answered(body, 400, (), KEY)
+    problem = error_of_reply(body, 400, (), KEY)
     assert problem.payload is None and KEY not in problem.message + problem.detail
 
 
 def test_an_envelope_is_passed_on() -> None:
     body = b'{"error":{"message":"see http://x","code":"c"}}'
-    problem = answered(body, 400, ((b"retry-after", b"7"),), KEY)
+    problem = error_of_reply(body, 400, ((b"retry-after", b"7"),), KEY)
     assert problem.body() == body and problem.headers == ((b"retry-after", b"7"),)
     assert problem.code == "c" and problem.detail == ""
 
@@ -127,7 +127,7 @@ def test_an_envelope_is_passed_on() -> None:
 @pytest.mark.parametrize("code", ["x" * 65, "a\nb", "\x1b[31m", 10**300])
 def test_an_odd_code_is_not_logged(code: Any) -> None:
     body = json.dumps({"error": {"message": "no", "code": code}}).encode()
-    assert answered(body, 400, (), "").code == "upstream_error"
+    assert error_of_reply(body, 400, (), "").code == "upstream_error"
 
 
 def test_an_error_under_a_200_may_be_a_text_too() -> None:
@@ -138,10 +138,10 @@ def test_an_error_under_a_200_may_be_a_text_too() -> None:
 
 @given(st.binary(max_size=300) | st.text().map(lambda t: json.dumps({"error": t}).encode()))
 def test_any_body_makes_an_envelope_and_a_line(body: bytes) -> None:
-    problem = answered(body, 500, (), "k")
+    problem = error_of_reply(body, 500, (), "k")
     json.loads(problem.body())
     assert problem.detail.isprintable() and len(problem.detail) <= MAX_LOGGED + 3
 
 
-def test_what_is_fit_is_decided_in_linear_time() -> None:
-    assert not is_fit("a." * 1_000_000) and not is_fit("." * MAX_TOLD + ".com")
+def test_whether_a_text_may_be_shown_is_decided_in_linear_time() -> None:
+    assert not may_be_shown("a." * 1_000_000) and not may_be_shown("." * MAX_SHOWN + ".com")

@@ -53,7 +53,7 @@ def read(body: bytes) -> Any:
 
 
 def seconds(body: bytes) -> float:
-    """The processor time that a document takes to be refused."""
+    """The processor time that refusing a document takes."""
     began = time.process_time()
     with pytest.raises(NotJSON):
         json.parse(body, DEPTH)
@@ -220,7 +220,7 @@ def test_any_bytes_are_refused_or_read_as_the_standard_library_reads_them(body: 
 
 
 def nested(openers: str, levels: int) -> bytes:
-    """``levels`` arrays and objects in one another, in turn as ``openers`` has them."""
+    """``levels`` nested arrays and objects, in the order of ``openers``."""
     kinds = [openers[i % len(openers)] for i in range(levels)]
     inner = "1"
     for kind in reversed(kinds):
@@ -280,7 +280,7 @@ MIB = 1 << 20
 
 
 def filled(each: bytes) -> bytes:
-    """An array of as many of ``each`` as make 1 MiB."""
+    """An array of 1 MiB, made of ``each``."""
     return b"[" + b",".join([each] * (MIB // (len(each) + 1))) + b"]"
 
 
@@ -319,7 +319,7 @@ def test_the_densest_documents_are_judged_quickly(body: bytes) -> None:
     assert min(took) < 0.15
 
 
-# Larger than the blocks in which strings are taken out.
+# Larger than the blocks in which strings are removed.
 @pytest.mark.parametrize("shift", range(5))
 def test_a_long_document_is_read_as_a_short_one_is(shift: int) -> None:
     each = b'{"a":"[\\"{","b":["\\\\",{"c":"%b"}]}' % (b"x" * shift)
@@ -400,7 +400,7 @@ OLD = st.one_of(st.just("x"), st.just(1), NESTED)
 
 @st.composite
 def objects(draw: st.DrawFn, *, id: bool) -> list[tuple[str, bytes, bytes]]:
-    """Members in order: the key, all that stands before the value, the value."""
+    """Members in order: the key, the bytes before the value, the value."""
     keys = draw(st.lists(KEYS, max_size=4, unique=True))
     if id:
         keys.insert(draw(st.integers(0, len(keys))), "id")

@@ -54,7 +54,7 @@ def test_events_are_relayed_one_by_one_with_the_request_id(
     client = gateway.chat(stream=True)
     call = backend.calls[0]
     call.head()
-    assert client.value() == b""  # commit late: nothing is in hand yet
+    assert client.value() == b""  # nothing is committed before the first event
     for n, payload in enumerate(STREAM, 1):
         call.event(payload)
         assert Answer(client).payloads == [renamed(p) for p in STREAM[:n]]
@@ -105,7 +105,7 @@ def test_the_body_reaches_the_backend_byte_for_byte(gateway: Gateway, backend: F
         ("no trace", False),
     ],
 )
-def test_a_trace_goes_on_to_the_backend_and_into_the_log(
+def test_a_trace_reaches_the_backend_and_the_log(
     gateway: Gateway, backend: FakeBackend, sent: str, kept: bool
 ) -> None:
     gateway.chat(headers={"traceparent": sent})
@@ -114,10 +114,10 @@ def test_a_trace_goes_on_to_the_backend_and_into_the_log(
     assert backend.calls[0].traceparent == gateway.ended[0].traceparent == expected
 
 
-# -- promise 2 -----------------------------------------------------------------------------------
+# -- late commitment -------------------------------------------------------------------------------
 
 
-def test_promise_2_a_failure_before_the_first_event_is_an_http_status(
+def test_a_failure_before_the_first_event_is_an_http_status(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -130,7 +130,7 @@ def test_promise_2_a_failure_before_the_first_event_is_an_http_status(
     assert the_end(gateway) is End.BACKEND_TRUNCATED
 
 
-def test_promise_2_a_first_event_that_is_an_error_becomes_an_http_status(
+def test_a_first_event_that_is_an_error_becomes_an_http_status(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -142,7 +142,7 @@ def test_promise_2_a_first_event_that_is_an_error_becomes_an_http_status(
     assert backend.calls[0].left == "aborted"
 
 
-def test_promise_2_another_backend_is_tried_while_nothing_can_have_run() -> None:
+def test_another_backend_is_asked_if_the_first_cannot_have_executed_the_request() -> None:
     first, second = FakeBackend("first"), FakeBackend("second")
     first.failing = [errors.Unreachable("No.")]
     gateway = Gateway(first, second)
@@ -153,7 +153,7 @@ def test_promise_2_another_backend_is_tried_while_nothing_can_have_run() -> None
 
 
 @pytest.mark.parametrize("status", [503, 429])
-def test_promise_6_a_backend_that_refuses_for_now_is_passed_over(status: int) -> None:
+def test_another_backend_is_asked_if_the_first_refuses_for_now(status: int) -> None:
     first, second = FakeBackend("first"), FakeBackend("second")
     gateway = Gateway(first, second)
     client = gateway.chat()
@@ -165,7 +165,7 @@ def test_promise_6_a_backend_that_refuses_for_now_is_passed_over(status: int) ->
 @pytest.mark.parametrize(
     "problem", [errors.ConnectionReset("No."), errors.BadReply("No."), errors.Truncated("No.")]
 )
-def test_promise_6_what_may_have_run_is_not_tried_again(problem: Exception) -> None:
+def test_a_request_that_may_have_been_executed_is_not_retried(problem: Exception) -> None:
     first, second = FakeBackend("first"), FakeBackend("second")
     first.failing = [problem]
     gateway = Gateway(first, second)
@@ -174,10 +174,10 @@ def test_promise_6_what_may_have_run_is_not_tried_again(problem: Exception) -> N
     assert not second.calls
 
 
-# -- promise 3 -----------------------------------------------------------------------------------
+# -- true ends -------------------------------------------------------------------------------------
 
 
-def test_promise_3_a_failure_after_commit_is_an_error_event_and_no_last_chunk(
+def test_a_failure_after_commit_is_an_error_event_and_no_last_chunk(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -192,7 +192,7 @@ def test_promise_3_a_failure_after_commit_is_an_error_event_and_no_last_chunk(
     assert the_end(gateway) is End.BACKEND_TRUNCATED
 
 
-def test_promise_3_a_missing_done_is_supplied_when_every_choice_is_finished(
+def test_a_missing_done_is_supplied_when_every_choice_is_finished(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -203,7 +203,7 @@ def test_promise_3_a_missing_done_is_supplied_when_every_choice_is_finished(
 
 
 @pytest.mark.parametrize("last", [as_events(b"[DONE]"), b""], ids=["done", "end"])
-def test_promise_3_a_choice_left_open_is_never_a_success(
+def test_a_choice_left_open_is_never_a_success(
     gateway: Gateway, backend: FakeBackend, last: bytes
 ) -> None:
     client = gateway.chat(stream=True)
@@ -216,14 +216,14 @@ def test_promise_3_a_choice_left_open_is_never_a_success(
     assert the_end(gateway) is End.BACKEND_TRUNCATED
 
 
-def test_promise_3_nothing_follows_done(gateway: Gateway, backend: FakeBackend) -> None:
+def test_nothing_follows_done(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat(stream=True)
     backend.calls[0].head()
     backend.calls[0].send(as_events(*STREAM, b"[DONE]", chunk("more"), b"[DONE]"))
     assert Answer(client).payloads == [*map(renamed, STREAM), b"[DONE]"]
 
 
-def test_promise_3_an_error_event_is_the_last_even_with_done_behind_it(
+def test_an_error_event_is_the_last_even_if_done_follows_it(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -236,10 +236,10 @@ def test_promise_3_an_error_event_is_the_last_even_with_done_behind_it(
 
 @pytest.mark.parametrize("finish", ['"finish_reason":null', '"x":0'])
 @pytest.mark.parametrize("before", [b"", b'{"index":0,"finish_reason":"stop"},'])
-def test_promise_3_a_document_with_an_open_choice_is_no_stream(
+def test_a_document_with_an_open_choice_is_no_stream(
     gateway: Gateway, backend: FakeBackend, finish: str, before: bytes
 ) -> None:
-    """It is judged as a stream is; an index that comes twice, or not at all, hides no choice."""
+    """It is judged as a stream is. An index that is repeated or missing hides no choice."""
     client = gateway.chat(stream=True)
     body = b'{"choices":[%b{"message":{"content":"a"},%b}]}' % (before, finish.encode())
     backend.calls[0].whole(body)
@@ -247,7 +247,7 @@ def test_promise_3_a_document_with_an_open_choice_is_no_stream(
     assert b"[DONE]" not in client.value() and the_end(gateway) is End.BACKEND_TRUNCATED
 
 
-def test_a_document_with_an_open_choice_is_what_a_request_for_one_gets(
+def test_a_request_for_a_document_gets_one_with_an_open_choice(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat()
@@ -258,7 +258,7 @@ def test_a_document_with_an_open_choice_is_what_a_request_for_one_gets(
 
 @pytest.mark.parametrize("n", [2, 2000])
 @pytest.mark.parametrize("last", [as_events(b"[DONE]"), b""], ids=["done", "end"])
-def test_a_backend_that_ignores_n_is_whole_with_one_choice_and_well(
+def test_a_reply_with_fewer_choices_than_asked_for_is_whole_if_its_framing_says_so(
     gateway: Gateway, backend: FakeBackend, last: bytes, n: int
 ) -> None:
     for _ in range(5):
@@ -281,7 +281,7 @@ def test_a_backend_that_ignores_n_is_whole_with_one_choice_and_well(
     ],
     ids=["one of two", "none", "nothing"],
 )
-def test_promise_3_done_with_a_choice_open_or_none_is_an_error(
+def test_done_with_a_choice_open_or_none_is_an_error(
     gateway: Gateway, backend: FakeBackend, events: tuple[bytes, ...], begun: bool
 ) -> None:
     client = gateway.chat(stream=True, n=2000)
@@ -291,7 +291,7 @@ def test_promise_3_done_with_a_choice_open_or_none_is_an_error(
     assert the_end(gateway) is (End.BACKEND_TRUNCATED if begun else End.BACKEND_ERROR)
 
 
-def test_a_new_choice_with_every_event_is_no_stream(gateway: Gateway, backend: FakeBackend) -> None:
+def test_a_stream_with_too_many_choices_is_an_error(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat(stream=True)
     backend.calls[0].head()
     backend.calls[0].send(as_events(*(chunk("a", index=index) for index in range(5000))))
@@ -317,7 +317,7 @@ WHOLE = as_events(*STREAM, b"[DONE]")
     segments=st.lists(st.integers(0, len(WHOLE)), max_size=6),
     how=st.sampled_from([None, PotentialDataLoss(), errors.Truncated("Cut.")]),
 )
-def test_promise_3_wherever_a_stream_is_cut_the_client_gets_all_or_an_error(
+def test_wherever_a_stream_is_cut_the_client_gets_all_of_it_or_an_error(
     cut: int, segments: list[int], how: Exception | None
 ) -> None:
     backend = FakeBackend()
@@ -347,12 +347,12 @@ def test_promise_3_wherever_a_stream_is_cut_the_client_gets_all_or_an_error(
         assert not came
 
 
-# -- promise 4 -----------------------------------------------------------------------------------
+# -- leaving cancels -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("phase", ["asking", "head", "body"])
-def test_promise_4_the_clients_leaving_reaches_the_backend_at_once(
+def test_a_client_that_disconnects_cancels_its_backend_request_at_once(
     gateway: Gateway, backend: FakeBackend, phase: str, stream: bool
 ) -> None:
     client = gateway.chat(stream=stream)
@@ -368,10 +368,10 @@ def test_promise_4_the_clients_leaving_reaches_the_backend_at_once(
     assert not gateway.clock.getDelayedCalls()
 
 
-def test_promise_4_also_behind_pipelined_bytes(gateway: Gateway, backend: FakeBackend) -> None:
+def test_pipelined_bytes_do_not_hide_a_disconnect(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat()
     client.protocol.dataReceived(b"x" * 20_000)
-    assert client.producerState == "producing"  # or its leaving would not be seen
+    assert client.producerState == "producing"  # else a disconnect would not be seen
     client.leave()
     assert backend.calls[0].left == "cancelled"
 
@@ -384,24 +384,24 @@ def test_a_client_that_pipelines_without_end_is_cut_off(
     assert client.aborted and backend.calls[0].left == "cancelled"
 
 
-# -- promise 5 -----------------------------------------------------------------------------------
+# -- bounded memory --------------------------------------------------------------------------------
 
 
-def test_promise_5_a_slow_reader_pauses_its_backend(gateway: Gateway, backend: FakeBackend) -> None:
+def test_a_slow_reader_pauses_its_backend(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat(stream=True)
     call = backend.calls[0]
     call.head()
     call.event(STREAM[0])
     client.protocol.outgoing.pauseProducing()
     assert call.paused
-    gateway.clock.advance(50)  # its silence is our doing now: no clock of the backend's runs
+    gateway.clock.advance(50)  # no clock of the backend runs while it is paused
     client.protocol.outgoing.resumeProducing()
     assert not call.paused and call.left is None
     gateway.clock.advance(10)
     assert the_end(gateway) is End.BACKEND_TIMEOUT
 
 
-def test_promise_5_an_event_and_a_reply_have_limits() -> None:
+def test_an_event_and_a_reply_have_limits() -> None:
     backend = FakeBackend()
     gateway = Gateway(backend, settings=settings(limits_event="1000", limits_reply="2000"))
     client = gateway.chat(stream=True)
@@ -428,10 +428,10 @@ def test_a_client_that_takes_nothing_is_cut_off_after_client_write() -> None:
     assert client.aborted and backend.calls[0].left == "aborted"
 
 
-# -- promise 9 -----------------------------------------------------------------------------------
+# -- clocks ----------------------------------------------------------------------------------------
 
 
-def test_promise_9_first_byte_runs_until_content_and_comments_are_none(
+def test_first_byte_runs_until_content_and_comments_are_none(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -445,9 +445,7 @@ def test_promise_9_first_byte_runs_until_content_and_comments_are_none(
     assert backend.calls[0].left == "aborted"
 
 
-def test_promise_9_idle_runs_between_bytes_of_content(
-    gateway: Gateway, backend: FakeBackend
-) -> None:
+def test_idle_runs_between_bytes_of_content(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat(stream=True)
     call = backend.calls[0]
     call.head()
@@ -455,7 +453,7 @@ def test_promise_9_idle_runs_between_bytes_of_content(
     slow = as_events(STREAM[1])
     for piece in (slow[:10], slow[10:20], slow[20:]):
         gateway.clock.advance(9)
-        call.send(piece)  # an event that comes slowly is alive
+        call.send(piece)  # data of an event is content
     for _ in range(10):
         assert call.left is None
         call.send(b": still here\n\n")  # a comment is not
@@ -478,7 +476,7 @@ EMPTY = {
 
 @pytest.mark.parametrize("kind", EMPTY)
 @pytest.mark.parametrize("clock", ["first_byte", "idle"])
-def test_promise_9_events_without_content_hold_off_no_clock(
+def test_events_without_content_delay_no_clock(
     gateway: Gateway, backend: FakeBackend, kind: str, clock: str
 ) -> None:
     client = gateway.chat(stream=True)
@@ -499,7 +497,7 @@ def test_promise_9_events_without_content_hold_off_no_clock(
 
 
 @pytest.mark.parametrize("clock", ["first_byte", "idle"])
-def test_promise_9_a_ping_in_two_pieces_delays_a_clock_by_no_more_than_itself(
+def test_a_ping_in_two_pieces_delays_a_clock_by_no_more_than_itself(
     gateway: Gateway, backend: FakeBackend, clock: str
 ) -> None:
     client = gateway.chat(stream=True)
@@ -516,7 +514,7 @@ def test_promise_9_a_ping_in_two_pieces_delays_a_clock_by_no_more_than_itself(
     assert call.left == "aborted" and f"({clock})".encode() in client.value()
 
 
-def test_promise_9_an_event_that_begins_and_stalls_is_late_by_idle(
+def test_an_event_that_begins_and_stalls_runs_into_idle(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     gateway.chat(stream=True)
@@ -529,7 +527,7 @@ def test_promise_9_an_event_that_begins_and_stalls_is_late_by_idle(
     assert call.left == "aborted"
 
 
-def test_empty_chunks_are_no_first_token_but_cross(gateway: Gateway, backend: FakeBackend) -> None:
+def test_empty_chunks_cross_and_are_no_first_token(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat(stream=True)
     call = backend.calls[0]
     call.head()
@@ -544,7 +542,7 @@ def test_empty_chunks_are_no_first_token_but_cross(gateway: Gateway, backend: Fa
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("part", ["document", "event", "half an event"])
-def test_promise_9_idle_runs_also_where_no_other_clock_does(stream: bool, part: str) -> None:
+def test_idle_runs_also_if_no_other_clock_does(stream: bool, part: str) -> None:
     if stream != (part != "document"):
         return
     backend = FakeBackend(clocks=Clocks(idle=5))
@@ -561,7 +559,7 @@ def test_promise_9_idle_runs_also_where_no_other_clock_does(stream: bool, part: 
     assert call.left == "aborted" and the_end(gateway) is End.BACKEND_TIMEOUT
 
 
-def test_promise_9_white_space_before_a_document_is_no_content(
+def test_white_space_before_a_document_is_no_content(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat()
@@ -574,7 +572,7 @@ def test_promise_9_white_space_before_a_document_is_no_content(
     assert Answer(client).status == 504 and "first_byte" in Answer(client).json["error"]["message"]
 
 
-def test_promise_9_total_runs_whatever_comes(gateway: Gateway, backend: FakeBackend) -> None:
+def test_total_runs_whatever_comes(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat(stream=True)
     backend.calls[0].head()
     for _ in range(100):
@@ -585,7 +583,7 @@ def test_promise_9_total_runs_whatever_comes(gateway: Gateway, backend: FakeBack
 
 
 @pytest.mark.parametrize("header", ["x-stainless-read-timeout", "X-Stainless-Timeout"])
-def test_a_caller_that_says_how_long_it_waits_is_believed(
+def test_a_request_ends_when_the_callers_own_timeout_is_over(
     gateway: Gateway, backend: FakeBackend, header: str
 ) -> None:
     client = gateway.chat(headers={header: "5"})
@@ -608,7 +606,7 @@ def test_pings_fill_the_backends_silence_and_reset_no_clock() -> None:
     assert answer.closed and not answer.complete
 
 
-def test_after_a_ping_an_error_status_can_only_be_told_in_band() -> None:
+def test_after_a_ping_an_error_status_can_only_be_sent_in_band() -> None:
     backend = FakeBackend()
     gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
     client = gateway.chat(stream=True)
@@ -653,7 +651,7 @@ def test_a_page_in_place_of_an_envelope_is_replaced(gateway: Gateway, backend: F
 @pytest.mark.parametrize(
     ("status", "code"), [(401, "upstream_auth"), (302, "upstream_bad_response")]
 )
-def test_what_a_client_must_not_act_on_becomes_a_502(
+def test_a_status_that_a_client_must_not_act_on_becomes_a_502(
     gateway: Gateway, backend: FakeBackend, status: int, code: str
 ) -> None:
     client = gateway.chat()

@@ -1,4 +1,4 @@
-"""The event-stream parser against the WHATWG algorithm, whatever the segmentation."""
+"""The event-stream parser against the WHATWG algorithm, for any segmentation."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
 
 @st.composite
 def segmentations(draw: st.DrawFn, stream: bytes) -> list[bytes]:
-    """Whole, byte by byte, after each event, or anyhow; empty segments too."""
+    """Whole, byte by byte, after each event, or anywhere; empty segments too."""
     if draw(st.booleans()):
         return cut(stream, draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     after_events = [match.end() for match in re.finditer(rb"\n\n", stream)]
@@ -91,7 +91,7 @@ LINES = st.one_of(
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
     ends = draw(st.sampled_from([st.just(b"\n"), st.just(b"\r\n"), st.just(b"\r"), ENDS]))
-    if draw(st.booleans()):  # what backends send on a good day
+    if draw(st.booleans()):  # what backends usually send
         blocks = draw(st.lists(st.lists(DATA, min_size=1, max_size=2), max_size=6))
         lines = [line for block in blocks for line in [*block, b""]]
     else:
@@ -127,7 +127,7 @@ def test_any_segmentation_of_any_stream_gives_the_events_of_the_standard(
 
 @property_test
 @given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=5))
-def test_arbitrary_bytes_are_read_like_the_standard_too(stream: bytes, places: list[int]) -> None:
+def test_arbitrary_bytes_are_parsed_as_the_standard_says(stream: bytes, places: list[int]) -> None:
     assert parse(cut(stream, places)) == reference(stream)
 
 
@@ -224,7 +224,7 @@ def test_a_line_in_very_many_pieces_takes_linear_time() -> None:
         parser.feed(b"x")
     with pytest.raises(EventTooLarge):
         parser.feed(b"x")
-    # Joining or searching all that is there with each piece would touch 20 GB.
+    # Joining or searching all bytes so far with each piece would touch 20 GB.
     assert time.process_time() - began < 3
 
 
@@ -266,7 +266,7 @@ def test_a_line_in_very_many_pieces_takes_the_memory_of_its_bytes() -> None:
         b"data:\n",
         b"data\n",
         b"data: \n\n",
-        b"data: a\n\n",  # complete: whether it is content is not for the parser to say
+        b"data: a\n\n",  # complete; the parser does not judge whether it is content
     ],
 )
 @pytest.mark.parametrize("before", [b"", b"data: a\n\n", b"data: a\n"])
@@ -349,5 +349,5 @@ def test_json_on_several_lines_is_encoded_as_one(end: bytes) -> None:
     assert json.loads(payload) == {"a": [1, 2]}
 
 
-def test_the_ready_made_frames_are_what_they_say() -> None:
+def test_the_constant_frames_parse_as_a_comment_and_done() -> None:
     assert parse([COMMENT, DONE]) == [(b"", b"[DONE]")]

@@ -1,4 +1,4 @@
-"""The quick way of tokens: it gives what the careful way gives, or nothing."""
+"""The fast path of tokens: it gives what decoding gives, or nothing."""
 
 import json
 import time
@@ -44,40 +44,38 @@ def segment(*payloads: str) -> bytes:
 
 
 def reader(first: str, model: str | None = None, id: str | None = "mine") -> ChatReader:
-    """One that has taken a first chunk with care."""
+    """A reader that has decoded a first chunk."""
     made = ChatReader(id, False, 1, 64, model)
     made.take(b"", first.encode())
     return made
 
 
-def carefully(read: ChatReader, *payloads: str) -> list[bytes]:
+def decoded(read: ChatReader, *payloads: str) -> list[bytes]:
     taken = (read.take(b"", payload.encode()) for payload in payloads)
     return [sse.encode(crossing) for crossing in taken if crossing is not None]
 
 
 @pytest.mark.parametrize("model", [None, "alias"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tokens_as_servers_send_them_go_the_quick_way(shape: str, model: str | None) -> None:
+def test_tokens_as_servers_send_them_take_the_fast_path(shape: str, model: str | None) -> None:
     texts = ("a", "b", " c", "é", "\\n", "\\u00e9", '\\"id\\":\\"x\\"', "}]}", "\\\\", "\\ud83d")
     first, *tokens = (shape % text for text in texts)
-    quick = reader(first, model).frames(segment(*tokens))
-    assert quick == carefully(reader(first, model), *tokens)
-    assert all(b'"mine"' in frame and b'abc"' not in frame for frame in quick or ())
+    fast = reader(first, model).frames(segment(*tokens))
+    assert fast == decoded(reader(first, model), *tokens)
+    assert all(b'"mine"' in frame and b'abc"' not in frame for frame in fast or ())
 
 
-def test_nothing_is_known_before_a_chunk_was_taken_with_care() -> None:
+def test_the_fast_path_needs_a_chunk_that_was_decoded() -> None:
     nothing_yet = ChatReader("mine", False, 1, 64)
     assert nothing_yet.frames(segment(VLLM % "a")) is None
-    nothing_yet.take(b"", (VLLM % "").encode())  # no text: what is around one is not known
+    nothing_yet.take(b"", (VLLM % "").encode())  # it has no text, so nothing is learned
     assert nothing_yet.frames(segment(VLLM % "a")) is None
 
 
 @pytest.mark.parametrize("ends", ["\n\n", "\r\n\r\n"])
-def test_either_line_end_will_do(ends: str) -> None:
+def test_both_line_ends_are_accepted(ends: str) -> None:
     tokens = "".join(f"data: {VLLM % text}{ends}" for text in "ab").encode()
-    assert reader(VLLM % "x").frames(tokens) == carefully(
-        reader(VLLM % "x"), VLLM % "a", VLLM % "b"
-    )
+    assert reader(VLLM % "x").frames(tokens) == decoded(reader(VLLM % "x"), VLLM % "a", VLLM % "b")
 
 
 CHOICE = '{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":null}'
@@ -127,7 +125,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("case", UNUSUAL)
-def test_what_is_unusual_is_left_to_care(case: str) -> None:
+def test_an_unusual_event_does_not_take_the_fast_path(case: str) -> None:
     for shape in (VLLM, OPENAI):
         assert not reader(shape % "x").frames(UNUSUAL[case])
 
@@ -140,13 +138,13 @@ def test_what_is_unusual_is_left_to_care(case: str) -> None:
         '{"choices":[{"index":0,"delta":{"content":"%s"}}],"x":{"model":"m","id":"b"}}',
     ],
 )
-def test_a_spelling_that_is_odd_in_each_chunk_gives_what_the_careful_way_gives(odd: str) -> None:
-    quick = reader(odd % "x", "alias").frames(segment(odd % "a", odd % "b"))
-    assert quick == carefully(reader(odd % "x", "alias"), odd % "a", odd % "b")
+def test_an_odd_spelling_in_each_chunk_gives_what_decoding_gives(odd: str) -> None:
+    fast = reader(odd % "x", "alias").frames(segment(odd % "a", odd % "b"))
+    assert fast == decoded(reader(odd % "x", "alias"), odd % "a", odd % "b")
 
 
-def test_depth_is_counted_on_the_quick_way() -> None:
-    """A chunk that is as deep as the limit is known; no deeper one is like it."""
+def test_the_limit_of_depth_holds_on_the_fast_path() -> None:
+    """A chunk as deep as the limit is learned. A deeper one does not match it."""
     at_limit = VLLM.replace('"logprobs":null', '"logprobs":' + "[" * 61 + "]" * 61)
     deeper = at_limit.replace("[]", "[[]]")
     read = reader(at_limit % "x")
@@ -155,15 +153,15 @@ def test_depth_is_counted_on_the_quick_way() -> None:
         read.take(b"", (deeper % "a").encode())
 
 
-def test_another_choice_goes_the_quick_way_once_it_is_known() -> None:
+def test_another_choice_takes_the_fast_path_once_it_was_decoded() -> None:
     read, other = reader(VLLM % "x"), VLLM.replace('"index":0', '"index":1')
     assert read.frames(segment(other % "a")) is None
     read.take(b"", (other % "a").encode())
     tokens = other % "b", VLLM % "b"
-    assert read.frames(segment(*tokens)) == carefully(read, *tokens)
+    assert read.frames(segment(*tokens)) == decoded(read, *tokens)
 
 
-def test_few_kinds_of_chunks_are_known_at_a_time() -> None:
+def test_few_kinds_of_chunks_are_remembered() -> None:
     kinds = [VLLM.replace('"index":0', f'"index":{index}') for index in range(20)]
     read = reader(kinds[0] % "x")
     for kind in kinds[1:]:
@@ -172,7 +170,7 @@ def test_few_kinds_of_chunks_are_known_at_a_time() -> None:
     assert known == kinds[-8:]
 
 
-def test_a_long_text_that_does_not_fit_is_found_out_in_linear_time() -> None:
+def test_a_long_text_that_does_not_match_takes_linear_time() -> None:
     read, long = reader(VLLM % "x"), "a\\n" * 200_000
     began = time.process_time()
     for end in ("\\x", '"', "\t"):
@@ -214,7 +212,7 @@ def like(chunk: dict[str, Any], text: str) -> dict[str, Any]:
     ascii=st.booleans(),
     spaced=st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :")]),
 )
-def test_the_quick_way_gives_what_the_careful_way_gives(
+def test_the_fast_path_gives_what_decoding_gives(
     first: dict[str, Any],
     others: list[dict[str, Any]],
     texts: list[str],
@@ -222,7 +220,7 @@ def test_the_quick_way_gives_what_the_careful_way_gives(
     ascii: bool,
     spaced: tuple[str, str],
 ) -> None:
-    """Whatever the chunks are. Those that differ from the first in their text alone are known."""
+    """For any chunks. Only those that differ from the first in their text alone match."""
 
     def spelled(chunk: dict[str, Any]) -> str:
         return json.dumps(chunk, ensure_ascii=ascii, separators=spaced)
@@ -230,10 +228,10 @@ def test_the_quick_way_gives_what_the_careful_way_gives(
     model = "alias" if alias else None
     for following in (others, [like(first, text) for text in texts]):
         try:
-            quick = reader(spelled(first), model).frames(segment(*map(spelled, following)))
+            fast = reader(spelled(first), model).frames(segment(*map(spelled, following)))
         except GatewayError:
-            return  # the first was none
-        if quick is not None:
-            assert quick == carefully(reader(spelled(first), model), *map(spelled, following))
+            return  # the first was no chunk
+        if fast is not None:
+            assert fast == decoded(reader(spelled(first), model), *map(spelled, following))
     if len(first["choices"]) == 1 and first["choices"][0]["delta"].get("content") and all(texts):
-        assert quick is not None
+        assert fast is not None

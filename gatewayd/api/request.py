@@ -138,7 +138,7 @@ class Request:
             return
         if self.exchange.end is not None:
             return
-        error.let_go()
+        error.drop_traceback()
         headers = list(error.headers)
         if error.executed:  # even if the backend itself says that the client may retry
             headers.append((b"x-should-retry", b"false"))
@@ -204,7 +204,7 @@ class Request:
         """
         if self.exchange.end is not None or self.channel is None:
             return
-        error.let_go()
+        error.drop_traceback()
         if self._events:
             self.write(sse.encode(error.body(), name))
         self._error = error

@@ -1,10 +1,10 @@
-"""The clocks of one relay, as timestamps that one delayed call looks at.
+"""The clocks of one relay: timestamps, and one delayed call that checks them.
 
-Content costs a timestamp and no timer: the delayed call comes no later than any clock could be
-due, and comes again when one still runs. Only content moves the clocks, which is what a client
-would show or count; comments and pings do not, neither the backend's nor the gateway's own. An
-event that comes slowly counts as content while it comes; once it is complete and was none, the
-clocks stand where they stood before it.
+An event costs a timestamp and no timer. The delayed call comes no later than any clock can be due,
+and is made again while a clock runs. Only content moves the clocks: what a client would show or
+count. Comments and pings do not, neither the backend's nor the gateway's own. A part of an event
+counts as content until the event is complete; if the event then has none, the clocks stand where
+they stood before it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gatewayd.exchange import Exchange
 
 
 def _ignore(*_: object) -> None:
-    """What is due after the end."""
+    """The callbacks of a stopped watch."""
 
 
 class Watch:
     """
-    :param ping: seconds of silence after which ``comment`` is called; 0 for never.
-    :param patience: how long the caller said that it waits for the first byte; 0 if it did not.
-    :param late: told once which clock ran out: ``total``, ``first_byte``, ``idle`` or
-        ``patience``. After that nothing is watched any more.
+    :param ping: seconds of silence after which ``on_ping`` is called; 0 for never.
+    :param caller_timeout: seconds that the caller waits for the first byte; 0 if it did not say.
+    :param on_timeout: called once, with the clock that ran out: ``total``, ``first_byte``,
+        ``idle`` or ``caller_timeout``. No clock is checked after that.
     """
 
     def __init__(
@@ -34,39 +34,42 @@ class Watch:
         reactor: IReactorTime,
         exchange: Exchange,
         ping: float,
-        patience: float,
-        late: Callable[[str], None],
-        comment: Callable[[], None],
+        caller_timeout: float,
+        on_timeout: Callable[[str], None],
+        on_ping: Callable[[], None],
     ) -> None:
         self._reactor = reactor
         self._exchange = exchange
         self._ping = ping
-        self._patience = patience
-        self._late = late
-        self._comment = comment
+        self._caller_timeout = caller_timeout
+        self._on_timeout = on_timeout
+        self._on_ping = on_ping
         self._clocks = Clocks()
-        self._shortest = 0.0  # of the clocks that start anew while a reply is read
-        self._began = self._asked_at = self._wrote_at = reactor.seconds()
+        self._shortest = 0.0  # of the clocks that are reset while a reply is read
+        self._created_at = self._started_at = self._wrote_at = reactor.seconds()
         self._content_at: float | None = None
-        self._part_at: float | None = None  # of an event that has not ended
+        self._part_at: float | None = None  # the last part of an event that is not complete
         self._paused = False
         self._stopped = False
         self._timer: IDelayedCall | None = None
 
-    # -- what happens --------------------------------------------------------------------------
+    # -- what happens ------------------------------------------------------------------------------
 
-    def asked(self, clocks: Clocks) -> None:
-        """A backend with these clocks was asked; what came from one before does not count."""
+    def start(self, clocks: Clocks) -> None:
+        """A backend with these clocks is asked now. Content of an earlier one does not count.
+
+        The clocks ``total`` and ``caller_timeout`` run since the watch was made.
+        """
         self._clocks = clocks
         self._shortest = min((t for t in (clocks.idle, self._ping) if t), default=clocks.total)
-        self._asked_at, self._content_at = self._reactor.seconds(), None
+        self._started_at, self._content_at = self._reactor.seconds(), None
         self._part_at = None
-        self._look()
+        self._check()
 
     @property
     def waited(self) -> float:
         """Seconds since the backend was asked; 0 if any content has come."""
-        return 0.0 if self._content_at is not None else self._reactor.seconds() - self._asked_at
+        return 0.0 if self._content_at is not None else self._reactor.seconds() - self._started_at
 
     def content(self) -> None:
         """Bytes of content came."""
@@ -75,26 +78,27 @@ class Watch:
         exchange = self._exchange
         if before is None:
             exchange.first_byte = now
-            self._begin()
+            self._ensure_scheduled()
         elif now - before > exchange.longest_gap and exchange.first_event is not None:
             exchange.longest_gap = now - before
 
-    def event(self, content: bool) -> None:
-        """Events came, and whether one was content is known now."""
-        if content:
-            self.content()
-        elif self._part_at is not None:
+    def empty_event(self) -> None:
+        """Events ended, and none of them had content."""
+        if self._part_at is not None:
             self._part_at = None
-            self._look_later()  # an earlier clock may be due already
+            self._schedule()  # an earlier clock may be due already
 
-    def part(self) -> None:
-        """Bytes of an event came whose end has not."""
+    def partial_event(self) -> None:
+        """Data of an event came whose end has not come yet."""
         before, self._part_at = self._part_at, self._reactor.seconds()
         if before is None:
-            self._begin()
+            self._ensure_scheduled()
 
     def relayed(self, events: int) -> None:
-        """Events came and went on, and not the first: all of the above and below at once."""
+        """Events with content came and were sent on at once, and they are not the first.
+
+        The fast path: :meth:`content`, :meth:`wrote` and the count of events in one call.
+        """
         now, before, exchange = self._reactor.seconds(), self._content_at, self._exchange
         self._content_at = self._wrote_at = now
         if before is not None and now - before > exchange.longest_gap:
@@ -102,13 +106,13 @@ class Watch:
         exchange.events += events
 
     def wrote(self) -> None:
-        """The client was sent what the backend sent last."""
+        """The client was sent something of the reply."""
         self._wrote_at = self._reactor.seconds()
         if self._exchange.first_event is None and self._content_at is not None:
             self._exchange.first_event = self._wrote_at
 
     def pause(self) -> None:
-        """The client is too slow: the backend's silence is our doing from now on."""
+        """The client is too slow. From now on the backend is silent because it is not read."""
         self._paused = True
 
     def resume(self) -> None:
@@ -118,37 +122,37 @@ class Watch:
             self._content_at = self._wrote_at
         if self._part_at is not None:
             self._part_at = self._wrote_at
-        self._look()
+        self._check()
 
     def stop(self) -> None:
-        """Nothing is due any more."""
+        """Stop all clocks for good."""
         self._stopped = True
-        self._late = self._comment = _ignore  # who watches holds this, and this would hold them
+        self._on_timeout = self._on_ping = _ignore  # break the reference cycle with the relay
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
 
-    # -- what is due ---------------------------------------------------------------------------
+    # -- what is due -------------------------------------------------------------------------------
 
     def _deadlines(self) -> list[tuple[float, str]]:
         clocks = self._clocks
         deadlines = []
         if clocks.total:
-            deadlines.append((self._began + clocks.total, "total"))
+            deadlines.append((self._created_at + clocks.total, "total"))
         heard_at = self._content_at if self._part_at is None else self._part_at
         if heard_at is None:
             if clocks.first_byte:
-                deadlines.append((self._asked_at + clocks.first_byte, "first_byte"))
-            if self._patience:
-                deadlines.append((self._began + self._patience, "patience"))
+                deadlines.append((self._started_at + clocks.first_byte, "first_byte"))
+            if self._caller_timeout:
+                deadlines.append((self._created_at + self._caller_timeout, "caller_timeout"))
         elif clocks.idle and not self._paused:
             deadlines.append((heard_at + clocks.idle, "idle"))
         if self._ping and not self._paused:
             deadlines.append((self._wrote_at + self._ping, "ping"))
         return deadlines
 
-    def _look(self) -> None:
-        """See which clock is due, and look again when the next one can be."""
+    def _check(self) -> None:
+        """Call back for the clocks that are due, and check again when the next one can be."""
         if self._stopped:
             return
         now = self._reactor.seconds()
@@ -156,19 +160,19 @@ class Watch:
             if due > now:
                 continue
             if clock != "ping":
-                self._late(clock)
+                self._on_timeout(clock)
                 return
             self._wrote_at = now
-            self._comment()
-        self._look_later()
+            self._on_ping()
+        self._schedule()
 
-    def _begin(self) -> None:
-        """The idle clock runs now; the clocks before it may all have been off."""
+    def _ensure_scheduled(self) -> None:
+        """The idle clock runs now, and no clock may have run before."""
         if self._timer is None or not self._timer.active():
-            self._look_later()
+            self._schedule()
 
-    def _look_later(self) -> None:
-        """Look again when the next clock can be due, never within this call."""
+    def _schedule(self) -> None:
+        """Check again when the next clock can be due, never within this call."""
         if self._stopped:
             return
         if self._timer is not None and self._timer.active():
@@ -177,4 +181,4 @@ class Watch:
         soonest = min((due for due, _ in self._deadlines()), default=None)
         if soonest is not None:
             soonest = min(soonest, now + (self._shortest or soonest))
-            self._timer = self._reactor.callLater(max(soonest - now, 0.001), self._look)
+            self._timer = self._reactor.callLater(max(soonest - now, 0.001), self._check)

@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from . import json
 from .content import PINGS, Usage, counted, is_blank, is_empty, reported, shows
 from .errors import BadReply
-from .tokens import Frames
+from .tokens import FastPath
 
 COMPLETION = "chat.completion"
 CHUNK = "chat.completion.chunk"
@@ -100,10 +100,9 @@ class ChatReader:
         self._open: set[int] = set()  # begun, and without a finish_reason that says something
         self._blank: set[int] = set()  # finish_reason was ""
         self._finished: tuple[int, str] | None = None  # the last one: index, finish_reason
-        tokens = Frames()
+        tokens = FastPath()
         self._learn = tokens.learn
-        #: The quick way: what crosses for a segment of usual tokens, each framed as an event. None
-        #: where they are not for certain: :meth:`take` says what they are.
+        #: The fast path, see :meth:`.call.Reader.frames`.
         self.frames = tokens.frames
         self.started = False
         #: Whether the last event taken was content: something that a client would show or count.

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from .errors import BackendFailed, is_envelope
-from .failure import is_fit, message
+from .failure import error_text, may_be_shown
 
 #: Events by which a server says that it is still there. They have no content.
 PINGS = frozenset({"ping", "keepalive"})
@@ -97,8 +97,8 @@ def counted(usage: Raw | UnsetType, before: Usage | None) -> Usage | None:
 def reported(payload: bytes) -> BackendFailed:
     """The error that a backend put where a reply belongs; llama.cpp gives a status as its code."""
     if not is_envelope(payload):
-        text = message(payload)
-        said = f": {text}" if is_fit(text) else " without saying which."
+        text = error_text(payload)
+        said = f": {text}" if may_be_shown(text) else " without saying which."
         return BackendFailed(f"The backend reported an error{said}")
     code = msgspec.json.decode(payload)["error"].get("code")
     known = isinstance(code, int) and 400 <= code < 500 and code not in (401, 403)

@@ -1,9 +1,9 @@
 """The OpenAI error envelope, and the one tree of exceptions that maps to it.
 
-Every failure that a client may see is a :class:`GatewayError`: its class says status, type, code
-and how the exchange ended; its message is fit for a stranger's eyes (no host names, no paths, no
-credentials, no Python text). What an operator needs to know besides goes into ``detail``, which is
-logged and never sent.
+Every failure that a client may see is a :class:`GatewayError`. Its class determines the status, the
+type, the code and the end of the exchange. Its message may be shown to anybody: it has no host
+names, paths, credentials or Python text. What only the operator may know goes into ``detail``,
+which is logged and never sent.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ class GatewayError(Exception):
     """A failure with an HTTP status and an envelope.
 
     :param message: a sentence for the client.
-    :param param: the field of the request that is to blame, if one is.
-    :param headers: more response headers, lower-case names.
+    :param param: the field of the request that is wrong, if it is one field.
+    :param headers: further headers of the answer, with names in lower case.
     :param detail: for the operator's log only.
     """
 
     status: int = 500
     type: ClassVar[str] = "server_error"
     code: str = "internal_error"
-    #: The value of the :class:`gatewayd.exchange.End` that this failure means.
+    #: The value of the :class:`gatewayd.exchange.End` with which the exchange ends.
     end: str = "internal"
-    #: Whether a backend may have begun the work: then nobody should try again unasked.
+    #: Whether a backend may have executed the request. Then the answer tells clients not to retry.
     executed: bool = False
-    #: Whether another backend may be tried: nothing ran, and that is for sure.
-    elsewhere: bool = False
+    #: Whether another backend may be asked, because this one cannot have executed the request.
+    retryable: bool = False
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class GatewayError(Exception):
         """The envelope as JSON."""
         return envelope(self.message, self.type, self.code, self.param)
 
-    def let_go(self) -> None:
-        """Forget where it comes from: those frames hold the reply that it is about."""
+    def drop_traceback(self) -> None:
+        """Drop the traceback, whose frames would keep the reply in memory."""
         self.__traceback__ = self.__context__ = self.__cause__ = None
 
 
@@ -65,10 +65,10 @@ def envelope(message: str, type: str, code: str | int | None, param: str | None 
 
 
 class Internal(GatewayError):
-    """A fault of the gateway's own."""
+    """A fault of the gateway itself."""
 
 
-# -- the client's side: refused before a backend heard of it ---------------------------------
+# -- the client's side: no backend was sent the request ----------------------------------------
 
 
 class Refused(GatewayError):
@@ -153,7 +153,7 @@ class HeadTooLarge(Refused):
 
 
 class RateLimited(Refused):
-    """:param wait: whole seconds until it is worth trying again."""
+    """:param wait: whole seconds after which the client may retry."""
 
     status = 429
     code = "rate_limit_exceeded"
@@ -173,16 +173,16 @@ class Overloaded(Refused):
 
 
 class Exhausted(Overloaded):
-    """The gateway has no descriptor, memory or port left to ask a backend.
+    """The gateway has no descriptor, memory or port left to connect to a backend.
 
-    The backend is not to blame, and another one may have a connection that is open already.
+    This is no failure of the backend. Another backend may have an open connection.
     """
 
-    elsewhere = True
+    retryable = True
 
 
 class Draining(Refused):
-    """Sent to what arrives while the daemon stops, and what drain had to cut."""
+    """The daemon is stopping, and a new request is refused."""
 
     status = 503
     type = "server_error"
@@ -193,25 +193,25 @@ class Draining(Refused):
 
 
 class MetricsUnavailable(Overloaded):
-    """The files that workers share their metrics in were removed."""
+    """The files through which the workers share their metrics were removed."""
 
     code = "metrics_unavailable"
 
 
 class NotStarted(Overloaded):
-    """The settings have a mistake, so that there is no gateway behind systemd's socket."""
+    """The settings have a mistake, so no gateway runs behind systemd's socket."""
 
     code = "not_started"
 
 
 class Drained(Draining):
-    """The reply did not end within ``drain`` seconds of the stop."""
+    """The reply did not end within ``drain`` seconds after the stop."""
 
     end = "drained"
     executed = True
 
 
-# -- the backend's side ----------------------------------------------------------------------
+# -- the backend's side ------------------------------------------------------------------------
 
 
 class UpstreamError(GatewayError):
@@ -223,12 +223,12 @@ class UpstreamError(GatewayError):
 
 
 class Unreachable(UpstreamError):
-    """No connection came about, so nothing can have run."""
+    """No connection could be made, so the request cannot have been executed."""
 
     code = "upstream_unreachable"
     end = "backend_unreachable"
     executed = False
-    elsewhere = True
+    retryable = True
 
 
 class UnknownHost(Unreachable):
@@ -245,25 +245,25 @@ class ConnectTimeout(Unreachable):
 
 
 class ConnectionReset(UpstreamError):
-    """The backend took the request and closed without a complete head."""
+    """The backend closed the connection after the request was sent, without a complete head."""
 
     code = "upstream_reset"
 
 
 class BadReply(UpstreamError):
-    """The backend's answer is not HTTP, not JSON, or not what was asked for."""
+    """The backend's answer is not valid HTTP or JSON, or is not of the kind that was asked for."""
 
     code = "upstream_bad_response"
 
 
 class AuthRefused(UpstreamError):
-    """The backend does not accept the gateway's own credentials: nobody need try again."""
+    """The backend does not accept the gateway's own credentials."""
 
     code = "upstream_auth"
 
 
 class Truncated(UpstreamError):
-    """The reply broke off."""
+    """The reply broke off before its end."""
 
     code = "upstream_reset"
     end = "backend_truncated"
@@ -275,15 +275,15 @@ class UpstreamTimeout(UpstreamError):
     end = "backend_timeout"
 
 
-#: The most characters of a backend's own code that the log takes over.
+#: The most characters of a code of a backend that the log takes.
 MAX_CODE = 64
 
 
 class BackendFailed(UpstreamError):
-    """An error that the backend itself reported, in place of its reply or within it.
+    """An error that the backend reported, in place of its reply or within it.
 
-    :param status: what the backend said, by its status line or in its error; the client gets it.
-    :param payload: its own envelope, to be passed on byte for byte, or None.
+    :param payload: the backend's envelope, to be passed on byte for byte; None if it sent none.
+    :param status: from the backend's status line or its error. The client gets the same.
     """
 
     def __init__(
@@ -297,9 +297,9 @@ class BackendFailed(UpstreamError):
         self.payload = payload
         self.status = status
         if status < 500:
-            self.end = "refused"  # the client's own fault, found by the backend
+            self.end = "refused"  # the backend refused the client's request
         self.executed = status >= 500 and status != 503
-        self.elsewhere = status in (429, 503)
+        self.retryable = status in (429, 503)
         if payload is not None:
             code = parse(payload, 64)["error"].get("code")
             if isinstance(code, (str, int, float)):

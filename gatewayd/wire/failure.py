@@ -1,9 +1,9 @@
-"""What a backend says in an error that is no envelope, and how much of it may be passed on.
+"""Errors of backends that are not OpenAI envelopes, and how much of them may be passed on.
 
-SGLang and older vLLM send ``{"object": "error", "message": ...}``, TGI and Ollama
-``{"error": "..."}``, FastAPI ``{"detail": ...}`` with a text or a list of what is wrong where. Such
-a text goes into an envelope of the gateway's, if it is short, plain, and shows nothing of the
-backend's insides. The operator's log has it in any case, in one bounded line.
+SGLang and older vLLM send ``{"object": "error", "message": ...}``. TGI and Ollama send
+``{"error": "..."}``. FastAPI sends ``{"detail": ...}`` with a text, or with a list of fields and
+what is wrong with each. The text is put into an envelope of the gateway if it is short, printable
+and shows no internals of the backend. In any case it is logged, in one line of bounded length.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from .errors import BackendFailed, is_envelope
 from .json import NotJSON, parse
 
-#: The most characters of a text that a client is told, and of one in the log.
-MAX_TOLD = 300
+#: The most characters of a text that a client is sent, and of one in the log.
+MAX_SHOWN = 300
 MAX_LOGGED = 300
-#: The most entries of FastAPI's list that are told.
+#: The most entries of FastAPI's list that a client is sent.
 _ENTRIES = 3
 
-#: Markup, traces, paths, names in code, addresses, hosts, what looks like a key.
-_INSIDES = re.compile(
+#: Markup, tracebacks, paths, names in code, addresses, hosts, and what looks like a key.
+_INTERNALS = re.compile(
     r"""<[a-z!/?]|://|\btraceback\b|\bfile\ "|\bbearer\b
     |(?<![\w.-])/[\w.+-]+/|[a-z]:\\|\w(Error|Exception)\b|\berrno\b|\.(py|so|cpp|cu|go|rs|js)\b
     |\b\d{1,3}(\.\d{1,3}){3}\b|\b[\w-]+(\.[\w-]+)*:\d{2,5}\b|\blocalhost\b
@@ -29,29 +29,29 @@ _INSIDES = re.compile(
     |\b(sk|hf|gw|ghp)[-_][\w-]{4}|[a-z0-9]{24}""",
     re.IGNORECASE | re.VERBOSE,
 )
-#: Where FastAPI's and SGLang's texts quote the request.
+#: The place where FastAPI's and SGLang's texts quote the request.
 _QUOTED_INPUT = re.compile(r"""["']input["']\s*:""")
 
 
-def answered(
+def error_of_reply(
     body: bytes, status: int, headers: tuple[tuple[bytes, bytes], ...], key: str
 ) -> BackendFailed:
-    """The error that a backend's answer with an error status is.
+    """The error to pass on for a backend's reply with an error status.
 
-    :param key: the backend's, which is in nothing that leaves; "" if it has none.
+    :param key: the key that the backend was sent; "" if it has none. It never leaves the gateway.
     """
-    said = f"The backend answered with status {status}"
+    summary = f"The backend answered with status {status}"
     if is_envelope(body) and not (key and key in _decoded(body)):
-        return BackendFailed(f"{said}.", body, status, headers)
-    text = message(body)
-    fit = is_fit(text) and not (key and key in text)
-    problem = BackendFailed(f"{said}: {text}" if fit else f"{said}.", None, status, headers)
+        return BackendFailed(f"{summary}.", body, status, headers)
+    text = error_text(body)
+    shown = may_be_shown(text) and not (key and key in text)
+    problem = BackendFailed(f"{summary}: {text}" if shown else f"{summary}.", None, status, headers)
     problem.detail = _for_the_log(text or _not_json(body), key)
     return problem
 
 
-def message(body: bytes) -> str:
-    """The text of an error in one of the known forms; "" if it has none."""
+def error_text(body: bytes) -> str:
+    """The text of an error in one of the known forms; "" if it is in none of them."""
     try:
         document = parse(body, 64)
     except NotJSON:
@@ -65,14 +65,14 @@ def message(body: bytes) -> str:
     return "; ".join(map(_entry, detail[:_ENTRIES])) if isinstance(detail, list) else ""
 
 
-def is_fit(text: str) -> bool:
-    """Whether a client may be told a backend's text."""
-    plain = 0 < len(text) <= MAX_TOLD and text.isprintable()
-    return plain and _INSIDES.search(text) is None
+def may_be_shown(text: str) -> bool:
+    """Whether a client may be sent a backend's text."""
+    plain = 0 < len(text) <= MAX_SHOWN and text.isprintable()
+    return plain and _INTERNALS.search(text) is None
 
 
 def _entry(entry: Any) -> str:
-    """One of FastAPI's: where, and what is wrong there. Its ``input`` is the client's."""
+    """One entry of FastAPI's list: the field, and what is wrong. Its ``input`` is left out."""
     if not isinstance(entry, dict):
         return ""
     where = entry.get("loc")
@@ -81,7 +81,7 @@ def _entry(entry: Any) -> str:
 
 
 def _decoded(body: bytes) -> str:
-    """A document as text in which no escape hides a letter of a key."""
+    """A document as text, with those escapes decoded that could hide a character of a key."""
     return re.sub(
         r"\\u00([2-7][0-9a-f])|\\(/)",
         lambda match: match[2] or chr(int(match[1], 16)),
@@ -91,13 +91,13 @@ def _decoded(body: bytes) -> str:
 
 
 def _not_json(body: bytes) -> str:
-    """The beginning of a text or page; of JSON without a known text nothing, it may be anything."""
+    """The beginning of a body that is not JSON. JSON of an unknown form is not logged: "" then."""
     start = body[: 4 * MAX_LOGGED].decode("utf-8", "replace")
     return "" if start.lstrip().startswith(("{", "[")) else start
 
 
 def _for_the_log(text: str, key: str) -> str:
-    """One line of bounded length, without control characters, the key and quoted input."""
+    """One line of bounded length, without control characters, the key and the quoted request."""
     text = _QUOTED_INPUT.split(text, maxsplit=1)[0]
     if key:
         text = text.replace(key, "***")

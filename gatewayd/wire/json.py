@@ -1,13 +1,13 @@
 """JSON read strictly, so that no other parser can read something else from the same bytes.
 
-Requests are read with :func:`parse` (duplicate keys, NaN, numbers past a float's range, lone
-surrogates, byte order marks, other encodings, excessive depth and number are refused), replies with
-:func:`decode` (typed by msgspec, which looks only at the fields that a type names).
+:func:`parse` reads requests. It refuses duplicate keys, NaN, numbers outside the range of a float,
+lone surrogates, byte order marks, other encodings, deep nesting and too many containers.
+:func:`decode` reads replies into msgspec types and looks only at the fields that a type names.
 :func:`replace_member` changes one member of an object and leaves every other byte as it came.
 
-Whoever may call may send a document made to be slow, and the loop waits for it. So nothing here
-runs Python for each token: msgspec reads, and what it does not look for (depth, a key that comes
-twice, whole numbers without end) is found by a few passes of C over the bytes.
+A client may send a document that is made to be slow to parse, and the event loop would wait for
+it. So no Python code runs for each token. msgspec parses, and what it does not check (depth,
+duplicate keys, the range of whole numbers) is checked by a few passes over the bytes in C.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import msgspec
 
 T = TypeVar("T")
 
-#: How many arrays and objects a request may hold. Each takes up to a hundred times the bytes that
-#: it has in the document, and a thousand messages with their parts and tools are far below.
+#: How many arrays and objects a request may hold. In memory each takes up to a hundred times its
+#: bytes in the document. A thousand messages with parts and tools stay far below this limit.
 MAX_CONTAINERS = 100_000
 
 _BLOCK = 1 << 16
@@ -35,22 +35,22 @@ _BITS = bytes.maketrans(b"[{]}", b"1100")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]', re.DOTALL)
 
-# A float holds whole numbers of up to 309 digits. The first two find out cheaply whether there are
-# so many at all.
+# A float holds whole numbers of up to 309 digits. The first two find cheaply whether a document has
+# a number of that length.
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _MANY_ZEROS = b"0" * 309
 _LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{309,}[0-9.eE+-]*")
 
 
 class NotJSON(ValueError):
-    """The bytes are not JSON as RFC 8259 has it; the message says why in a few words."""
+    """The bytes are not JSON by RFC 8259; the message says why in a few words."""
 
 
 def parse(body: bytes, depth: int) -> Any:
     """Read a whole document strictly into Python values.
 
     :param depth: how many levels of arrays and objects may nest.
-    :raises NotJSON: saying what is wrong, never quoting the document.
+    :raises NotJSON: the message never quotes the document.
     """
     _check_text(body)
     structure = _structure(body)
@@ -74,10 +74,10 @@ def parse(body: bytes, depth: int) -> Any:
 def decode(body: bytes, type: type[T], depth: int) -> T:
     """Read a backend's document into a msgspec type.
 
-    Halves of surrogate pairs are let pass, although msgspec does not: a backend that streams an
+    Halves of surrogate pairs are accepted, although msgspec refuses them: a backend that streams an
     emoji token by token sends one half in each event, and the client joins them.
 
-    :raises NotJSON: when it is not JSON, or not of that type.
+    :raises NotJSON: the document is not JSON, or not of that type.
     """
     _check_text(body)
     check_depth(body, depth)
@@ -96,7 +96,7 @@ def decode(body: bytes, type: type[T], depth: int) -> T:
 def check_depth(body: bytes, depth: int) -> None:
     """Refuse more than ``depth`` levels of nesting, in time linear in the size.
 
-    Brackets become bits, and eight of them are looked up at once.
+    Each bracket becomes a bit, and a table gives the change of depth for eight bits at once.
     """
     if body.count(b"[") + body.count(b"{") > depth:
         _check_depth(_structure(body), depth)
@@ -110,13 +110,13 @@ def _check_depth(structure: bytes, depth: int) -> None:
     eights = int(bits, 2).to_bytes(len(bits) // 8, "big")
     before = list(accumulate(map(_CHANGE.__getitem__, eights), initial=0))
     if max(before) + 8 <= depth:
-        return  # nor can any of the eight be deeper
+        return  # within eight brackets the depth rises by eight at most
     if max(map(add, before, map(_PEAK.__getitem__, eights))) > depth:
         raise NotJSON(f"it nests deeper than {depth} levels")
 
 
 def _steps(eight: int) -> list[int]:
-    """The depth after each of eight brackets, from the first on."""
+    """The relative depth after each of eight brackets."""
     return list(accumulate(1 if eight >> bit & 1 else -1 for bit in range(7, -1, -1)))
 
 
@@ -126,17 +126,18 @@ _PEAK = [max(_steps(eight)) for eight in range(256)]
 
 @attrs.frozen
 class Halves:
-    """A document in which stand-ins took the place of surrogates' escapes.
+    """A document with halves of surrogate pairs, which msgspec does not decode.
 
-    ``replaced`` is fit for msgspec; :meth:`put_back` undoes it in whatever was made from it.
+    In ``replaced`` each escape of a surrogate is replaced by an escape that msgspec accepts and
+    that the document does not contain. :meth:`put_back` restores the surrogates.
     """
 
     replaced: bytes
-    _first: int  # the code point that stands in for U+D800
+    _first: int  # the code point that replaces U+D800
 
     @classmethod
     def of(cls, document: bytes) -> Halves | None:
-        """None where there is no half of a pair, or no room for stand-ins."""
+        """None if there is no half of a pair, or if no range of code points is unused."""
         if not _SURROGATE.search(document):
             return None
         try:
@@ -148,6 +149,7 @@ class Halves:
         return None
 
     def put_back(self, document: bytes) -> bytes:
+        """Restore the surrogates in a document that was made from ``replaced``."""
         digits = re.compile(rb"\\u%x[%x-%x][0-9a-f]{2}" % _hex_range(self._first), re.IGNORECASE)
         return _moved(document, 0xD800 - self._first, digits)
 
@@ -163,17 +165,17 @@ def _moved(document: bytes, by: int, escapes: re.Pattern[bytes]) -> bytes:
 def replace_member(document: bytes, key: str, old: bytes | None, new: bytes) -> bytes:
     """Set one top-level member of an object; all other bytes stay.
 
-    :param old: the member's value as it stands in ``document``, or None where it has no such
-        member and it is to be put first.
-    :param new: the value to put there, as JSON.
+    :param old: the bytes of the member's value in ``document``; None if there is no such member,
+        which is then added as the first.
+    :param new: the new value, as JSON.
     """
     name = b'"%b"' % key.encode("ascii")
     if old is None:
         at = document.index(b"{") + 1
         comma = b"" if document[at:].lstrip().startswith(b"}") else b","
         return document[:at] + name + b":" + new + comma + document[at:]
-    # Nearly always the name and value stand together and only once: then this is it, because a
-    # string cannot hold an unescaped quote, and without "\\u" no key has another spelling.
+    # Nearly always the name occurs once, followed by the value. Then this is the member: a string
+    # cannot hold an unescaped quote, and without "\\u" no key has another spelling.
     if document.count(name) == 1 and b"\\u" not in document:
         at = document.index(name) + len(name)
         head, colon, rest = document[at:].partition(b":")
@@ -185,10 +187,10 @@ def replace_member(document: bytes, key: str, old: bytes | None, new: bytes) -> 
 
 
 def _replace_slowly(document: bytes, key: str, new: bytes) -> bytes:
-    """Walk the tokens of the top level; for keys in odd spelling, repeated, or found deeper too."""
+    """Walk all tokens: for a key that is escaped, repeated, or also found at a deeper level."""
     out: list[bytes] = []
     done = level = 0
-    name: bytes | None = None  # a string seen where a top-level key may stand
+    name: bytes | None = None  # a string at a place where a top-level key may be
     expecting_key = False
     value_at: int | None = None
     for token in _TOKEN.finditer(document):
@@ -225,11 +227,11 @@ def _check_text(body: bytes) -> None:
 
 
 def _outside_strings(body: bytes) -> bytes:
-    """The document without its strings; one without an end goes to the end of the document."""
-    if b"\\" in body:  # a run of backslashes begins with one that escapes the next
+    """The document without its strings. A string without an end extends to the document's end."""
+    if b"\\" in body:  # in a run of backslashes, the first escapes the second, and so on
         body = body.replace(rb"\\", b"").replace(rb"\"", b"")
     kept, inside = [], 0
-    for at in range(0, len(body), _BLOCK):  # all at once would take many times its size
+    for at in range(0, len(body), _BLOCK):  # splitting all at once takes many times its size
         parts = body[at : at + _BLOCK].split(b'"')
         kept.append(b"".join(parts[inside::2]))
         inside ^= len(parts) - 1 & 1
@@ -237,37 +239,40 @@ def _outside_strings(body: bytes) -> bytes:
 
 
 def _structure(body: bytes) -> bytes:
-    """The document's brackets and colons alone, in their order."""
+    """The brackets and colons outside strings, in their order."""
     return _outside_strings(body).translate(None, _NOT_STRUCTURE)
 
 
 def _check_keys(body: bytes, structure: bytes, value: Any) -> None:
-    """Refuse objects with the same key twice. What was read has lost the first, and its colon.
+    """Refuse objects with the same key twice: decoded, they have fewer colons than the document.
 
-    :param value: what the document was read as.
+    :param value: what the document was decoded to.
     """
     colons = structure.count(b":")
     if colons == structure.count(b"{") - structure.count(b"{}"):
-        return  # no object has two
-    again = msgspec.json.encode(value)
-    if rb"\u003" not in body:  # else a string may have a colon only when it is written again
-        colons, left = body.count(b":"), again.count(b":")
+        return  # no object has more than one key
+    encoded = msgspec.json.encode(value)
+    if rb"\u003" not in body:  # an escaped colon in a string would be a plain one in ``encoded``
+        colons, kept = body.count(b":"), encoded.count(b":")
     else:
-        left = _structure(again).count(b":")
-    if left != colons:
+        kept = _structure(encoded).count(b":")
+    if kept != colons:
         raise NotJSON("an object has the same key twice")
 
 
 def _check_numbers(body: bytes) -> None:
-    """Refuse whole numbers that are past a float's range; msgspec has refused others."""
+    """Refuse whole numbers outside the range of a float; msgspec has refused all others."""
     if _MANY_ZEROS in body.translate(_ZEROS):
         for number in _LONG_NUMBER.findall(_outside_strings(body)):
             if math.isinf(float(number)):
                 raise NotJSON("a number is out of range")
 
 
-def _reason(body: bytes, said: str) -> str:
-    """What is wrong with a document that msgspec does not read, in a few words."""
+def _reason(body: bytes, message: str) -> str:
+    """What is wrong with a document that msgspec refuses, in a few words.
+
+    :param message: msgspec's.
+    """
     if _SURROGATE.search(body):
         try:
             with _NoCollection():
@@ -276,13 +281,14 @@ def _reason(body: bytes, said: str) -> str:
             pass
         else:
             return "a string holds half of a surrogate pair"
-    where = re.search(r"\(byte ([0-9]+)\)", said)
+    where = re.search(r"\(byte ([0-9]+)\)", message)
     return f"it is malformed at byte {where[1]}" if where else "it ends too early"
 
 
 class _NoCollection:
-    """Holds back the garbage collector, which looks at all that was made again and again, and in
-    JSON's values there is no cycle to be found.
+    """Disables the garbage collector while it is entered.
+
+    The collector would walk all new values several times, and JSON values have no cycles.
     """
 
     def __enter__(self) -> None:

@@ -1,9 +1,9 @@
 """Server-Sent Events: an incremental parser, and the encoder.
 
-The parser follows the WHATWG algorithm (CR, LF and CRLF line ends, a byte order mark, comments,
-several ``data`` lines) and adds what a gateway needs: a limit on one event, work linear in the
-bytes whatever their segmentation, and a sign that an event goes on coming. Payloads stay bytes;
-nothing is decoded.
+The parser follows the WHATWG algorithm: CR, LF and CRLF line ends, a byte order mark, comments,
+several ``data`` lines. It adds what a gateway needs: a limit on one event, work that is linear in
+the bytes for any segmentation, and a flag that data of an incomplete event came. Payloads stay
+bytes; nothing is decoded.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 """
@@ -13,20 +13,21 @@ from __future__ import annotations
 COMMENT = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 
-#: An event's name (``b""`` where none was given) and its data, lines joined by LF.
+#: An event's name (empty if it has none) and its data, the lines joined by LF.
 Event = tuple[bytes, bytes]
 
 _NEWLINE = (b"\n", b"\r")
 
 
 class EventTooLarge(ValueError):
-    """One event, or one line, grew past the limit; ``events`` were complete before it."""
+    """One event or one line is larger than the limit."""
 
+    #: The events that were complete before it.
     events: tuple[Event, ...] = ()
 
 
 def encode(payload: bytes, name: bytes = b"") -> bytes:
-    """Frame one event. Several lines become one: between JSON's tokens a line end is a space."""
+    """Frame one event. Line ends in the payload become spaces; JSON means the same with both."""
     if b"\n" in payload or b"\r" in payload:
         payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
     if name:
@@ -42,22 +43,22 @@ class Parser:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._partial = bytearray()  # a line that has not ended
-        self._size = 0  # of the event so far: its data lines
+        self._partial = bytearray()  # a line whose end has not come
+        self._size = 0  # bytes of the data lines of the current event
         self._data: list[bytes] = []
         self._name = b""
         self._started = False
         self._after_cr = False
         #: Whether the last :meth:`feed` brought data of an event that is not complete yet.
-        #: Comments, other fields, white space and ``data`` with nothing in it do not count.
+        #: Comments, other fields, white space and empty ``data`` lines do not count.
         self.progress = False
-        #: Whether what comes next begins an event.
+        #: Whether the next byte begins an event.
         self.at_rest = False
 
     def feed(self, segment: bytes) -> list[Event]:
-        """Take the next bytes; return the events that they complete.
+        """Parse the next bytes; return the events that they complete.
 
-        :raises EventTooLarge: the stream cannot be followed any further.
+        :raises EventTooLarge: the parser must not be used after it.
         """
         self.progress = self.at_rest = False
         if self._after_cr and segment:
@@ -87,13 +88,13 @@ class Parser:
         return events
 
     def close(self) -> list[Event]:
-        """The stream ended: return the event that lacks only its closing empty line, if any."""
+        """The stream ended. Return the event that lacks only its empty line, if there is one."""
         events = self.feed(b"\n\n")
         self._started = self.at_rest = False
         return events
 
     def _without_mark(self, segment: bytes) -> bytes:
-        """Drop a byte order mark at the very start, even when it arrives in pieces."""
+        """Drop a byte order mark at the start of the stream, also if it comes in pieces."""
         head = bytes(self._partial) + segment
         if len(head) < 3 and b"\xef\xbb\xbf".startswith(head):
             self._partial.clear()

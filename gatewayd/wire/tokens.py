@@ -1,57 +1,59 @@
-"""The quick way of a token: an event that differs from an earlier one in one string alone.
+"""The fast path of a token: an event that differs from an earlier one in its text alone.
 
-The chunks of a stream are alike but for the text that they carry. :class:`Frames` learns what
-stands before and after the text of a chunk that was read with care. An event with the same bytes
-around another text has the same members at the same depth, belongs to the same choice, and neither
-finishes, counts nor reports anything. A few scans in C find that out. Every other event is left to
-the careful way.
+Most chunks of a stream differ only in their text. :class:`FastPath` remembers the bytes before and
+after the text of chunks that were decoded and judged. An event that has the same bytes around
+another text has the same members at the same depth. So it belongs to the same choice, and it does
+not finish a choice, count tokens or report an error. A few scans in C find this out. Every other
+event must be decoded.
 """
 
 from __future__ import annotations
 
 import re
 
-#: The longest payload to learn from. Others are rare, and looking at them takes time.
+#: The most bytes of a payload to learn from. Longer ones are rare, and searching them costs time.
 _LONGEST = 4096
 
-#: How many kinds of chunks are known at a time: one for each choice, another while a model thinks.
+#: The most kinds of chunks to remember: one for each choice, and one more while a model reasons.
 _MOST = 8
 
-#: The members that carry text, up to the first character; where there is none, nothing is learned.
+#: The members that carry text, up to the first character of it. An empty text does not match.
 _TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments)"\s*:\s*"(?!")')
 
-#: What may stand in a JSON string, at least one character. Possessive quantifiers: a long text
-#: that does not fit is looked at once.
+#: The inside of a JSON string, at least one character. The quantifiers are possessive, so that a
+#: long text that does not match is scanned once only.
 _INSIDE = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))++')
 
 
-class Frames:
-    """What is known of the chunks of one stream."""
+class FastPath:
+    """What was learned from the chunks of one stream."""
 
     def __init__(self) -> None:
-        # The bytes before and after the text, in an event's line and in the frame that crosses.
+        # The bytes before and after the text: in the backend's line, and in the frame to send.
         self._known: list[tuple[bytes, bytes, bytes, bytes]] = []
 
     def learn(self, payload: bytes, crossing: bytes) -> None:
-        """Remember what surrounds the text in a payload, and in what crosses for it.
+        """Remember the bytes around the text in a payload, and in the payload to send for it.
 
-        :param payload: a chunk with text that finishes, counts and reports nothing.
+        :param payload: a chunk with text that does not finish a choice, count tokens or report an
+            error.
+        :param crossing: what the client is sent for it.
         """
-        if len(payload) > _LONGEST or (came := _around(payload)) is None:
+        if len(payload) > _LONGEST or (received := _around(payload)) is None:
             return
-        before, after = b"data: " + came[0], came[1]
+        before, after = b"data: " + received[0], received[1]
         for kind in self._known:
             if kind[0] == before and kind[1] == after:
                 return
-        if (goes := _around(crossing)) is not None:
-            kind = (before, after, b"data: " + goes[0], goes[1] + b"\n\n")
+        if (sent := _around(crossing)) is not None:
+            kind = (before, after, b"data: " + sent[0], sent[1] + b"\n\n")
             self._known = [kind, *self._known[: _MOST - 1]]
 
     def frames(self, segment: bytes) -> list[bytes] | None:
-        """What crosses for each event of a segment, if all are usual tokens; else None."""
+        """The frame to send for each event of a segment; None unless each is of a known kind."""
         lines = segment.splitlines()
         if any(lines[1::2]) or len(lines) % 2 or not segment.endswith(b"\n"):
-            return None  # not whole events of one line each
+            return None  # some event is incomplete, or is not one line
         if not segment.isascii():
             try:
                 segment.decode("utf-8")
@@ -71,7 +73,7 @@ class Frames:
 
 
 def _around(document: bytes) -> tuple[bytes, bytes] | None:
-    """What stands before and after the text of a chunk; None where it has none, or several."""
+    """The bytes before and after the text of a chunk; None unless it has exactly one text."""
     begin = _TEXT.search(document)
     if begin is None or _TEXT.search(document, begin.end()):
         return None

@@ -1,0 +1,39 @@
+"""The client's side of an exchange, as the relay sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from twisted.internet.interfaces import IPushProducer
+
+from gatewayd.exchange import Exchange
+from gatewayd.wire.errors import GatewayError
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Client(Protocol):
+    """What :class:`gatewayd.api.request.Request` implements.
+
+    An answer is either one call of :meth:`respond` or :meth:`fail`, or ``begin_stream`` or
+    ``begin_bytes``, any number of :meth:`write`, and :meth:`finish` or :meth:`cut`.
+    """
+
+    exchange: Exchange
+
+    def respond(
+        self,
+        status: int,
+        body: bytes,
+        headers: Headers = (),
+        media_type: bytes = b"application/json",
+    ) -> None: ...
+    def fail(self, error: GatewayError) -> None: ...
+    def begin_stream(self, headers: Headers = ()) -> None: ...
+    def begin_bytes(self, headers: Headers, content_type: str) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def cut(self, error: GatewayError, name: bytes) -> None: ...
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...

@@ -1,0 +1,47 @@
+"""What the head of a reply decides: whether it is relayed at all, and what reads its body."""
+
+from __future__ import annotations
+
+from gatewayd.backend.interface import Reply
+from gatewayd.settings.model import LimitSettings
+from gatewayd.wire.call import Call, Reader
+from gatewayd.wire.errors import AuthRefused, BadReply
+
+from .bodies import Bytes, Document, ErrorDocument
+from .events import Events
+from .receiver import Receiver
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+
+def receiver_for(
+    reply: Reply, call: Call, reader: Reader | None, limits: LimitSettings
+) -> Receiver:
+    """Choose what reads the body of ``reply``.
+
+    :param reader: judges the payloads; None where the body crosses unread.
+    :raises AuthRefused, BadReply: the client does not get this reply.
+    """
+    if reply.status != 200:
+        _check_error_status(reply.status)
+        return ErrorDocument(reply)
+    receiver: Receiver
+    if reader is not None and call.stream and reply.media_type == EVENTS:
+        return Events(reader, limits.event)
+    if reader is None or call.opaque:
+        receiver, known = Bytes(), reply.media_type not in ("", "text/html")
+    else:
+        receiver = Document(reader, call.stream, limits.reply)
+        known = reply.media_type == JSON
+    if not known:
+        raise BadReply("The backend's reply is of an unknown type.")
+    return receiver
+
+
+def _check_error_status(status: int) -> None:
+    """Refuse a status that the client must not act on."""
+    if status in (401, 403):
+        raise AuthRefused("The backend refused the gateway's credentials.")
+    if not 400 <= status < 600:
+        raise BadReply("The backend's reply is not one to relay.", detail=f"status {status}")
