@@ -18,7 +18,7 @@ from gatewayd.api.channel import Channel
 from gatewayd.api.site import Site
 from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.interface import Backend, Clocks, Reply
-from gatewayd.exchange import Exchange
+from gatewayd.exchange import End, Exchange
 from gatewayd.routing.evidence import Evidence
 from gatewayd.routing.evidence import Failure as Failed
 from gatewayd.routing.health import Health
@@ -218,6 +218,12 @@ class Gateway:
             models, limit = (own.models, own.in_flight) if own else ((), None)
             targets.append(Target(backend, self.clock, models, limit))
         return targets
+
+    @property
+    def end(self) -> End | None:
+        """How the only exchange ended."""
+        (exchange,) = self.ended
+        return exchange.end
 
     def connect(self) -> ClientTransport:
         transport = ClientTransport()

@@ -17,12 +17,9 @@ from gatewayd.exchange import End
 from gatewayd.telemetry.access import fields
 from gatewayd.telemetry.metrics import PrometheusMetrics, Snapshot
 from gatewayd.wire import errors
-from gatewayd.wire.chat import ChatRequest
-from gatewayd.wire.others import JSONCall
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion, settings
+from tests.replies import CHAT, COMPLETIONS, MESSAGES, RESPONSES, endpoint
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 
 
@@ -262,10 +259,8 @@ def sent(path: str, body: bytes, count_usage: str) -> bytes:
     said = settings(backend_a_url="http://127.0.0.1:1", backend_a_count_usage=count_usage)
     agent = Recorder()
     backend = OpenAIBackend(said.backends[0], said.limits, Clock(), agent)
-    call: Any = JSONCall.parse(path, body, 64)
-    if path == CHAT:
-        call = ChatRequest.parse(body, 64)
-    backend.send(call, "req-1", None)
+    row = endpoint(path)
+    backend.send(row.request.parse(row, body, b"application/json", 64), "req-1", None)
     return agent.bodies[0]
 
 

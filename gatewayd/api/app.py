@@ -18,8 +18,8 @@ from gatewayd.routing.catalog import Catalog
 from gatewayd.routing.router import Router
 from gatewayd.settings.model import Settings
 from gatewayd.wire import models
-from gatewayd.wire.call import Call
-from gatewayd.wire.chat import ChatRequest
+from gatewayd.wire.call import Endpoint
+from gatewayd.wire.endpoints import ENDPOINTS
 from gatewayd.wire.errors import (
     Draining,
     Forbidden,
@@ -27,7 +27,6 @@ from gatewayd.wire.errors import (
     UnknownURL,
     UnsupportedMediaType,
 )
-from gatewayd.wire.others import JSON_PATHS, UPLOAD_PATHS, JSONCall, UploadCall
 
 from .handling import Answer
 from .limits import Admission
@@ -36,8 +35,6 @@ from .request import Request
 from .routes import Routes
 from .security import came_by_proxy, check_origin, is_local, preflight, verify_token
 
-_JSON = re.compile(rb"application/json[ \t]*(;[!-~ \t]*)?", re.IGNORECASE)
-_UPLOAD = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
 _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 #: How long the openai SDKs will wait for an answer, in seconds: Python's and Node's spelling.
@@ -51,6 +48,15 @@ def _get(app: Klein, url: str) -> Callable[[_Handler], _Handler]:
     """Klein's ``route``, which is not typed for handlers that return an :class:`Answer`."""
     route: Any = app.route(url, methods=["GET"])
     return cast(Callable[[_Handler], _Handler], route)
+
+
+def _relayed(endpoint: Endpoint) -> Callable[[API, Request], Deferred[None]]:
+    """The handler of an endpoint whose requests go to a backend."""
+
+    def handler(api: API, request: Request) -> Deferred[None]:
+        return api._relay(request, endpoint)
+
+    return handler
 
 
 class API:
@@ -118,34 +124,8 @@ class API:
 
     # -- routes --------------------------------------------------------------------------------
 
-    @app.route("/v1/chat/completions", methods=["POST"])
-    def chat(self, request: Request) -> Deferred[None]:
-        _check_media_type(request)
-        return self._relay(
-            request, ChatRequest.path, lambda depth: ChatRequest.parse(request.body, depth)
-        )
-
-    def other(self, request: Request) -> Deferred[None]:
-        """An endpoint whose requests are JSON and whose replies the echo does not have."""
-        _check_media_type(request)
-        path = self._path(request)
-        return self._relay(request, path, lambda depth: JSONCall.parse(path, request.body, depth))
-
-    def upload(self, request: Request) -> Deferred[None]:
-        """An endpoint whose requests are files in a form."""
-        types = request.fields.all(b"content-type") or [b""]
-        if len(types) != 1 or not _UPLOAD.fullmatch(types[0]):
-            raise UnsupportedMediaType("Send a form, as 'Content-Type: multipart/form-data'.")
-        _check_coding(request)
-        path = self._path(request)
-        return self._relay(
-            request, path, lambda depth: UploadCall.parse(path, request.body, types[0])
-        )
-
-    for _path_of in JSON_PATHS:
-        app.route(_path_of, methods=["POST"])(other)
-    for _path_of in UPLOAD_PATHS:
-        app.route(_path_of, methods=["POST"])(upload)
+    for _endpoint in ENDPOINTS:
+        app.route(_endpoint.path, methods=["POST"], endpoint=_endpoint.path)(_relayed(_endpoint))
 
     @_get(app, "/v1/models")
     async def list_models(self, request: Request) -> Answer:
@@ -198,26 +178,29 @@ class API:
             return is_local(request.fields)
         return not came_by_proxy(request.fields)
 
-    def _relay(
-        self, request: Request, path: str, parse: Callable[[int], Call]
-    ) -> Deferred[None]:
+    def _relay(self, request: Request, endpoint: Endpoint) -> Deferred[None]:
         """May it, and then relay it; while it is under way it takes up its caller's share.
 
         That is until the client has taken the reply: one that waits in the transport holds memory.
         """
-        request.exchange.route = path
+        # A web page can send other types without asking first (CORS), so they are refused.
+        content_type = endpoint.request.check_media_type(request.fields.all(b"content-type"))
+        _check_coding(request)
+        request.exchange.route = endpoint.path
         request.set_headers(self._admission.acquire(request.caller, self.settings.limits.in_flight))
         try:
-            relayed = self._admitted(request, parse)
+            relayed = self._admitted(request, endpoint, content_type)
         except BaseException:
             self._admission.release(request.caller)
             raise
         return relayed.addBoth(self._left, request)
 
-    def _admitted(self, request: Request, parse: Callable[[int], Call]) -> Deferred[None]:
+    def _admitted(
+        self, request: Request, endpoint: Endpoint, content_type: bytes
+    ) -> Deferred[None]:
         """What is it, where does it go, and what comes back."""
-        exchange, caller = request.exchange, request.caller
-        call = parse(self.settings.limits.json_depth)
+        exchange, caller, depth = request.exchange, request.caller, self.settings.limits.json_depth
+        call = endpoint.request.parse(endpoint, request.body, content_type, depth)
         exchange.model, exchange.stream = call.model, call.stream
         if not caller.may_use(call.model):
             said = "This API key may not use this model."
@@ -231,9 +214,7 @@ class API:
             _patience(request),
         )
         names = self._catalog.names
-        return relay.run(
-            self.router.route(call.model, lambda: filter(caller.may_use, names()))
-        )
+        return relay.run(self.router.route(call.model, lambda: filter(caller.may_use, names())))
 
     def _left(self, result: Any, request: Request) -> Any:
         request.when_taken(lambda: self._admission.release(request.caller))
@@ -242,17 +223,6 @@ class API:
     async def _visible_models(self, request: Request) -> dict[str, Any]:
         found = await self._catalog.models(request.exchange.id)
         return {n: entry for n, entry in found.items() if request.caller.may_use(n)}
-
-    def _path(self, request: Request) -> str:
-        return request.path.decode("ascii").removeprefix(self.settings.gateway.root_path)
-
-
-def _check_media_type(request: Request) -> None:
-    """A web page can send other types without asking first (CORS), so they are refused."""
-    types = request.fields.all(b"content-type")
-    if len(types) != 1 or not _JSON.fullmatch(types[0]):
-        raise UnsupportedMediaType("Send JSON, with the header 'Content-Type: application/json'.")
-    _check_coding(request)
 
 
 def _check_coding(request: Request) -> None:

@@ -13,7 +13,7 @@ from twisted.web.client import ResponseDone
 
 from gatewayd.wire import completion, models
 from gatewayd.wire.call import Call
-from gatewayd.wire.chat import ChatRequest
+from gatewayd.wire.chat import ChatCall
 from gatewayd.wire.errors import UnknownURL
 
 from .interface import Clocks, Reply
@@ -48,7 +48,7 @@ class EchoBackend:
         """Nothing is held."""
 
     def _reply(self, request: Call, request_id: str) -> Reply:
-        if not isinstance(request, ChatRequest):
+        if not isinstance(request, ChatCall):
             raise UnknownURL("No backend is configured, and the echo has only chat completions.")
         prompt = request.prompt()
         content = f"Echo: {prompt}"

@@ -1,55 +1,90 @@
-"""A request for a backend, and the reader of its reply: the two protocols that the rooms share.
+"""A request for a backend, the endpoint that it is for, and the reader of its reply: the types.
 
-The rooms above ``wire`` know a request only as a :class:`Call` and what judges its reply only as a
-:class:`Reader`. Which class is behind them is decided by the request's endpoint.
+The rooms above ``wire`` know requests, endpoints and readers by these types alone. The endpoints
+that there are stand in :mod:`.endpoints`, and each row there names the classes behind these types.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol, Self
+
+import attrs
 
 from .content import Usage
+from .errors import UnsupportedMediaType
 
 
-class Call(Protocol):
-    """A request that was read and found good. It never changes: other requests are made from it."""
+@attrs.frozen
+class Call(ABC):
+    """A request that was read and found good. It never changes: other requests are made from it.
+
+    :param body: what goes to the backend: what the client sent, byte for byte, but for what
+        :meth:`renamed` and :meth:`counting_usage` change.
+    :param content_type: the value of the ``Content-Type`` that goes with the body.
+    :param model: the model that the request names; None if it names none.
+    :param stream: whether the client asked for an event stream, at an endpoint that has streams.
+    :param include_usage: whether the client asked for the usage of a stream of choices.
+    :param choices: how many choices the client asked for, of a stream of choices.
+    """
+
+    #: What the ``Content-Type`` of such a request must be, and what a client is told if it is not.
+    media_type: ClassVar[re.Pattern[bytes]]
+    media_type_hint: ClassVar[str]
+
+    endpoint: Endpoint
+    body: bytes = attrs.field(repr=False)
+    content_type: bytes
+    model: str | None
+    stream: bool
+    include_usage: bool = False
+    choices: int = 1
 
     @property
     def path(self) -> str:
-        """The path of the endpoint, without the gateway's root path and the backend's base."""
-
-    @property
-    def body(self) -> bytes:
-        """The body that goes to the backend."""
-
-    @property
-    def content_type(self) -> bytes:
-        """The value of the ``Content-Type`` that goes with the body."""
-
-    @property
-    def model(self) -> str | None:
-        """The model that the request names; None if it names none."""
-
-    @property
-    def stream(self) -> bool:
-        """Whether the client asked for an event stream, at an endpoint that has streams."""
+        return self.endpoint.path
 
     @property
     def opaque(self) -> bool:
-        """Whether a reply that is no event stream crosses unread, whatever its media type is."""
+        return self.endpoint.opaque
 
-    def renamed(self, model: str) -> Call:
+    @classmethod
+    def check_media_type(cls, values: Sequence[bytes]) -> bytes:
+        """The one good value of a request's ``Content-Type`` headers.
+
+        :raises UnsupportedMediaType: there is none, or several, or it is another type.
+        """
+        if len(values) != 1 or not cls.media_type.fullmatch(values[0]):
+            raise UnsupportedMediaType(cls.media_type_hint)
+        return values[0]
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> Self:
+        """Read and check the body of a request.
+
+        :param content_type: of the request, from :meth:`check_media_type`.
+        :param depth: how many levels of JSON may nest.
+        :raises InvalidJSON: two parsers could read two documents.
+        :raises InvalidValue: a value is wrong; ``param`` names it.
+        """
+
+    @abstractmethod
+    def renamed(self, model: str) -> Self:
         """The same request for another model. Every other byte of the body stays.
 
         The request must name a model.
         """
 
-    def counting_usage(self) -> Call:
+    def counting_usage(self) -> Self:
         """The same request with ``stream_options.include_usage`` set to true.
 
         It is the request itself if it is no stream, or if streams of its endpoint always report
         usage.
         """
+        return self
 
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
         """A new reader for the reply to this request; None if no part of the reply is read.
@@ -58,6 +93,32 @@ class Call(Protocol):
         :param depth: how many levels of JSON may nest in the reply.
         :param model: replaces ``model`` in the reply; None leaves it as it came.
         """
+        make = self.endpoint.reader
+        return None if make is None else make(self, request_id, depth, model)
+
+
+@attrs.frozen(eq=False)
+class Endpoint:
+    """An endpoint whose requests are relayed to a backend. All take POST.
+
+    :param path: without the gateway's root path and the backend's base.
+    :param request: the class that reads and checks a request.
+    :param reader: makes the reader of a reply, from the arguments of :meth:`Call.reader`; None if
+        no reply is read.
+    :param ends: the types of event that end a stream well. Empty: the endpoint has no streams, and
+        a ``stream`` that asks for one is the backend's to judge.
+    :param opaque: whether a reply that is no event stream crosses unread, whatever its media type
+        is. Then only its framing says that it is complete.
+    :param usage_on_request: whether a stream reports usage only where the request's
+        ``stream_options.include_usage`` asks for it.
+    """
+
+    path: str
+    request: type[Call]
+    reader: Callable[[Call, str, int, str | None], Reader | None] | None
+    ends: frozenset[str] = frozenset()
+    opaque: bool = False
+    usage_on_request: bool = False
 
 
 class Reader(Protocol):

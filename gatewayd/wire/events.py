@@ -21,11 +21,6 @@ from .errors import BackendFailed, BadReply
 
 T = TypeVar("T")
 
-#: The events that end a stream well, by path. Other paths have no streams.
-LAST = {
-    "/v1/responses": frozenset({"response.completed", "response.incomplete"}),
-    "/v1/messages": frozenset({"message_stop"}),
-}
 _FAILED = frozenset({"error", "response.failed"})
 #: Events that say only that more will come.
 _SILENT = PINGS | {"response.created", "response.queued", "response.in_progress"}
@@ -67,13 +62,13 @@ def _failure(payload: bytes, read: Payload) -> BackendFailed:
 class EventReader:
     """Reads a reply whose stream ends with an event of a certain type.
 
-    :param last: the types that end a stream well; none where there are no streams.
+    :param ends: the types of event that end a stream well; empty where there are no streams.
     """
 
     ends_with_done = False
 
-    def __init__(self, last: frozenset[str], depth: int, model: str | None) -> None:
-        self._last = last
+    def __init__(self, ends: frozenset[str], depth: int, model: str | None) -> None:
+        self._ends = ends
         self._depth = depth
         self._model = None if model is None else msgspec.json.encode(model)
         self._ended = False
@@ -82,7 +77,7 @@ class EventReader:
         self.usage: Usage | None = None
 
     def whole(self, body: bytes) -> bytes:
-        if not self._last and body.lstrip().startswith(b"["):  # rerank, as one of its dialects is
+        if not self._ends and body.lstrip().startswith(b"["):  # rerank, as one of its dialects is
             self._decode(body, list[Raw], "a reply")
             return body
         read = self._read(body, "a reply")
@@ -106,7 +101,7 @@ class EventReader:
         silent = kind in _SILENT or (read.delta is not UNSET and not shows(read.delta))
         self.content = not (silent and self.started)
         self.started = True
-        if kind in self._last:
+        if kind in self._ends:
             self._ended = True
         return self._named(payload, read)
 

@@ -12,12 +12,10 @@ from __future__ import annotations
 from .errors import BadReply
 from .events import EventReader, Payload
 
-LAST = frozenset({"transcript.text.done"})
-
 
 class TranscriptReader(EventReader):
-    def __init__(self, depth: int, model: str | None) -> None:
-        super().__init__(LAST, depth, model)
+    def __init__(self, ends: frozenset[str], depth: int, model: str | None) -> None:
+        super().__init__(ends, depth, model)
         self._typed = self._chunks = self._done = False
 
     def take(self, name: bytes, payload: bytes) -> bytes | None:

@@ -1,0 +1,55 @@
+"""The endpoints whose requests are relayed: the one table that knows them. Adding one is a row.
+
+What the columns mean is said by :class:`.call.Endpoint`. Endpoints that the gateway answers itself
+are handlers in :mod:`gatewayd.api.app`.
+
+Bodies cross as they came; only ``model`` is changed, where an alias says so.
+
+Sources: https://platform.openai.com/docs/api-reference, https://docs.anthropic.com/en/api/messages
+"""
+
+from __future__ import annotations
+
+from .call import Call, Endpoint
+from .chat import ChatCall, CompletionCall
+from .completion import ChatReader, CompletionReader
+from .events import EventReader
+from .request import JSONCall
+from .transcript import TranscriptReader
+from .upload import FormCall
+
+
+def _chat(call: Call, request_id: str, depth: int, model: str | None) -> ChatReader:
+    return ChatReader(request_id, call.include_usage, call.choices, depth, model)
+
+
+def _completion(call: Call, request_id: str, depth: int, model: str | None) -> ChatReader:
+    return CompletionReader(None, call.include_usage, call.choices, depth, model)
+
+
+def _events(call: Call, request_id: str, depth: int, model: str | None) -> EventReader:
+    return EventReader(call.endpoint.ends, depth, model)
+
+
+def _transcript(
+    call: Call, request_id: str, depth: int, model: str | None
+) -> TranscriptReader | None:
+    return TranscriptReader(call.endpoint.ends, depth, model) if call.stream else None
+
+
+_DONE = frozenset({"[DONE]"})
+_RESPONSE = frozenset({"response.completed", "response.incomplete"})
+_MESSAGE = frozenset({"message_stop"})
+_TRANSCRIPT = frozenset({"transcript.text.done"})
+
+ENDPOINTS = (
+    Endpoint("/v1/chat/completions", ChatCall, _chat, _DONE, usage_on_request=True),
+    Endpoint("/v1/completions", CompletionCall, _completion, _DONE, usage_on_request=True),
+    Endpoint("/v1/responses", JSONCall, _events, _RESPONSE),
+    Endpoint("/v1/messages", JSONCall, _events, _MESSAGE),
+    Endpoint("/v1/embeddings", JSONCall, _events),
+    Endpoint("/v1/rerank", JSONCall, _events),
+    Endpoint("/v1/audio/speech", JSONCall, None, opaque=True),
+    Endpoint("/v1/audio/transcriptions", FormCall, _transcript, _TRANSCRIPT, opaque=True),
+    Endpoint("/v1/audio/translations", FormCall, _transcript, _TRANSCRIPT, opaque=True),
+)

@@ -1,0 +1,138 @@
+"""Requests whose body is a JSON object: how one is read, checked and changed.
+
+The gateway reads the few members that it needs. Everything else belongs to the client and the
+backend, and crosses as it came. What chats and completions have besides is in :mod:`.chat`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import attrs
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from . import json
+from .call import Call, Endpoint
+from .errors import InvalidJSON, InvalidValue
+
+MAX_MODEL = 256
+
+#: The members that the gateway itself reads, of any endpoint's request.
+MEMBERS = ("model", "stream", "stream_options", "messages", "prompt", "n")
+
+
+class _Changeable(msgspec.Struct):
+    """The members that the gateway may change, as they stand in the body."""
+
+    model: Raw = Raw(b"null")
+    stream_options: Raw | UnsetType = UNSET
+
+
+@attrs.frozen
+class JSONCall(Call):
+    """A request whose body is a JSON object with a ``model`` and perhaps ``stream``."""
+
+    media_type: ClassVar = re.compile(rb"application/json[ \t]*(;[!-~ \t]*)?", re.IGNORECASE)
+    media_type_hint: ClassVar = "Send JSON, with the header 'Content-Type: application/json'."
+
+    content_type: bytes = b"application/json"
+
+    @classmethod
+    def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> Self:
+        fields = parse_object(body, depth)
+        model = check_model(fields.get("model"))
+        stream = check_flag(fields.get("stream"), "stream")
+        return cls(endpoint, body, model=model, stream=stream and bool(endpoint.ends))
+
+    def renamed(self, model: str) -> Self:
+        old = msgspec.json.decode(self.body, type=_Changeable).model
+        body = json.replace_member(self.body, "model", bytes(old), msgspec.json.encode(model))
+        return attrs.evolve(self, model=model, body=body)
+
+    def counting_usage(self) -> Self:
+        if not self.stream or not self.endpoint.usage_on_request:
+            return self
+        return attrs.evolve(self, body=_with_usage(self.body))
+
+
+def _with_usage(body: bytes) -> bytes:
+    """The body with ``stream_options.include_usage``; options that are no object stay."""
+    options = msgspec.json.decode(body, type=_Changeable).stream_options
+    if options is UNSET or bytes(options) == b"null":
+        old = None if options is UNSET else bytes(options)
+        return json.replace_member(body, "stream_options", old, b'{"include_usage":true}')
+    if not bytes(options).startswith(b"{"):
+        return body  # the backend's to judge
+    fields = msgspec.json.decode(options, type=dict[str, Raw])
+    fields["include_usage"] = Raw(b"true")
+    return json.replace_member(body, "stream_options", bytes(options), msgspec.json.encode(fields))
+
+
+def parse_object(body: bytes, depth: int) -> dict[str, Any]:
+    """Read a request body that must be a JSON object, strictly.
+
+    :raises InvalidJSON: it is not, or two parsers could differ about it: about the text, or about
+        the names of the members that the gateway reads.
+    """
+    try:
+        fields = json.parse(body, depth)
+    except json.NotJSON as e:
+        raise InvalidJSON(f"The request body is not valid JSON: {e}.") from None
+    if not isinstance(fields, dict):
+        raise InvalidJSON("The request body must be a JSON object.")
+    _check_names(fields, MEMBERS)
+    options = fields.get("stream_options")
+    if isinstance(options, dict):
+        _check_names(options, ("include_usage",))
+    return fields
+
+
+def _check_names(fields: dict[str, Any], known: Sequence[str]) -> None:
+    """Refuse a name that differs from a known one only in case.
+
+    Go's decoder (Ollama) and others would take it for the known one. A caller chooses how many
+    names there are, so they are judged together, by a few passes of C over all of them.
+    """
+    names = "".join(fields)
+    if names.isascii() and names.islower():
+        return
+    # Both ways, since each folds what the other leaves: a dotless i, the Kelvin sign.
+    folded = ("\n" + "\n\n".join(fields) + "\n").upper().lower()
+    for name in known:
+        if folded.count(f"\n{name}\n") > (name in fields):
+            said = f"The name of a member differs from '{name}' only in the case of its letters."
+            raise InvalidJSON(said, param=name)
+
+
+def check_model(value: Any) -> str | None:
+    """The name of a model; None where it is missing, null or empty.
+
+    :raises InvalidValue: it is no name.
+    """
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise InvalidValue("'model' must be a string.", param="model")
+    if len(value) > MAX_MODEL:
+        raise InvalidValue(f"'model' is longer than {MAX_MODEL} characters.", param="model")
+    if not value.isprintable() or ".." in value.split("/"):
+        raise InvalidValue("'model' has characters that no model name has.", param="model")
+    return value
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """A flag; missing, null and 0 are false.
+
+    Every server that takes a 0 reads it as false. 1 and strings are read differently: vLLM takes
+    1 and "true" for true, older llama.cpp goes on with false, newer and Ollama refuse them.
+
+    :raises InvalidValue: it is anything else.
+    """
+    if value is True:
+        return True
+    if value is None or value == 0:
+        return False
+    raise InvalidValue(f"'{name}' must be true or false.", param=name)

@@ -1,0 +1,53 @@
+"""Requests whose body is a form: uploads of sound, with a model among their fields.
+
+How forms are read is in :mod:`.form`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+import attrs
+
+from . import form
+from .call import Call, Endpoint
+from .request import check_model
+
+#: The values of a form's ``stream`` that mean true; they are those of FastAPI (vLLM).
+_TRUE = frozenset({"true", "1", "on", "yes", "t", "y"})
+
+
+@attrs.frozen
+class FormCall(Call):
+    """A request whose body is ``multipart/form-data``.
+
+    :param model_field: where the model stands in the body; None if the form names none.
+    """
+
+    media_type: ClassVar = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
+    media_type_hint: ClassVar = "Send a form, as 'Content-Type: multipart/form-data'."
+
+    model_field: form.Field | None = attrs.field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> FormCall:
+        """Read ``model`` and ``stream``; the other fields are the backend's to judge."""
+        found = form.read(body, form.boundary(content_type), ("model", "stream"))
+        model, stream = found.get("model"), found.get("stream")
+        return cls(
+            endpoint,
+            body,
+            content_type,
+            check_model(model and model.value),
+            stream is not None and stream.value.strip().lower() in _TRUE,
+            model_field=model,
+        )
+
+    def renamed(self, model: str) -> FormCall:
+        field = self.model_field
+        assert field is not None, "only a request that names a model can be renamed"
+        name = model.encode("utf-8")
+        body = self.body[: field.start] + name + self.body[field.end :]
+        renamed = form.Field(model, field.start, field.start + len(name))
+        return attrs.evolve(self, model=model, body=body, model_field=renamed)
