@@ -9,7 +9,7 @@ import pytest
 from gatewayd.backend.interface import Reply
 from gatewayd.relaying.bodies import MAX_ERROR_BODY, Bytes, Document, ErrorDocument
 from gatewayd.relaying.receiver import Progress, Receiver, Step, Whole
-from gatewayd.wire.completion import ChatReader
+from gatewayd.wire.choices import ChatReader
 from gatewayd.wire.errors import BackendFailed, BadReply, Truncated
 from gatewayd.wire.events import EventReader
 from gatewayd.wire.sse import DONE

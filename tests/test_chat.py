@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gatewayd.wire.chat import ChatCall
-from gatewayd.wire.completion import MAX_CHOICES
+from gatewayd.wire.choices import MAX_CHOICES
 from gatewayd.wire.errors import InvalidValue
 from tests.memory import Answer, FakeBackend, Gateway
 from tests.replies import CHAT, COMPLETIONS, endpoint

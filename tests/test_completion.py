@@ -1,455 +1,28 @@
-"""Completions and their chunks: what crosses, and whether a reply is complete."""
+"""Chat completions as documents: the chunks that one makes, and one that is made here."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from twisted.web.http import PotentialDataLoss
 
-from gatewayd.exchange import End
-from gatewayd.wire.completion import ChatReader, completion, completion_to_chunks
-from gatewayd.wire.content import Usage
-from gatewayd.wire.errors import BackendFailed, BadReply
-from tests.memory import Answer, FakeBackend, Gateway
-from tests.replies import ALIASED, COMPLETIONS, framed, text
+from gatewayd.wire.choices import ChatReader
+from gatewayd.wire.completion import encode, to_chunks
+from gatewayd.wire.errors import BadReply
 
-DEPTH = 64
 
-
-class Reading(ChatReader):
-    """Reads a reply whose events have no names."""
-
-    def next(self, payload: bytes) -> bytes | None:
-        return self.take(b"", payload)
-
-
-def reading(*, choices: int = 1, include_usage: bool = False, model: str | None = None) -> Reading:
-    return Reading("req-1", include_usage, choices, DEPTH, model)
-
-
-def chunk(finish: str | None = None, index: int = 0, **more: Any) -> bytes:
-    choice = {"index": index, "delta": {}, "finish_reason": finish}
-    return json.dumps({"id": "x", "choices": [choice], **more}).encode()
-
-
-USAGE = b'{"id":"x","choices":[],"usage":{"total_tokens":3}}'
-
-
-def test_a_stream_is_whole_when_its_choice_is_finished() -> None:
-    following = reading()
-    assert not following.started
-    for payload, whole in ((chunk(), False), (chunk("stop"), True), (USAGE, True)):
-        following.next(payload)
-        assert following.complete(done=False) is following.complete(done=True) is whole
-    assert following.started
-
-
-def test_done_alone_proves_nothing() -> None:
-    following = reading()
-    assert not following.complete(done=True)
-    following.next(chunk())
-    assert not following.complete(done=True)
-
-
-def test_a_choice_that_was_asked_for_and_never_begun_is_not_open() -> None:
-    """A backend that ignores ``n`` makes one choice."""
-    following = reading(choices=3)
-    following.next(chunk("stop", 0))
-    assert following.complete(done=True) and following.complete(done=False)
-
-
-def test_every_choice_that_was_asked_for_must_be_there_where_only_the_connection_ended() -> None:
-    following = reading(choices=3)
-    for index in (2, 0):
-        following.next(chunk("length", index))
-        assert not following.complete(done=False, framed=False)
-    following.next(chunk("stop", 1))
-    assert following.complete(done=False, framed=False)
-
-
-def test_a_stream_without_a_choice_is_never_whole() -> None:
-    following = reading()
-    following.next(b'{"choices":[]}')
-    following.next(b'{"object":"chat.completion.chunk"}')
-    assert following.started and not following.complete(done=True)
-
-
-def test_a_stream_may_begin_so_many_choices_and_no_more() -> None:
-    following = reading()
-    for index in range(4096):
-        following.next(chunk("stop", index))
-    assert following.complete(done=False)
-    with pytest.raises(BadReply):
-        following.next(chunk("stop", 4096))
-
-
-@pytest.mark.parametrize("index", ["null", None])
-def test_a_choice_without_an_index_has_its_place_in_the_list(index: str | None) -> None:
-    said = "" if index is None else f'"index":{index},'
-    following = reading()
-    following.next(f'{{"choices":[{{{said}"delta":{{}}}},{{{said}"delta":{{}}}}]}}'.encode())
-    following.next(f'{{"choices":[{{{said}"finish_reason":"stop"}}]}}'.encode())
-    assert not following.complete(done=True)
-    following.next(chunk("stop", 1))
-    assert following.complete(done=True)
-
-
-def test_every_choice_that_was_begun_must_be_finished() -> None:
-    following = reading()
-    following.next(chunk("stop", 0))
-    following.next(chunk(None, 1))
-    assert not following.complete(done=True)
-    following.next(chunk("tool_calls", 1))
-    assert following.complete(done=False)
-
-
-def test_choices_may_finish_in_one_chunk() -> None:
-    following = reading(choices=2)
-    following.next(b'{"choices":[{"finish_reason":"stop"},{"index":1,"finish_reason":"stop"}]}')
-    assert following.complete(done=False)
-
-
-def test_an_empty_finish_reason_counts_only_with_done() -> None:
-    following = reading(choices=2)
-    following.next(chunk("", 0))
-    following.next(chunk("stop", 1))
-    assert not following.complete(done=False)
-    assert following.complete(done=True)
-
-
-@pytest.mark.parametrize(
-    "usage_only",
-    [USAGE, b'{"choices":null,"usage":{}}', b'{"id":"x","usage":{"total_tokens":3}}'],
-)
-def test_a_usage_chunk_reaches_only_who_asked_for_it(usage_only: bytes) -> None:
-    assert reading().next(usage_only) is None
-    kept = reading(include_usage=True).next(usage_only)
-    assert kept is not None
-    assert json.loads(kept) == {**json.loads(usage_only), "id": "req-1"}
-
-
-def test_usage_on_a_chunk_with_choices_is_kept() -> None:
-    for include_usage in (True, False):
-        for finish in (None, "stop"):
-            kept = reading(include_usage=include_usage).next(
-                chunk(finish, usage={"total_tokens": 3})
-            )
-            assert kept is not None
-            assert json.loads(kept)["usage"] == {"total_tokens": 3}
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b'{"choices":[],"prompt_filter_results":[]}',
-        b'{"choices":[],"prompt_filter_results":[],"usage":null}',
-    ],
-)
-def test_a_chunk_without_choices_and_usage_is_kept(payload: bytes) -> None:
-    assert reading().next(payload) == payload.replace(b"{", b'{"id":"req-1",', 1)
-
-
-@pytest.mark.parametrize("choices", [b'"choices":[],', b'"choices":null,', b""])
-def test_what_rides_on_a_usage_chunk_that_was_not_asked_for_is_kept(choices: bytes) -> None:
-    """llama.cpp's timings. Clients that did not ask for usage expect a choice in each chunk."""
-    payload = b'{%b"id":"x","usage":{"prompt_tokens":3},"timings":{"prompt_n":3}}' % choices
-    following = reading(choices=2)
-    following.next(chunk("stop", 0))
-    following.next(chunk("length", 1))
-    kept = following.next(payload)
-    assert kept is not None and json.loads(kept) == {
-        "choices": [{"index": 1, "delta": {}, "finish_reason": "length"}],
-        "id": "req-1",
-        "usage": None,
-        "timings": {"prompt_n": 3},
-    }
-    assert following.usage == Usage(3, 0) and following.complete(done=False)
-    padded = payload.replace(b'"timings":{"prompt_n":3}', b'"timings":{ },"obfuscation":"xyz"')
-    assert following.next(padded) is None
-
-
-def test_what_rides_on_a_usage_chunk_is_dropped_where_no_choice_was_finished() -> None:
-    assert reading().next(b'{"choices":[],"usage":{"prompt_tokens":3},"timings":{"n":3}}') is None
-
-
-CONTENT = {
-    "begins a choice": b'{"choices":[{"delta":{"role":"assistant","content":""}}]}',
-    "text": b'{"choices":[{"delta":{"content":"a"}}]}',
-    "thought": b'{"choices":[{"delta":{"content":"","reasoning":"a"}}]}',
-    "a call": b'{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}',
-    "text of the older kind": b'{"choices":[{"text":"a"}]}',
-    "probabilities": b'{"choices":[{"delta":{"content":""},"logprobs":{"content":[]}}]}',
-    "token ids": b'{"choices":[{"text":"","token_ids":[1]}]}',
-    "finished": b'{"choices":[{"delta":{},"finish_reason":"stop"}]}',
-    "usage": b'{"choices":[],"usage":{"prompt_tokens":3}}',
-    "progress": b'{"choices":[{"delta":{"content":null}}],"prompt_progress":{"total":9}}',
-    "a delta of its own kind": b'{"choices":[{"delta":"a"}]}',
-}
-
-
-NO_CONTENT = {
-    "empty": b'{"choices":[{"delta":{}}]}',
-    "empty text": b'{"choices":[{"delta":{"role":"assistant","content":""}}]}',
-    "null": b'{"choices":[{"delta":{"content":null,"tool_calls":[ ]},"finish_reason":null}]}',
-    "no delta": b'{"choices":[{"delta":null}]}',
-    "empty text of the older kind": b'{"choices":[{"text":"","logprobs":null,"token_ids":[]}]}',
-    "no choice": b'{"choices":[]}',
-    "padding": b'{"choices":[],"usage":null,"obfuscation":"xyz"}',
-    "nothing": b"{}",
-    "null for a chunk": b"null",
-}
-
-
-@pytest.mark.parametrize("kind", CONTENT)
-def test_content_is_what_a_client_would_show_or_count(kind: str) -> None:
-    following = reading()
-    if kind != "begins a choice":
-        following.next(chunk())
-    following.next(CONTENT[kind])
-    assert following.content
-
-
-@pytest.mark.parametrize("kind", NO_CONTENT)
-def test_what_is_empty_is_no_content(kind: str) -> None:
-    following = reading()
-    following.next(chunk("stop"))
-    following.next(NO_CONTENT[kind])
-    assert not following.content
-
-
-@pytest.mark.parametrize("name", [b"ping", b"keepalive"])
-def test_a_ping_is_left_out(name: bytes) -> None:
-    following = reading()
-    assert following.take(name, b'{"type":"ping"}') is None
-    assert not following.started and not following.content
-
-
-@pytest.mark.parametrize("payload", [b"null", b" null ", b" ", b"\n"])
-def test_null_or_nothing_in_place_of_a_chunk_is_left_out(payload: bytes) -> None:
-    """llama.cpp sends it where one of several prompts begins."""
-    following = reading()
-    assert following.next(payload) is None and not following.started
-
-
-@pytest.mark.parametrize(
-    ("payload", "expected"),
-    [
-        (b'{"id":"x","choices":[]}', b'{"id":"req-1","choices":[]}'),
-        (b'{"choices":[] , "id" : "x" }', b'{"choices":[] , "id" : "req-1" }'),
-        (b'{"choices":[],"id":null}', b'{"choices":[],"id":"req-1"}'),
-        (b' {"choices":[]}', b' {"id":"req-1","choices":[]}'),
-        (
-            b'{"choices":[{"delta":{"tool_calls":[{"id":"x"}]}}],"id":"x"}',
-            b'{"choices":[{"delta":{"tool_calls":[{"id":"x"}]}}],"id":"req-1"}',
-        ),
-        (
-            b'{"choices":[{"delta":{"tool_calls":[{"id":"x"}]}}]}',
-            b'{"id":"req-1","choices":[{"delta":{"tool_calls":[{"id":"x"}]}}]}',
-        ),
-        (
-            b'{"choices":[{"delta":{"content":"\\"id\\":\\"x\\""}}],"i\\u0064":"x","x":1.50e1}',
-            b'{"choices":[{"delta":{"content":"\\"id\\":\\"x\\""}}],"i\\u0064":"req-1","x":1.50e1}',
-        ),
-        (
-            b'{"id":"x","choices":[{"delta":{"content":"\\ud83c"}}]}',
-            b'{"id":"req-1","choices":[{"delta":{"content":"\\ud83c"}}]}',
-        ),
-    ],
-)
-def test_the_id_becomes_the_request_id_and_every_other_byte_is_kept(
-    payload: bytes, expected: bytes
-) -> None:
-    assert reading().next(payload) == expected
-
-
-def test_an_alias_stays_the_name_that_the_client_knows() -> None:
-    aliased = reading(model="mine")
-    assert aliased.next(b'{"id":"x","choices":[], "model" : "real"}') == (
-        b'{"id":"req-1","choices":[], "model" : "mine"}'
-    )
-    assert aliased.next(b'{"id":"x","choices":[]}') == b'{"id":"req-1","choices":[]}'
-    assert aliased.whole(b'{"model":null,"id":"x","choices":[{"model":"real"}]}') == (
-        b'{"model":"mine","id":"req-1","choices":[{"model":"real"}]}'
-    )
-
-
-def test_without_an_id_and_an_alias_every_byte_is_kept() -> None:
-    payload = b'{ "id":"x" ,"choices":[],"model":"real"}'
-    assert ChatReader(None, False, 1, DEPTH).take(b"", payload) == payload
-
-
-def test_usage_is_counted_whoever_asked_for_it() -> None:
-    counted = Usage(prompt_tokens=3, completion_tokens=4)
-    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "x": {}}
-    for payload in (
-        chunk("stop", usage=usage),
-        json.dumps({"choices": [], "usage": usage}).encode(),
-    ):
-        following = reading()
-        assert following.usage is None
-        following.next(payload)
-        assert following.usage == counted
-        following.next(chunk(usage=None))
-        following.next(chunk(usage={"prompt_tokens": "many"}))
-        assert following.usage == counted
-    whole = reading()
-    whole.whole(chunk("stop", usage=usage))
-    assert whole.usage == counted
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b'{"error":{"message":"out of memory","type":"server_error","code":500}}',
-        b'{ "error" : {"message":"x" , "more":[1.0]} ,"choices":[]}',
-        '{"id":"x","error":{"message":"Größe"},"choices":[{"finish_reason":"error"}]}'.encode(),
-    ],
-)
-def test_an_error_among_the_events_is_passed_on_byte_for_byte(payload: bytes) -> None:
-    following = reading()
-    with pytest.raises(BackendFailed) as caught:
-        following.next(payload)
-    assert caught.value.payload == caught.value.body() == payload
-    assert caught.value.status == 502
-    assert not following.started
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b'{"error":"boom in /srv/x/y"}',
-        b'{"error":{"text":"boom"}}',
-        b'{"error":{"message":null}}',
-        b'{"error":true}',
-        b'{"error":{"message":"x","message":"y"}}',
-        b'{"error":{"message":"x"},"n":%b}' % (b"9" * 5000),
-    ],
-    ids=lambda payload: payload[:40].decode(),
-)
-def test_an_error_that_is_no_envelope_gets_one_of_ours(payload: bytes) -> None:
-    with pytest.raises(BackendFailed) as caught:
-        reading().next(payload)
-    assert caught.value.payload is None
-    assert b"boom" not in caught.value.body()
-
-
-@pytest.mark.parametrize(
-    ("code", "status"),
-    [
-        ("400", 400),
-        ("429", 429),
-        ("401", 502),
-        ("403", 502),
-        ("500", 502),
-        ("200", 502),
-        ("null", 502),
-        ('"400"', 502),
-        ("true", 502),
-        ("400.5", 502),
-    ],
-)
-def test_the_code_of_an_error_is_its_status_where_it_can_be(code: str, status: int) -> None:
-    with pytest.raises(BackendFailed) as caught:
-        reading().next(b'{"error":{"message":"x","code":%b}}' % code.encode())
-    assert caught.value.status == status
-
-
-@pytest.mark.parametrize("error", [b"null", b"false", b"{}", b"[]", b'""', b"0"])
-def test_an_error_that_says_nothing_is_none(error: bytes) -> None:
-    assert reading().next(b'{"id":"x","error":%b,"choices":[]}' % error) == (
-        b'{"id":"req-1","error":%b,"choices":[]}' % error
-    )
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"hello",
-        b"<html>",
-        b'{"choices":[',
-        b'{"choices":[]} {}',
-        b"[]",
-        b'"x"',
-        b'{"choices":[{"index":-1}]}',
-        b'{"choices":[{"index":%b}]}' % (b"9" * 5000),
-        b'{"choices":{}}',
-        b'{"choices":[null]}',
-        b'{"choices":[{"index":"0"}]}',
-        b'{"choices":[{"finish_reason":5}]}',
-        b'{"x":NaN}',
-        b'{"x":"\xff"}',
-        b'\xef\xbb\xbf{"choices":[]}',
-        b'{"x":%b}' % (b"[" * 1000 + b"]" * 1000),
-    ],
-    ids=lambda payload: repr(payload[:30]),
-)
-def test_an_event_that_is_no_chunk_is_a_bad_reply(payload: bytes) -> None:
-    with pytest.raises(BadReply):
-        reading().next(payload)
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.binary(max_size=30) | st.text(alphabet='{}[]:,"\\u0dD8eriocs01 ', max_size=30))
-def test_any_event_is_relayed_left_out_or_refused(payload: bytes | str) -> None:
-    payload = payload if isinstance(payload, bytes) else payload.encode()
-    try:
-        relayed = reading().next(payload)
-    except (BackendFailed, BadReply):
-        return
-    assert relayed is None or json.loads(relayed)["id"] == "req-1"
-
-
-def test_a_completion_gets_the_request_id_and_keeps_its_bytes() -> None:
-    body = b'{ "x":1.50 ,"id" : "chatcmpl-1","choices":[{"message":{"id":"y"}}]}\r\n'
-    assert reading().whole(body) == body.replace(b'"chatcmpl-1"', b'"req-1"')
-    bare = b'{"choices":[{}]}'
-    assert reading().whole(bare) == b'{"id":"req-1","choices":[{}]}'
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"hello",
-        b"null",
-        b"[]",
-        b'"x"',
-        b"{}",
-        b'{"choices":null}',
-        b'{"choices":[]}',
-        b'{"choices":"x"}',
-        b'{"choices":[5]}',
-        b'{"choices":[{}]',
-        b'{"choices":[{"x":NaN}]}',
-        b'{"choices":[{"x":"\xff"}]}',
-        b'{"choices":%b}' % (b"[" * 1000 + b"]" * 1000),
-    ],
-    ids=lambda body: repr(body[:30]),
-)
-def test_a_body_that_is_no_completion_is_a_bad_reply(body: bytes) -> None:
-    with pytest.raises(BadReply):
-        reading().whole(body)
-
-
-def test_an_error_in_place_of_a_completion_keeps_its_bytes() -> None:
-    body = b'{"error": {"message":"no", "code":404}}'
-    with pytest.raises(BackendFailed) as caught:
-        reading().whole(body)
-    assert (caught.value.payload, caught.value.status) == (body, 404)
+def reader(include_usage: bool = False) -> ChatReader:
+    return ChatReader("req-1", include_usage, 1, 64)
 
 
 def test_a_completion_made_here_is_one_and_can_be_streamed() -> None:
-    body = completion("req-1", 17, "echo", 'hi "you" 🎉', 3, 4)
-    assert reading().whole(body) == body
-    following = reading(include_usage=True)
-    for payload in completion_to_chunks(body, include_usage=True):
-        assert following.next(payload) == payload
-    assert following.complete(done=False)
+    body = encode("req-1", 17, "echo", 'hi "you" 🎉', 3, 4)
+    assert reader().whole(body) == body
+    streamed = reader(include_usage=True)
+    for payload in to_chunks(body, include_usage=True):
+        assert streamed.take(b"", payload) == payload
+    assert streamed.complete(done=False)
 
 
 WHOLE = (
@@ -461,7 +34,7 @@ WHOLE = (
 
 
 def test_a_completion_becomes_one_chunk_with_everything_in_it() -> None:
-    [payload] = completion_to_chunks(WHOLE, include_usage=False)
+    [payload] = to_chunks(WHOLE, include_usage=False)
     made = json.loads(payload)
     whole = json.loads(WHOLE)
     [choice] = whole["choices"]
@@ -482,7 +55,7 @@ def test_a_completion_becomes_one_chunk_with_everything_in_it() -> None:
 
 
 def test_usage_comes_in_a_chunk_of_its_own_if_asked_for() -> None:
-    first, last = completion_to_chunks(WHOLE, include_usage=True)
+    first, last = to_chunks(WHOLE, include_usage=True)
     assert json.loads(first)["usage"] is None
     assert json.loads(last) == {
         "id": "req-1",
@@ -497,7 +70,7 @@ def test_usage_comes_in_a_chunk_of_its_own_if_asked_for() -> None:
 
 
 def test_usage_that_the_backend_did_not_send_is_not_invented() -> None:
-    [payload] = completion_to_chunks(b'{"choices":[{"message":{}}]}', include_usage=True)
+    [payload] = to_chunks(b'{"choices":[{"message":{}}]}', include_usage=True)
     assert json.loads(payload)["usage"] is None
 
 
@@ -506,7 +79,7 @@ def test_streamed_tool_calls_have_an_index() -> None:
         b'{"choices":[{"message":{"content":null,"tool_calls":['
         b'{"id":"a","function":{"name":"f","arguments":"{\\"x\\": 1.0}"}},{"id":"b"}]}}]}'
     )
-    [payload] = completion_to_chunks(body, include_usage=False)
+    [payload] = to_chunks(body, include_usage=False)
     [choice] = json.loads(payload)["choices"]
     first, second = choice["delta"]["tool_calls"]
     assert first == {
@@ -519,13 +92,13 @@ def test_streamed_tool_calls_have_an_index() -> None:
 
 
 def test_no_tool_calls_stay_none() -> None:
-    [payload] = completion_to_chunks(b'{"choices":[{"message":{"tool_calls":null}}]}', False)
+    [payload] = to_chunks(b'{"choices":[{"message":{"tool_calls":null}}]}', False)
     assert json.loads(payload)["choices"] == [{"index": 0, "delta": {"tool_calls": None}}]
 
 
 def test_every_choice_crosses_and_has_an_index() -> None:
     body = b'{"choices":[{"message":{"content":"a"}},{"index":5,"message":{}},{"x":1}]}'
-    [payload] = completion_to_chunks(body, include_usage=False)
+    [payload] = to_chunks(body, include_usage=False)
     assert json.loads(payload)["choices"] == [
         {"index": 0, "delta": {"content": "a"}},
         {"index": 5, "delta": {}},
@@ -539,7 +112,7 @@ def test_every_choice_crosses_and_has_an_index() -> None:
 def test_a_message_that_is_none_is_a_bad_reply(message: bytes) -> None:
     body = b'{"choices":[{"message":%b}]}' % message
     with pytest.raises(BadReply):
-        completion_to_chunks(reading().whole(body), include_usage=False)
+        to_chunks(reader().whole(body), include_usage=False)
 
 
 @pytest.mark.parametrize(
@@ -552,78 +125,6 @@ def test_a_message_that_is_none_is_a_bad_reply(message: bytes) -> None:
 )
 def test_half_of_a_surrogate_pair_crosses_as_it_came(body: bytes) -> None:
     """A reply cut off at ``max_tokens`` may end within an emoji."""
-    payload, *_ = completion_to_chunks(reading().whole(body), include_usage=True)
+    payload, *_ = to_chunks(reader().whole(body), include_usage=True)
     [half] = re.findall(rb"\\ud[0-9a-f]{3}", body)
     assert half in payload
-
-
-# -- the older kind, in memory ------------------------------------------------------------------
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def gateway(backend: FakeBackend) -> Gateway:
-    return Gateway(backend, settings=ALIASED)
-
-
-@pytest.mark.parametrize(
-    ("asked", "choices"),
-    [
-        ({"prompt": "a"}, 1),
-        ({"prompt": "a", "n": 3}, 3),
-        ({"prompt": ["a", "b"]}, 2),
-        ({"prompt": ["a", "b"], "n": 2}, 4),
-        ({"prompt": [1, 2, 3]}, 1),  # one prompt, as tokens
-        ({"prompt": [[1, 2], [3]]}, 2),
-        ({"prompt": []}, 1),
-        ({"n": 0}, 1),
-        ({"n": "3"}, 1),
-    ],
-)
-@pytest.mark.parametrize("how", ["done", "framed", "eof"])
-def test_a_completion_is_whole_when_each_of_its_choices_is(
-    gateway: Gateway, backend: FakeBackend, asked: dict[str, Any], choices: int, how: str
-) -> None:
-    """Those that were begun; also all that were asked for, where only the connection ended."""
-    for begun in range(1, choices + 1):
-        for finished in range(begun + 1):
-            client = gateway.post(COMPLETIONS, stream=True, **asked)
-            call = backend.calls[-1]
-            call.head()
-            call.send(framed([text("a", None, index) for index in range(begun)]))
-            call.send(framed([text("", "stop", index) for index in range(finished)]))
-            if how == "done":
-                call.send(b"data: [DONE]\n\n")
-            if call.left is None:
-                call.end(PotentialDataLoss() if how == "eof" else None)
-            whole = finished == begun and (how != "eof" or begun == choices)
-            assert Answer(client).complete is whole
-            assert (b"[DONE]" in Answer(client).body) is whole
-
-
-def test_a_whole_completion_becomes_the_one_chunk_of_a_stream(
-    gateway: Gateway, backend: FakeBackend
-) -> None:
-    client = gateway.post(COMPLETIONS, stream=True)
-    body = b'{"object":"text_completion","choices":[{"index":0,"text":"a","finish_reason":"stop"}]}'
-    backend.calls[0].whole(body)
-    assert Answer(client).payloads == [body, b"[DONE]"]
-
-
-def test_a_stream_of_several_prompts_has_null_between_them_at_llama_cpp(
-    gateway: Gateway, backend: FakeBackend
-) -> None:
-    client = gateway.post(COMPLETIONS, stream=True, prompt=["a", "b"])
-    call = backend.calls[0]
-    call.head()
-    call.event(b"null")
-    assert client.value() == b""  # nothing has begun
-    first = [text("a"), text("", "length")]
-    second = [text("b", None, 1), text("", "length", 1)]
-    call.send(framed([*first, ("", b"null"), *second, ("", b"[DONE]")]))
-    assert Answer(client).body == framed([*first, *second, ("", b"[DONE]")])
-    assert Answer(client).complete and gateway.end is End.COMPLETE

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted.web.http import PotentialDataLoss
 
 from gatewayd.exchange import End
+from gatewayd.routing.health import State
 from gatewayd.wire import errors
 from gatewayd.wire.call import Endpoint
 from gatewayd.wire.endpoints import ENDPOINTS
@@ -242,7 +243,7 @@ def test_an_endpoint_that_the_backend_does_not_have_answers_as_the_backend_does(
         client = gateway.post(path)
         backend.calls[-1].whole(reply, status)
         assert (Answer(client).status, Answer(client).body) == (status, reply)
-    assert gateway.targets[0].health.state == "well"  # it has others
+    assert gateway.targets[0].health.state is State.HEALTHY  # it has others
 
 
 @pytest.mark.parametrize("path", [*JSON_PATHS, *UPLOAD_PATHS])

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatewayd.wire.content import reported
 from gatewayd.wire.failure import MAX_LOGGED, MAX_SHOWN, error_of_reply, may_be_shown
 
 KEY = "sentinel-Backend-Key"
@@ -128,12 +127,6 @@ def test_an_envelope_is_passed_on() -> None:
 def test_an_odd_code_is_not_logged(code: Any) -> None:
     body = json.dumps({"error": {"message": "no", "code": code}}).encode()
     assert error_of_reply(body, 400, (), "").code == "upstream_error"
-
-
-def test_an_error_under_a_200_may_be_a_text_too() -> None:
-    body = b'{"error":"Request failed during generation","error_type":"generation"}'
-    assert reported(body).message.endswith(": Request failed during generation")
-    assert reported(b'{"error":"at /srv/x/y"}').message.endswith("without saying which.")
 
 
 @given(st.binary(max_size=300) | st.text().map(lambda t: json.dumps({"error": t}).encode()))

@@ -13,7 +13,7 @@ from gatewayd.relaying.events import Events
 from gatewayd.relaying.heads import receiver_for
 from gatewayd.relaying.receiver import Receiver
 from gatewayd.settings.model import LimitSettings
-from gatewayd.wire.completion import ChatReader
+from gatewayd.wire.choices import ChatReader
 from gatewayd.wire.errors import AuthRefused, BadReply
 
 

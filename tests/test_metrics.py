@@ -13,6 +13,8 @@ from twisted.internet.task import Clock
 from gatewayd import __version__
 from gatewayd.exchange import End
 from gatewayd.telemetry.metrics import LAG_SECONDS, BackendState, PrometheusMetrics, Snapshot
+from gatewayd.wire.errors import Truncated
+from tests.memory import FakeBackend, Gateway, chunk, completion
 from tests.observing import ended
 from tests.observing import samples as samples_in
 
@@ -105,3 +107,23 @@ def test_every_name_begins_with_gatewayd_or_process_and_has_a_help_text(
 def test_the_versions_are_shown(metrics: PrometheusMetrics) -> None:
     (labels,) = samples(metrics, "gatewayd_build_info")
     assert labels == (platform.python_version(), twisted.__version__, __version__)
+
+
+def test_counters_add_up_per_backend_model_and_caller(metrics: PrometheusMetrics) -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend)
+    for _ in range(3):
+        gateway.chat(model="m")
+        backend.calls[-1].whole(completion(usage={"prompt_tokens": 7, "completion_tokens": 5}))
+    gateway.chat(model="m", stream=True)
+    backend.calls[-1].head()
+    backend.calls[-1].event(chunk("a"))
+    backend.calls[-1].end(Truncated("x"))
+    for exchange in gateway.ended:
+        exchange.caller = "alice"
+        metrics(exchange)
+    page = metrics.text().decode()
+    labels = 'backend="fake",caller="alice"'
+    assert f'gatewayd_tokens_total{{{labels},kind="prompt",model="m"}} 21.0' in page
+    assert f'gatewayd_tokens_total{{{labels},kind="completion",model="m"}} 15.0' in page
+    assert 'gatewayd_streams_without_usage_total{backend="fake",model="m"} 1.0' in page

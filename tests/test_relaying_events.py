@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gatewayd.relaying.events import Events
 from gatewayd.relaying.receiver import Progress, Step, Whole
-from gatewayd.wire.completion import ChatReader
+from gatewayd.wire.choices import ChatReader
 from gatewayd.wire.errors import BackendFailed, BadReply, Truncated
 from gatewayd.wire.events import EventReader
 from gatewayd.wire.sse import DONE

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatewayd.wire import sse
-from gatewayd.wire.completion import ChatReader
+from gatewayd.wire.choices import ChatReader
 from gatewayd.wire.errors import GatewayError
 
 LLAMA = (

@@ -1,4 +1,4 @@
-"""Tokens are counted as backends report them, or not at all; in memory."""
+"""The tokens of an exchange are those that its backend reported, or unknown; in memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
-from zope.interface import implementer
 
-from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.exchange import End
 from gatewayd.telemetry.access import fields
-from gatewayd.telemetry.metrics import PrometheusMetrics, Snapshot
 from gatewayd.wire import errors
-from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion, settings
-from tests.replies import CHAT, COMPLETIONS, MESSAGES, RESPONSES, endpoint
+from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion
+from tests.replies import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 
@@ -52,9 +45,6 @@ def text(finish: str | None = None) -> bytes:
 def alone(**usage: int) -> bytes:
     """The chunk that carries usage and no choice."""
     return json.dumps({"id": "chatcmpl-1", "choices": [], "usage": usage or USAGE}).encode()
-
-
-# -- what is counted -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,9 +144,6 @@ def test_a_count_that_cannot_be_read_is_none_and_crosses_as_it_came(
     metrics(gateway.ended[0])  # what counts can count it
 
 
-# -- what is not ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("path", "first"),
     [
@@ -192,9 +179,6 @@ def test_a_reply_that_the_backend_refused_has_no_count(
     assert counted(gateway) == (None, None)
 
 
-# -- the chunk that nobody asked for -------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 @pytest.mark.parametrize("asked", [True, False])
 def test_the_usage_chunk_is_for_those_who_asked(
@@ -223,109 +207,3 @@ def test_usage_on_a_chunk_with_choices_is_everybodys(
     backend.calls[0].event(last)
     backend.calls[0].event(b"[DONE]")
     assert Answer(client).payloads == [last, b"[DONE]"] and counted(gateway) == (7, 5)
-
-
-# -- count_usage ---------------------------------------------------------------------------------
-
-
-@implementer(IAgent)
-class Recorder:
-    """Keeps the bodies of what it is asked and never answers."""
-
-    def __init__(self) -> None:
-        self.bodies: list[bytes] = []
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[IResponse]:
-        producer: Any = bodyProducer
-        written: list[bytes] = []
-        producer.startProducing(_Consumer(written))
-        self.bodies.append(b"".join(written))
-        return Deferred()
-
-
-class _Consumer:
-    def __init__(self, written: list[bytes]) -> None:
-        self.write = written.append
-
-
-def sent(path: str, body: bytes, count_usage: str) -> bytes:
-    """What a backend is sent for a request with this body."""
-    said = settings(backend_a_url="http://127.0.0.1:1", backend_a_count_usage=count_usage)
-    agent = Recorder()
-    backend = OpenAIBackend(said.backends[0], said.limits, Clock(), agent)
-    row = endpoint(path)
-    backend.send(row.request.parse(row, body, b"application/json", 64), "req-1", None)
-    return agent.bodies[0]
-
-
-ASKS = b'{"messages":[{"role":"user","content":"x"}], "stream" : true%b}'
-
-
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-@pytest.mark.parametrize(
-    ("options", "becomes"),
-    [
-        (b"", {"include_usage": True}),
-        (b', "stream_options":null', {"include_usage": True}),
-        (b', "stream_options":{}', {"include_usage": True}),
-        (b', "stream_options":{"include_usage":false}', {"include_usage": True}),
-        (b', "stream_options":{"include_usage":true}', {"include_usage": True}),
-        (b', "stream_options":{"x":1.0}', {"x": 1.0, "include_usage": True}),
-        (b', "stream_options":5', 5),
-    ],
-)
-def test_count_usage_asks_for_it_and_changes_nothing_else(
-    path: str, options: bytes, becomes: object
-) -> None:
-    body = ASKS % options
-    asked = sent(path, body, "yes")
-    assert json.loads(asked) == {**json.loads(body), "stream_options": becomes}
-    assert b'"stream" : true' in asked and b'[{"role":"user","content":"x"}]' in asked
-
-
-@pytest.mark.parametrize(
-    ("path", "count_usage", "stream"),
-    [
-        (CHAT, "no", True),
-        (CHAT, "yes", False),
-        (COMPLETIONS, "no", True),
-        (RESPONSES, "yes", True),
-        (MESSAGES, "yes", True),
-        ("/v1/embeddings", "yes", True),
-    ],
-)
-def test_else_the_request_stays_as_it_is(path: str, count_usage: str, stream: bool) -> None:
-    body = ASKS % b', "stream_options":{"include_usage":false}'
-    body = body if stream else body.replace(b"true", b"false")
-    assert sent(path, body, count_usage) == body
-
-
-# -- counters ------------------------------------------------------------------------------------
-
-
-def test_counters_add_up_per_backend_model_and_caller(
-    gateway: Gateway, backend: FakeBackend
-) -> None:
-    metrics = PrometheusMetrics(gateway.clock)
-    metrics.watch(lambda: Snapshot(0, 0, {}, models=["m"]))
-    for _ in range(3):
-        gateway.chat(model="m")
-        backend.calls[-1].whole(completion(usage=USAGE))
-    gateway.chat(model="m", stream=True)
-    backend.calls[-1].head()
-    backend.calls[-1].event(chunk("a"))
-    backend.calls[-1].end(errors.Truncated("x"))
-    for exchange in gateway.ended:
-        exchange.caller = "alice"
-        metrics(exchange)
-    said = metrics.text().decode()
-    labels = 'backend="fake",caller="alice"'
-    assert f'gatewayd_tokens_total{{{labels},kind="prompt",model="m"}} 21.0' in said
-    assert f'gatewayd_tokens_total{{{labels},kind="completion",model="m"}} 15.0' in said
-    assert 'gatewayd_streams_without_usage_total{backend="fake",model="m"} 1.0' in said

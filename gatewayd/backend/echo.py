@@ -52,7 +52,7 @@ class EchoBackend:
             raise UnknownURL("No backend is configured, and the echo has only chat completions.")
         prompt = request.prompt()
         content = f"Echo: {prompt}"
-        body = completion.completion(
+        body = completion.encode(
             request_id,
             int(time.time()),
             request.model or MODEL,

@@ -1,7 +1,7 @@
-"""A request for a backend, the endpoint that it is for, and the reader of its reply: the types.
+"""The types of a request to relay, of its endpoint, and of the reader of its reply.
 
-The rooms above ``wire`` know requests, endpoints and readers by these types alone. The endpoints
-that there are stand in :mod:`.endpoints`, and each row there names the classes behind these types.
+The rooms above ``wire`` know requests, endpoints and readers by these types alone. The table of
+endpoints, :mod:`.endpoints`, names the classes behind them.
 """
 
 from __future__ import annotations

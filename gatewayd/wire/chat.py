@@ -1,6 +1,6 @@
-"""Requests for completions: chats, and the older kind with a prompt.
+"""Requests for completions: of chats, and of prompts (the older kind).
 
-Both are answered with choices, of which a request may ask for several.
+The reply to both consists of choices, and a request may ask for several.
 
 Source: https://platform.openai.com/docs/api-reference/chat
 """
@@ -13,19 +13,19 @@ import attrs
 import msgspec
 
 from .call import Endpoint
-from .completion import MAX_CHOICES
+from .choices import MAX_CHOICES
 from .errors import InvalidValue
-from .request import JSONCall, check_flag, check_model, parse_object
+from .request import JSONCall, check_model, check_stream, parse_object
 
 
 @attrs.frozen
 class ChatCall(JSONCall):
-    """A request for a chat completion. Its ``messages`` are checked."""
+    """A request for the completion of a chat. Its ``messages`` are checked."""
 
     @classmethod
     def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> ChatCall:
         fields = parse_object(body, depth)
-        stream = check_flag(fields.get("stream"), "stream")
+        stream = check_stream(fields.get("stream"))
         _check_messages(fields)
         return cls(
             endpoint,
@@ -37,9 +37,9 @@ class ChatCall(JSONCall):
         )
 
     def prompt(self) -> str:
-        """The last user message: its text, or its text parts joined by newlines.
+        """The text of the last user message; if it has parts, its text parts joined by newlines.
 
-        :raises InvalidValue: there is none.
+        :raises InvalidValue: there is no user message.
         """
         for message in reversed(msgspec.json.decode(self.body)["messages"]):
             if message["role"] == "user":
@@ -49,7 +49,7 @@ class ChatCall(JSONCall):
 
 @attrs.frozen
 class CompletionCall(JSONCall):
-    """A request for completions of one or several prompts."""
+    """A request for the completions of one or several prompts."""
 
     @classmethod
     def parse(
@@ -57,7 +57,7 @@ class CompletionCall(JSONCall):
     ) -> CompletionCall:
         fields = parse_object(body, depth)
         model = check_model(fields.get("model"))
-        stream = check_flag(fields.get("stream"), "stream")
+        stream = check_stream(fields.get("stream"))
         return cls(
             endpoint,
             body,
@@ -69,31 +69,34 @@ class CompletionCall(JSONCall):
 
 
 def _includes_usage(fields: dict[str, Any]) -> bool:
+    """Whether the client asks for the usage of a stream."""
     options = fields.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
 def _prompts(fields: dict[str, Any]) -> int:
-    """How many prompts a request has. A list of numbers is one prompt, as tokens."""
+    """How many prompts a request has. A list of numbers is one prompt, given as tokens."""
     prompt = fields.get("prompt")
     several = isinstance(prompt, list) and all(isinstance(p, (str, list)) for p in prompt)
     return len(prompt) if several and prompt else 1
 
 
 def _choices(n: Any, prompts: int = 1) -> int:
-    """How many choices a stream was asked for: ``n`` for each prompt. An ``n`` that is no number of
-    choices is the backend's to judge.
+    """How many choices a stream is asked for: ``n`` for each prompt.
 
-    :raises InvalidValue: more than can be kept track of.
+    An ``n`` that is not a number of choices counts as 1: the backend judges it.
+
+    :raises InvalidValue: more than :data:`.choices.MAX_CHOICES`.
     """
     choices = (int(n) if isinstance(n, (int, float)) and n >= 1 else 1) * prompts
     if choices > MAX_CHOICES:
-        said = f"A stream may have {MAX_CHOICES} choices, and this one asks for more."
-        raise InvalidValue(said, param="n" if prompts == 1 else "prompt")
+        reason = f"A stream may have {MAX_CHOICES} choices, and this request asks for more."
+        raise InvalidValue(reason, param="n" if prompts == 1 else "prompt")
     return choices
 
 
 def _check_messages(fields: dict[str, Any]) -> None:
+    """:raises InvalidValue: ``messages`` is not a list of objects with a ``role``, or is empty."""
     if "messages" not in fields:
         raise InvalidValue("'messages' is missing: a list of messages is needed.", param="messages")
     messages = fields["messages"]
@@ -109,6 +112,7 @@ def _check_messages(fields: dict[str, Any]) -> None:
 
 
 def _text_of(content: Any) -> str:
+    """The text of a message's ``content``: a string, or a list of parts."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []

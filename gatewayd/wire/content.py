@@ -1,7 +1,7 @@
-"""What is said in a reply of any kind: content, counts of tokens, errors.
+"""What replies of every kind have in common: what counts as content, tokens, and errors.
 
-By these the readers of :mod:`.completion` and :mod:`.events` judge what crosses, and how a reply
-ends.
+The readers of :mod:`.choices` and :mod:`.events` judge with these functions what crosses and how a
+reply ends.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from .errors import BackendFailed, is_envelope
 from .failure import error_text, may_be_shown
 
-#: Events by which a server says that it is still there. They have no content.
+#: The types of event that a server sends to keep a connection open. They have no content.
 PINGS = frozenset({"ping", "keepalive"})
 
 _EMPTY = frozenset({b"null", b"false", b"0", b'""', b"[]", b"{}"})
@@ -22,26 +22,29 @@ _members = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def is_blank(payload: bytes) -> bool:
-    """Whether an event has no payload; llama.cpp sends null where one of several prompts begins."""
+    """Whether an event has no payload. llama.cpp sends null at the beginning of each prompt."""
     return payload.strip() in (b"", b"null")
 
 
 def is_empty(value: Raw | UnsetType) -> bool:
-    """Whether a member says nothing: it is not there, null, false, 0, or holds nothing."""
+    """Whether a member is missing, null, false, 0, or an empty string, list or object."""
     if value is UNSET:
         return True
     text = bytes(value)
     return text in _EMPTY or (text[:1] in (b"[", b"{") and text[1:-1].isspace())
 
 
-def shows(delta: Raw) -> bool:
-    """Whether a ``delta`` has something for the client: a text, or a member that is not empty."""
+def has_content(delta: Raw) -> bool:
+    """Whether a ``delta`` has something that a client would show or count.
+
+    That is a text that is not empty, or a member besides ``role`` and ``type`` that is not empty.
+    """
     if is_empty(delta):
         return False
     try:
         members = _members(delta)
     except msgspec.ValidationError:
-        return True  # a text
+        return True  # it is a text
     for name, value in members.items():
         if name not in ("role", "type") and not is_empty(value):
             return True
@@ -55,11 +58,11 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
 
 
-_Tokens = Annotated[int, Meta(ge=0, le=10**12)]  # more than any reply has is no count
+_Tokens = Annotated[int, Meta(ge=0, le=10**12)]  # more is taken for no count
 
 
 class _Counts(msgspec.Struct):
-    """Usage by either name."""
+    """A ``usage`` member, with the names of completions or of responses and messages."""
 
     prompt_tokens: _Tokens | None = None
     completion_tokens: _Tokens | None = None
@@ -70,10 +73,12 @@ class _Counts(msgspec.Struct):
 _COUNTS = msgspec.json.Decoder(_Counts | None)
 
 
-def counted(usage: Raw | UnsetType, before: Usage | None) -> Usage | None:
-    """The tokens in a ``usage`` member, added to what was known ``before``.
+def latest_usage(usage: Raw | UnsetType, before: Usage | None) -> Usage | None:
+    """The tokens that a ``usage`` member reports; ``before`` for a count that it does not report.
 
-    What cannot be read as a count changes nothing: it is still the client's.
+    A ``usage`` that cannot be read reports nothing. It is no error: it crosses to the client.
+
+    :param before: what was reported earlier in the reply.
     """
     if usage is UNSET:
         return before
@@ -84,22 +89,26 @@ def counted(usage: Raw | UnsetType, before: Usage | None) -> Usage | None:
     if counts is None:
         return before
     prompt = counts.prompt_tokens if counts.input_tokens is None else counts.input_tokens
-    made = counts.completion_tokens if counts.output_tokens is None else counts.output_tokens
-    if prompt is None and made is None:
+    output = counts.completion_tokens if counts.output_tokens is None else counts.output_tokens
+    if prompt is None and output is None:
         return before
     before = before or Usage()
     return Usage(
         before.prompt_tokens if prompt is None else prompt,
-        before.completion_tokens if made is None else made,
+        before.completion_tokens if output is None else output,
     )
 
 
-def reported(payload: bytes) -> BackendFailed:
-    """The error that a backend put where a reply belongs; llama.cpp gives a status as its code."""
+def reported_error(payload: bytes) -> BackendFailed:
+    """The error that a backend sent in place of a reply or an event.
+
+    Its status is the error's ``code`` if that is one of the client's errors: llama.cpp puts a
+    status there. Otherwise it is 502.
+    """
     if not is_envelope(payload):
         text = error_text(payload)
-        said = f": {text}" if may_be_shown(text) else " without saying which."
-        return BackendFailed(f"The backend reported an error{said}")
+        reason = f": {text}" if may_be_shown(text) else " without saying which."
+        return BackendFailed(f"The backend reported an error{reason}")
     code = msgspec.json.decode(payload)["error"].get("code")
-    known = isinstance(code, int) and 400 <= code < 500 and code not in (401, 403)
-    return BackendFailed("The backend reported an error.", payload, code if known else 502)
+    is_status = isinstance(code, int) and 400 <= code < 500 and code not in (401, 403)
+    return BackendFailed("The backend reported an error.", payload, code if is_status else 502)

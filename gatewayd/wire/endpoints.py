@@ -1,9 +1,7 @@
-"""The endpoints whose requests are relayed: the one table that knows them. Adding one is a row.
+"""The table of the endpoints whose requests are relayed. No other module knows their paths.
 
-What the columns mean is said by :class:`.call.Endpoint`. Endpoints that the gateway answers itself
-are handlers in :mod:`gatewayd.api.app`.
-
-Bodies cross as they came; only ``model`` is changed, where an alias says so.
+To add an endpoint, add a row; :class:`.call.Endpoint` says what the columns mean. The endpoints
+that the gateway answers itself are handlers in :mod:`gatewayd.api.app`.
 
 Sources: https://platform.openai.com/docs/api-reference, https://docs.anthropic.com/en/api/messages
 """
@@ -12,7 +10,7 @@ from __future__ import annotations
 
 from .call import Call, Endpoint
 from .chat import ChatCall, CompletionCall
-from .completion import ChatReader, CompletionReader
+from .choices import ChatReader, CompletionReader
 from .events import EventReader
 from .request import JSONCall
 from .transcript import TranscriptReader

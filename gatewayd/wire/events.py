@@ -1,8 +1,7 @@
-"""Replies that are not completions: responses, messages, embeddings, rankings.
+"""Reads replies whose streams end with an event of a certain type, and replies without streams.
 
-Payloads cross as they came; only ``model`` is changed, where an alias says so. A stream ends with
-an event of a certain type: responses with ``response.completed`` or ``response.incomplete``,
-messages with ``message_stop``.
+Those are responses, messages, embeddings and rankings. Payloads cross as they came; only ``model``
+is changed, if the client used an alias.
 
 Sources: https://platform.openai.com/docs/api-reference/responses-streaming,
 https://docs.anthropic.com/en/docs/build-with-claude/streaming
@@ -16,17 +15,20 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from . import json
-from .content import PINGS, Usage, counted, is_blank, is_empty, reported, shows
+from .content import PINGS, Usage, has_content, is_blank, is_empty, latest_usage, reported_error
 from .errors import BackendFailed, BadReply
 
 T = TypeVar("T")
 
+#: The types of event that report a failure.
 _FAILED = frozenset({"error", "response.failed"})
-#: Events that say only that more will come.
+#: The types of event without content: more events will follow.
 _SILENT = PINGS | {"response.created", "response.queued", "response.in_progress"}
 
 
 class Payload(msgspec.Struct):
+    """The members of a document or event that decide how it is relayed."""
+
     type: str | UnsetType = UNSET
     object: str | UnsetType = UNSET
     model: Raw | UnsetType = UNSET
@@ -38,31 +40,36 @@ class Payload(msgspec.Struct):
 
 
 class _Inner(msgspec.Struct):
+    """The same of an object one level below: ``response`` or ``message``."""
+
     model: Raw | UnsetType = UNSET
     usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
 
 
 def _failure(payload: bytes, read: Payload) -> BackendFailed:
-    """What an event that reports a failure says, as an envelope.
+    """The error that an event reports.
 
-    Servers put it into ``error``, responses into ``response.error`` or the event itself.
+    Servers put it into ``error``. Responses put it into ``response.error``, or the event itself is
+    the error.
     """
     if not is_empty(read.error):
-        return reported(payload)
-    told: Any = payload
+        return reported_error(payload)
+    error: Any = payload
     if read.response is not UNSET:
         try:
-            told = msgspec.json.decode(read.response, type=_Inner).error
+            error = msgspec.json.decode(read.response, type=_Inner).error
         except msgspec.ValidationError:
-            told = UNSET
-    return reported(payload if told is UNSET else b'{"error":%b}' % bytes(told))
+            error = UNSET
+    return reported_error(payload if error is UNSET else b'{"error":%b}' % bytes(error))
 
 
 class EventReader:
-    """Reads a reply whose stream ends with an event of a certain type.
+    """The reader of such a reply: a :class:`.call.Reader`.
 
-    :param ends: the types of event that end a stream well; empty where there are no streams.
+    :param ends: the types of event that end a stream well; empty if the endpoint has no streams.
+    :param depth: how many levels of JSON may nest.
+    :param model: replaces ``model`` if the client used an alias; None keeps it.
     """
 
     ends_with_done = False
@@ -77,13 +84,14 @@ class EventReader:
         self.usage: Usage | None = None
 
     def whole(self, body: bytes) -> bytes:
-        if not self._ends and body.lstrip().startswith(b"["):  # rerank, as one of its dialects is
+        if not self._ends and body.lstrip().startswith(b"["):  # some servers rerank like this
             self._decode(body, list[Raw], "a reply")
             return body
         read = self._read(body, "a reply")
-        if not is_empty(read.error) and read.object != "response":  # these say so with a 200
-            raise reported(body)
-        return self._named(body, read)
+        # A response that failed is a good reply with the status 200.
+        if not is_empty(read.error) and read.object != "response":
+            raise reported_error(body)
+        return self._rewritten(body, read)
 
     def as_stream(self, body: bytes) -> list[bytes]:
         raise BadReply("The backend sent a whole reply where a stream was asked for.")
@@ -97,18 +105,19 @@ class EventReader:
         if kind in _FAILED or not is_empty(read.error):
             raise _failure(payload, read)
         if kind in PINGS and not self.started:
-            return None  # nothing has begun: the gateway sends comments of its own
-        silent = kind in _SILENT or (read.delta is not UNSET and not shows(read.delta))
+            return None  # until the reply has begun, the gateway sends comments of its own
+        silent = kind in _SILENT or (read.delta is not UNSET and not has_content(read.delta))
         self.content = not (silent and self.started)
         self.started = True
         if kind in self._ends:
             self._ended = True
-        return self._named(payload, read)
+        return self._rewritten(payload, read)
 
     def frames(self, segment: bytes) -> None:
-        """Each event is read with care here: its type decides."""
+        """There is no fast path: the type of each event must be read."""
 
     def complete(self, done: bool, framed: bool = True) -> bool:
+        """Whether an event has come that ends the stream well."""
         return self._ended
 
     def _read(self, payload: bytes, what: str) -> Payload:
@@ -120,15 +129,18 @@ class EventReader:
         except json.NotJSON as e:
             raise BadReply(f"The backend sent {what} that is not valid: {e}.") from None
 
-    def _named(self, payload: bytes, read: Payload) -> bytes:
-        """Count usage and put the asked model's name in, at the top or one level below."""
+    def _rewritten(self, payload: bytes, read: Payload) -> bytes:
+        """Take the usage, and return the payload with the model that the client asked for.
+
+        Both are at the top level or one level below.
+        """
         inner = _inner(read)
         for usage in (read.usage, *(one.usage for _, _, one in inner)):
-            self.usage = counted(usage, self.usage)
+            self.usage = latest_usage(usage, self.usage)
         if self._model is None:
             return payload
         halves = json.Halves.of(payload)
-        if halves is not None:  # read without stand-ins, an inner object has lost its escapes
+        if halves is not None:  # without the stand-ins, an inner object would lose its escapes
             payload = halves.replaced
             read = self._read(payload, "an event")
             inner = _inner(read)
@@ -142,7 +154,7 @@ class EventReader:
 
 
 def _inner(read: Payload) -> list[tuple[str, bytes, _Inner]]:
-    """The objects one level below that may have usage and a model."""
+    """The objects one level below that may have usage and a model: key, bytes, members."""
     return [
         (key, bytes(raw), msgspec.json.decode(raw, type=_Inner))
         for key, raw in (("response", read.response), ("message", read.message))

@@ -1,13 +1,12 @@
-"""Forms (``multipart/form-data``), read so strictly that no other parser reads another form.
+"""Forms (``multipart/form-data``), read so strictly that every parser reads the same fields.
 
-The gateway looks at few fields of an upload, the model above all, and another parser's view of
-them decides what is run. Parsers differ in what they make of parameters that come twice, extended
-parameters (``name*=``), character sets, transfer encodings, escapes, separators within quotes and
-boundaries in odd places. All of that is refused, whichever part has it; the parts' contents are
-not looked at.
+The gateway reads few fields of a form, above all the model. The backend reads them again and runs
+what its own parser has found. Parsers differ on repeated parameters, extended parameters
+(``name*=``), character sets, transfer encodings, escapes, separators within quotes, and boundaries
+in unusual places. A form with any of these is refused. The contents of the parts are not read.
 
-Sources: RFC 7578, RFC 2046 (5.1), RFC 9110 (5.6.6), and what was read in the parsers of Go,
-cpp-httplib (llama.cpp), Starlette (vLLM) and Django.
+Sources: RFC 7578, RFC 2046 (5.1), RFC 9110 (5.6.6), and the parsers of Go, cpp-httplib (llama.cpp),
+Starlette (vLLM) and Django.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import attrs
 
 from .errors import InvalidValue
 
-#: The most parts that a form may have, and the most bytes that the head of each may take.
+#: The most parts of a form, and the most bytes of each part's head.
 MAX_PARTS = 128
 MAX_HEAD = 8192
 
@@ -36,7 +35,7 @@ _IDENTITY = (b"7bit", b"8bit", b"binary")
 
 @attrs.frozen
 class Field:
-    """A field of a form: its text, and where that stands in the body."""
+    """A field of a form: its text, which is ``body[start:end]``."""
 
     value: str
     start: int
@@ -44,28 +43,29 @@ class Field:
 
 
 def boundary(content_type: bytes) -> bytes:
-    """The boundary that a request's ``Content-Type`` gives.
+    """The boundary in the ``Content-Type`` of a request.
 
-    :raises InvalidValue: it is no form's, or two parsers could find different boundaries.
+    :raises InvalidValue: it is not the type of a form, or two parsers could find different
+        boundaries.
     """
     kind, semicolon, rest = content_type.partition(b";")
     if kind.strip(b" \t").lower() != b"multipart/form-data":
         raise InvalidValue("The body must be multipart/form-data with a boundary.")
-    given = _parameters(semicolon + rest, "the Content-Type")
-    if given.get(b"charset", b"utf-8").lower() != b"utf-8":
-        raise _differs("the Content-Type names another charset than UTF-8")
-    found = given.get(b"boundary", b"")
-    if b"boundary*" in given:
-        raise _differs("the Content-Type has 'boundary*'")
+    parameters = _parameters(semicolon + rest, "the Content-Type")
+    if parameters.get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise _ambiguous("the Content-Type names another charset than UTF-8")
+    found = parameters.get(b"boundary", b"")
+    if b"boundary*" in parameters:
+        raise _ambiguous("the Content-Type has 'boundary*'")
     if not _BOUNDARY.fullmatch(found):
         raise InvalidValue("The Content-Type needs a boundary of 1 to 70 plain characters.")
     return found
 
 
 def read(body: bytes, boundary: bytes, known: tuple[str, ...]) -> dict[str, Field]:
-    """Those of the ``known`` fields that a form has.
+    """The ``known`` fields that a form has, by name.
 
-    :raises InvalidValue: it is no form, or two parsers could read two forms.
+    :raises InvalidValue: the body is not a form, or two parsers could read different fields.
     """
     mark = b"--" + boundary
     fields: dict[str, Field] = {}
@@ -95,9 +95,9 @@ def read(body: bytes, boundary: bytes, known: tuple[str, ...]) -> dict[str, Fiel
 
 
 def _name(head: bytes, size: int, known: tuple[str, ...]) -> str | None:
-    """Judge the head of a part: which of the known fields it has, if any.
+    """Check the head of a part; return the part's name if it is a known one.
 
-    :param size: of the part's content.
+    :param size: bytes of the part's content.
     """
     headers: dict[bytes, bytes] = {}
     for line in head.split(_CRLF):
@@ -106,27 +106,27 @@ def _name(head: bytes, size: int, known: tuple[str, ...]) -> str | None:
             raise _malformed()
         header, value = match[1].lower(), match[2]
         if header in headers:
-            raise _differs("a part has the same header twice")
+            raise _ambiguous("a part has the same header twice")
         headers[header] = value.rstrip(b" \t")
     if headers.get(b"content-transfer-encoding", b"binary").lower() not in _IDENTITY:
-        raise _differs("a part has a Content-Transfer-Encoding")
+        raise _ambiguous("a part has a Content-Transfer-Encoding")
     if headers.get(b"content-length", b"%d" % size) != b"%d" % size:
-        raise _differs("a part is not as long as its Content-Length says")
+        raise _ambiguous("a part does not have the length of its Content-Length")
     kind, semicolon, rest = headers.get(b"content-disposition", b"").partition(b";")
     if kind.strip().lower() != b"form-data":
         raise _malformed()
-    given = _parameters(semicolon + rest, "a Content-Disposition")
-    raw = given.get(b"name", b"")
-    if b"name*" in given or not _NAME.fullmatch(raw):
-        raise _differs("a part's name is not plain ('name' once, letters, digits, '_.-[]')")
+    parameters = _parameters(semicolon + rest, "a Content-Disposition")
+    raw = parameters.get(b"name", b"")
+    if b"name*" in parameters or not _NAME.fullmatch(raw):
+        raise _ambiguous("a part's name is not plain ('name' once, letters, digits, '_.-[]')")
     name = raw.decode("ascii")
     if name.lower() == "_charset_":
-        raise _differs("it has a field '_charset_'")
+        raise _ambiguous("it has a field '_charset_'")
     if name.lower() not in known:
         return None
     if name not in known:
-        raise _differs(f"the name of a part differs from '{name.lower()}' only in case")
-    if b"filename" in given or b"filename*" in given:
+        raise _ambiguous(f"the name of a part differs from '{name.lower()}' only in case")
+    if b"filename" in parameters or b"filename*" in parameters:
         raise InvalidValue(f"The form's '{name}' must not be a file.", param=name)
     if not _TEXT.fullmatch(headers.get(b"content-type", b"text/plain")):
         raise InvalidValue(f"The form's '{name}' must be plain UTF-8.", param=name)
@@ -141,23 +141,24 @@ def _text(value: bytes, name: str) -> str:
 
 
 def _parameters(text: bytes, where: str) -> dict[bytes, bytes]:
-    """The parameters behind a header's value, by their names in lower case.
+    """The parameters of a header's value, by their names in lower case.
 
-    :raises InvalidValue: two parsers could read different ones.
+    :param where: names the header in the message of an error.
+    :raises InvalidValue: two parsers could read different parameters.
     """
     found: dict[bytes, bytes] = {}
     at = 0
     while at < len(text):
         match = _PARAMETER.match(text, at)
         if match is None:
-            raise _differs(f"the parameters of {where} are malformed")
+            raise _ambiguous(f"the parameters of {where} are malformed")
         name, value = match[1].lower(), match[2]
         if name in found:
-            raise _differs(f"{where} has a parameter twice")
+            raise _ambiguous(f"{where} has a parameter twice")
         if b"*" in name[:-1]:
-            raise _differs(f"{where} has a parameter in pieces")
-        if b";" in value and b"=" in value:  # some split at each semicolon, quoted or not
-            raise _differs(f"{where} has what could be a parameter within quotes")
+            raise _ambiguous(f"{where} has a parameter in pieces")
+        if b";" in value and b"=" in value:  # some parsers split at every semicolon, in quotes too
+            raise _ambiguous(f"{where} has what could be a parameter within quotes")
         found[name] = value[1:-1] if value.startswith(b'"') else value
         at = match.end()
     return found
@@ -167,5 +168,5 @@ def _malformed() -> InvalidValue:
     return InvalidValue("The body is not valid multipart/form-data.")
 
 
-def _differs(what: str) -> InvalidValue:
-    return InvalidValue(f"Two parsers could read this form differently: {what}.")
+def _ambiguous(reason: str) -> InvalidValue:
+    return InvalidValue(f"Two parsers could read this form differently: {reason}.")

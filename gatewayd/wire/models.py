@@ -12,7 +12,7 @@ import msgspec
 from . import json
 from .errors import BadReply
 
-#: More models than anybody lists; each costs time with every list that is put together.
+#: The most models in a backend's list. Each one takes time whenever lists are merged.
 MAX_MODELS = 10_000
 
 
@@ -25,21 +25,25 @@ class _Models(msgspec.Struct):
 
 
 def entry(name: str, created: int, owned_by: str) -> dict[str, Any]:
-    """One model that the gateway itself describes."""
+    """One entry, for a model that the gateway itself describes.
+
+    :param created: seconds since 1970.
+    """
     return {"id": name, "object": "model", "created": created, "owned_by": owned_by}
 
 
 def encode_list(entries: list[Any]) -> bytes:
-    """Encode the list; entries read from a backend stay as they came."""
+    """Encode the list. Entries that were read from a backend stay as they came."""
     return msgspec.json.encode({"object": "list", "data": entries})
 
 
 def decode_list(body: bytes, depth: int) -> dict[str, msgspec.Raw]:
-    """Read a backend's list into its entries by name, in its order; repeated names once.
+    """Read a backend's list: its entries by name, in the backend's order.
 
-    Entries whose name no request could give are left out. ``"data": null`` is Ollama's empty list.
+    Entries with a name that no request can have are left out. ``"data": null`` is Ollama's empty
+    list.
 
-    :raises BadReply: it is no such list.
+    :raises BadReply: the body is not such a list, or the list is too long.
     """
     try:
         data = json.decode(body, _Models, depth).data or []
@@ -53,6 +57,6 @@ def decode_list(body: bytes, depth: int) -> dict[str, msgspec.Raw]:
 def _name(raw: msgspec.Raw) -> str | None:
     try:
         name = msgspec.json.decode(raw, type=_Model).id
-    except msgspec.DecodeError:  # also of what is no object, or has no such id
+    except msgspec.DecodeError:  # also if the entry is no object or has no such id
         return None
     return name if 0 < len(name) <= 256 and name.isprintable() else None

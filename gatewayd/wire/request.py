@@ -1,7 +1,7 @@
 """Requests whose body is a JSON object: how one is read, checked and changed.
 
-The gateway reads the few members that it needs. Everything else belongs to the client and the
-backend, and crosses as it came. What chats and completions have besides is in :mod:`.chat`.
+The gateway reads few members. Everything else belongs to the client and the backend, and crosses
+as it came. What only chats and completions have is in :mod:`.chat`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from . import json
 from .call import Call, Endpoint
 from .errors import InvalidJSON, InvalidValue
 
+#: The most characters of a model's name.
 MAX_MODEL = 256
 
-#: The members that the gateway itself reads, of any endpoint's request.
+#: The members that the gateway reads, at any endpoint.
 MEMBERS = ("model", "stream", "stream_options", "messages", "prompt", "n")
 
 
@@ -44,7 +45,7 @@ class JSONCall(Call):
     def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> Self:
         fields = parse_object(body, depth)
         model = check_model(fields.get("model"))
-        stream = check_flag(fields.get("stream"), "stream")
+        stream = check_stream(fields.get("stream"))
         return cls(endpoint, body, model=model, stream=stream and bool(endpoint.ends))
 
     def renamed(self, model: str) -> Self:
@@ -59,23 +60,26 @@ class JSONCall(Call):
 
 
 def _with_usage(body: bytes) -> bytes:
-    """The body with ``stream_options.include_usage``; options that are no object stay."""
+    """A request body with ``stream_options.include_usage`` set to true.
+
+    ``stream_options`` that are not an object stay as they are: the backend judges them.
+    """
     options = msgspec.json.decode(body, type=_Changeable).stream_options
     if options is UNSET or bytes(options) == b"null":
         old = None if options is UNSET else bytes(options)
         return json.replace_member(body, "stream_options", old, b'{"include_usage":true}')
     if not bytes(options).startswith(b"{"):
-        return body  # the backend's to judge
+        return body
     fields = msgspec.json.decode(options, type=dict[str, Raw])
     fields["include_usage"] = Raw(b"true")
     return json.replace_member(body, "stream_options", bytes(options), msgspec.json.encode(fields))
 
 
 def parse_object(body: bytes, depth: int) -> dict[str, Any]:
-    """Read a request body that must be a JSON object, strictly.
+    """Read the body of a request, strictly.
 
-    :raises InvalidJSON: it is not, or two parsers could differ about it: about the text, or about
-        the names of the members that the gateway reads.
+    :raises InvalidJSON: the body is not a JSON object, or two parsers could read different
+        documents or find different members under the names that the gateway reads.
     """
     try:
         fields = json.parse(body, depth)
@@ -91,26 +95,26 @@ def parse_object(body: bytes, depth: int) -> dict[str, Any]:
 
 
 def _check_names(fields: dict[str, Any], known: Sequence[str]) -> None:
-    """Refuse a name that differs from a known one only in case.
+    """Refuse a name that differs from a known one only in the case of its letters.
 
-    Go's decoder (Ollama) and others would take it for the known one. A caller chooses how many
-    names there are, so they are judged together, by a few passes of C over all of them.
+    Go's decoder (Ollama) and others take such a name for the known one. The client decides how many
+    names there are, so all of them are checked together, in a few passes of C.
     """
     names = "".join(fields)
     if names.isascii() and names.islower():
         return
-    # Both ways, since each folds what the other leaves: a dotless i, the Kelvin sign.
+    # Each of upper and lower folds letters that the other leaves: a dotless i, the Kelvin sign.
     folded = ("\n" + "\n\n".join(fields) + "\n").upper().lower()
     for name in known:
         if folded.count(f"\n{name}\n") > (name in fields):
-            said = f"The name of a member differs from '{name}' only in the case of its letters."
-            raise InvalidJSON(said, param=name)
+            reason = f"The name of a member differs from '{name}' only in the case of its letters."
+            raise InvalidJSON(reason, param=name)
 
 
 def check_model(value: Any) -> str | None:
-    """The name of a model; None where it is missing, null or empty.
+    """The name of a model; None if it is missing, null or empty.
 
-    :raises InvalidValue: it is no name.
+    :raises InvalidValue: the value is not the name of a model.
     """
     if value is None or value == "":
         return None
@@ -123,16 +127,16 @@ def check_model(value: Any) -> str | None:
     return value
 
 
-def check_flag(value: Any, name: str) -> bool:
-    """A flag; missing, null and 0 are false.
+def check_stream(value: Any) -> bool:
+    """The flag ``stream``; false if it is missing, null or 0.
 
-    Every server that takes a 0 reads it as false. 1 and strings are read differently: vLLM takes
-    1 and "true" for true, older llama.cpp goes on with false, newer and Ollama refuse them.
+    Every server that accepts 0 reads it as false. Servers disagree on 1 and "true": vLLM reads
+    true, older llama.cpp false; newer llama.cpp and Ollama refuse the request.
 
-    :raises InvalidValue: it is anything else.
+    :raises InvalidValue: the value is anything else than these, true and false.
     """
     if value is True:
         return True
     if value is None or value == 0:
         return False
-    raise InvalidValue(f"'{name}' must be true or false.", param=name)
+    raise InvalidValue("'stream' must be true or false.", param="stream")

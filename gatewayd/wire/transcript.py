@@ -1,8 +1,8 @@
-"""The events of a transcription or translation.
+"""Reads the stream of a transcription or translation.
 
-There are three kinds. OpenAI's have a type and end with ``transcript.text.done``. vLLM's are
-chunks and end with ``[DONE]``. Others are JSON or text of any form; that those are whole only the
-body's framing says.
+There are three kinds of stream. OpenAI's events have a type, and the last one ends the stream
+well. vLLM's events are chunks, and ``[DONE]`` ends the stream. Other servers send JSON or text of
+any form, and only the framing of the body says that it is complete.
 
 Source: https://platform.openai.com/docs/api-reference/audio/transcript-text-done-event
 """
@@ -14,6 +14,8 @@ from .events import EventReader, Payload
 
 
 class TranscriptReader(EventReader):
+    """The reader of such a stream. Which kind it is, its events tell."""
+
     def __init__(self, ends: frozenset[str], depth: int, model: str | None) -> None:
         super().__init__(ends, depth, model)
         self._typed = self._chunks = self._done = False
@@ -25,11 +27,12 @@ class TranscriptReader(EventReader):
             return payload
         try:
             return super().take(name, payload)
-        except BadReply:  # text
+        except BadReply:  # it is text
             self.started = self.content = True
             return payload
 
     def complete(self, done: bool, framed: bool = True) -> bool:
+        """Whether the stream has ended as streams of its kind end."""
         if self._typed:
             return self._ended
         return self._done or (framed and not self._chunks)

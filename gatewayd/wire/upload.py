@@ -1,6 +1,6 @@
-"""Requests whose body is a form: uploads of sound, with a model among their fields.
+"""Requests whose body is a form: uploads of audio files, with the model in a field.
 
-How forms are read is in :mod:`.form`.
+The parser of forms is :mod:`.form`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from . import form
 from .call import Call, Endpoint
 from .request import check_model
 
-#: The values of a form's ``stream`` that mean true; they are those of FastAPI (vLLM).
+#: The values of ``stream`` that mean true: the same that FastAPI (vLLM) takes for true.
 _TRUE = frozenset({"true", "1", "on", "yes", "t", "y"})
 
 
@@ -32,7 +32,6 @@ class FormCall(Call):
 
     @classmethod
     def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> FormCall:
-        """Read ``model`` and ``stream``; the other fields are the backend's to judge."""
         found = form.read(body, form.boundary(content_type), ("model", "stream"))
         model, stream = found.get("model"), found.get("stream")
         return cls(
