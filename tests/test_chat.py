@@ -23,7 +23,7 @@ def parsed(body: bytes) -> ChatCall:
 
 
 def request(**fields: Any) -> ChatCall:
-    """Parse a request with these fields; its messages are good unless they are among them."""
+    """Parse a request with these fields, and with good messages unless they have others."""
     return parsed(json.dumps({"messages": MESSAGES, **fields}).encode())
 
 
@@ -55,11 +55,11 @@ def test_messages_must_be_there() -> None:
         ([*MESSAGES, None], "messages[1]"),
     ],
 )
-def test_messages_that_are_none_are_named(messages: Any, param: str) -> None:
+def test_the_message_that_is_not_valid_is_named(messages: Any, param: str) -> None:
     assert blamed(messages=messages) == param
 
 
-def test_usage_is_wanted_only_by_include_usage_true() -> None:
+def test_only_include_usage_true_asks_for_usage() -> None:
     assert request(stream_options={"include_usage": True}).include_usage
     others: list[Any] = [None, {}, {"include_usage": False}, {"include_usage": 1}, "yes", []]
     for options in others:
@@ -71,14 +71,14 @@ def test_usage_is_wanted_only_by_include_usage_true() -> None:
     ("n", "choices"),
     [(3, 3), (1, 1), (None, 1), (0, 1), (-2, 1), ("2", 1), (True, 1), (2.0, 2), (4096, 4096)],
 )
-def test_choices_are_counted_where_a_backend_may_heed_them(n: Any, choices: int) -> None:
+def test_n_is_read_as_backends_read_it(n: Any, choices: int) -> None:
     assert request(n=n, stream=True).choices == choices
 
 
 @pytest.mark.parametrize("n", [4097, 1e300, 10**300])
-def test_a_stream_of_more_choices_than_can_be_kept_track_of_is_refused(n: Any) -> None:
+def test_a_stream_of_too_many_choices_is_refused(n: Any) -> None:
     assert blamed(n=n, stream=True) == "n"
-    assert request(n=n).choices == 1  # no stream: the backend's to judge
+    assert request(n=n).choices == 1  # not a stream: the backend judges it
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_stream_of_more_choices_than_can_be_kept_track_of_is_refused(n: Any) -
     ],
     ids=lambda body: repr(body[:40]),
 )
-def test_what_the_backend_decides_is_kept_byte_for_byte(body: bytes) -> None:
+def test_members_that_only_the_backend_reads_stay_byte_for_byte(body: bytes) -> None:
     assert parsed(body).body == body
 
 
@@ -133,7 +133,7 @@ def test_without_a_user_message_there_is_no_prompt() -> None:
     assert caught.value.param == "messages"
 
 
-def test_more_choices_than_can_be_kept_track_of_are_refused() -> None:
+def test_a_stream_of_too_many_prompts_is_refused() -> None:
     backend = FakeBackend()
     gateway = Gateway(backend)
     prompts = ["x"] * 1000
@@ -142,4 +142,4 @@ def test_more_choices_than_can_be_kept_track_of_are_refused() -> None:
         assert bool(client.value()) is not good
     assert (Answer(client).status, Answer(client).json["error"]["param"]) == (400, "prompt")
     gateway.post(COMPLETIONS, n=1024, prompt=prompts)
-    assert len(backend.calls) == 2  # not a stream: the backend's to judge
+    assert len(backend.calls) == 2  # not a stream: the backend judges it

@@ -62,7 +62,7 @@ def test_a_choice_that_was_asked_for_and_never_begun_is_not_open() -> None:
     assert reader.complete(done=True) and reader.complete(done=False)
 
 
-def test_every_choice_that_was_asked_for_must_be_there_where_only_the_connection_ended() -> None:
+def test_without_framing_every_choice_that_was_asked_for_must_be_there() -> None:
     reader = reading(choices=3)
     for index in (2, 0):
         reader.next(chunk("length", index))
@@ -89,10 +89,10 @@ def test_a_stream_may_begin_so_many_choices_and_no_more() -> None:
 
 @pytest.mark.parametrize("index", ["null", None])
 def test_a_choice_without_an_index_has_its_place_in_the_list(index: str | None) -> None:
-    said = "" if index is None else f'"index":{index},'
+    member = "" if index is None else f'"index":{index},'
     reader = reading()
-    reader.next(f'{{"choices":[{{{said}"delta":{{}}}},{{{said}"delta":{{}}}}]}}'.encode())
-    reader.next(f'{{"choices":[{{{said}"finish_reason":"stop"}}]}}'.encode())
+    reader.next(f'{{"choices":[{{{member}"delta":{{}}}},{{{member}"delta":{{}}}}]}}'.encode())
+    reader.next(f'{{"choices":[{{{member}"finish_reason":"stop"}}]}}'.encode())
     assert not reader.complete(done=True)
     reader.next(chunk("stop", 1))
     assert reader.complete(done=True)
@@ -125,7 +125,7 @@ def test_an_empty_finish_reason_counts_only_with_done() -> None:
     "usage_only",
     [USAGE, b'{"choices":null,"usage":{}}', b'{"id":"x","usage":{"total_tokens":3}}'],
 )
-def test_a_usage_chunk_reaches_only_who_asked_for_it(usage_only: bytes) -> None:
+def test_a_usage_chunk_reaches_only_clients_that_asked_for_it(usage_only: bytes) -> None:
     assert reading().next(usage_only) is None
     kept = reading(include_usage=True).next(usage_only)
     assert kept is not None
@@ -154,7 +154,7 @@ def test_a_chunk_without_choices_and_usage_is_kept(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize("choices", [b'"choices":[],', b'"choices":null,', b""])
-def test_what_rides_on_a_usage_chunk_that_was_not_asked_for_is_kept(choices: bytes) -> None:
+def test_timings_on_a_usage_chunk_that_was_not_asked_for_are_kept(choices: bytes) -> None:
     """llama.cpp's timings. Clients that did not ask for usage expect a choice in each chunk."""
     payload = b'{%b"id":"x","usage":{"prompt_tokens":3},"timings":{"prompt_n":3}}' % choices
     reader = reading(choices=2)
@@ -172,7 +172,7 @@ def test_what_rides_on_a_usage_chunk_that_was_not_asked_for_is_kept(choices: byt
     assert reader.next(padded) is None
 
 
-def test_what_rides_on_a_usage_chunk_is_dropped_where_no_choice_was_finished() -> None:
+def test_timings_on_a_usage_chunk_are_dropped_if_no_choice_was_finished() -> None:
     assert reading().next(b'{"choices":[],"usage":{"prompt_tokens":3},"timings":{"n":3}}') is None
 
 
@@ -214,7 +214,7 @@ def test_content_is_what_a_client_would_show_or_count(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NO_CONTENT)
-def test_what_is_empty_is_no_content(kind: str) -> None:
+def test_an_empty_chunk_is_not_content(kind: str) -> None:
     reader = reading()
     reader.next(chunk("stop"))
     reader.next(NO_CONTENT[kind])
@@ -230,7 +230,7 @@ def test_a_ping_is_left_out(name: bytes) -> None:
 
 @pytest.mark.parametrize("payload", [b"null", b" null ", b" ", b"\n"])
 def test_null_or_nothing_in_place_of_a_chunk_is_left_out(payload: bytes) -> None:
-    """llama.cpp sends it where one of several prompts begins."""
+    """llama.cpp sends it at the beginning of each prompt."""
     reader = reading()
     assert reader.next(payload) is None and not reader.started
 
@@ -266,7 +266,7 @@ def test_the_id_becomes_the_request_id_and_every_other_byte_is_kept(
     assert reading().next(payload) == expected
 
 
-def test_an_alias_stays_the_name_that_the_client_knows() -> None:
+def test_the_model_of_a_reply_is_the_alias_that_was_asked_for() -> None:
     aliased = reading(model="mine")
     assert aliased.next(b'{"id":"x","choices":[], "model" : "real"}') == (
         b'{"id":"req-1","choices":[], "model" : "mine"}'
@@ -282,7 +282,7 @@ def test_without_an_id_and_an_alias_every_byte_is_kept() -> None:
     assert ChatReader(None, False, 1, DEPTH).take(b"", payload) == payload
 
 
-def test_usage_is_counted_whoever_asked_for_it() -> None:
+def test_usage_is_counted_whether_or_not_the_client_asked_for_it() -> None:
     counted = Usage(prompt_tokens=3, completion_tokens=4)
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "x": {}}
     for payload in (
@@ -330,7 +330,7 @@ def test_an_error_among_the_events_is_passed_on_byte_for_byte(payload: bytes) ->
     ],
     ids=lambda payload: payload[:40].decode(),
 )
-def test_an_error_that_is_no_envelope_gets_one_of_ours(payload: bytes) -> None:
+def test_an_error_without_an_envelope_gets_one(payload: bytes) -> None:
     with pytest.raises(BackendFailed) as caught:
         reading().next(payload)
     assert caught.value.payload is None
@@ -352,14 +352,14 @@ def test_an_error_that_is_no_envelope_gets_one_of_ours(payload: bytes) -> None:
         ("400.5", 502),
     ],
 )
-def test_the_code_of_an_error_is_its_status_where_it_can_be(code: str, status: int) -> None:
+def test_the_code_of_an_error_is_its_status_if_it_is_a_client_error(code: str, status: int) -> None:
     with pytest.raises(BackendFailed) as caught:
         reading().next(b'{"error":{"message":"x","code":%b}}' % code.encode())
     assert caught.value.status == status
 
 
 @pytest.mark.parametrize("error", [b"null", b"false", b"{}", b"[]", b'""', b"0"])
-def test_an_error_that_says_nothing_is_none(error: bytes) -> None:
+def test_an_empty_error_is_not_an_error(error: bytes) -> None:
     assert reading().next(b'{"id":"x","error":%b,"choices":[]}' % error) == (
         b'{"id":"req-1","error":%b,"choices":[]}' % error
     )
@@ -387,7 +387,7 @@ def test_an_error_that_says_nothing_is_none(error: bytes) -> None:
     ],
     ids=lambda payload: repr(payload[:30]),
 )
-def test_an_event_that_is_no_chunk_is_a_bad_reply(payload: bytes) -> None:
+def test_an_event_that_is_not_a_chunk_is_a_bad_reply(payload: bytes) -> None:
     with pytest.raises(BadReply):
         reading().next(payload)
 
@@ -430,7 +430,7 @@ def test_a_completion_gets_the_request_id_and_keeps_its_bytes() -> None:
     ],
     ids=lambda body: repr(body[:30]),
 )
-def test_a_body_that_is_no_completion_is_a_bad_reply(body: bytes) -> None:
+def test_a_body_that_is_not_a_completion_is_a_bad_reply(body: bytes) -> None:
     with pytest.raises(BadReply):
         reading().whole(body)
 
@@ -470,7 +470,7 @@ def gateway(backend: FakeBackend) -> Gateway:
 def test_a_completion_is_whole_when_each_of_its_choices_is(
     gateway: Gateway, backend: FakeBackend, asked: dict[str, Any], choices: int, how: str
 ) -> None:
-    """Those that were begun; also all that were asked for, where only the connection ended."""
+    """Each that was begun; and if only the connection ended, as many as were asked for."""
     for begun in range(1, choices + 1):
         for finished in range(begun + 1):
             client = gateway.post(COMPLETIONS, stream=True, **asked)

@@ -16,7 +16,7 @@ def reader(include_usage: bool = False) -> ChatReader:
     return ChatReader("req-1", include_usage, 1, 64)
 
 
-def test_a_completion_made_here_is_one_and_can_be_streamed() -> None:
+def test_an_encoded_completion_is_valid_and_can_be_streamed() -> None:
     body = encode("req-1", 17, "echo", 'hi "you" 🎉', 3, 4)
     assert reader().whole(body) == body
     streamed = reader(include_usage=True)
@@ -91,7 +91,7 @@ def test_streamed_tool_calls_have_an_index() -> None:
     assert b'{"name":"f","arguments":"{\\"x\\": 1.0}"}' in payload
 
 
-def test_no_tool_calls_stay_none() -> None:
+def test_tool_calls_that_are_null_stay_null() -> None:
     [payload] = to_chunks(b'{"choices":[{"message":{"tool_calls":null}}]}', False)
     assert json.loads(payload)["choices"] == [{"index": 0, "delta": {"tool_calls": None}}]
 
@@ -109,7 +109,7 @@ def test_every_choice_crosses_and_has_an_index() -> None:
 @pytest.mark.parametrize(
     "message", [b"5", b"null", b"[]", b'{"tool_calls":5}', b'{"tool_calls":[5]}']
 )
-def test_a_message_that_is_none_is_a_bad_reply(message: bytes) -> None:
+def test_a_message_that_is_not_valid_is_a_bad_reply(message: bytes) -> None:
     body = b'{"choices":[{"message":%b}]}' % message
     with pytest.raises(BadReply):
         to_chunks(reader().whole(body), include_usage=False)

@@ -53,7 +53,7 @@ def documented() -> dict[str, str]:
     """What ``docs/protocol.rst`` says of each endpoint's replies, by path."""
     _, _, section = PROTOCOL.read_text().partition("The other endpoints\n---")
     rows = re.findall(r"   \* - (``POST .*)\n     - ((?:.+\n)+?)(?=   \* -|\n)", section)
-    return {path: said for paths, said in rows for path in re.findall(r"(/v1/[a-z/]+)``", paths)}
+    return {path: text for paths, text in rows for path in re.findall(r"(/v1/[a-z/]+)``", paths)}
 
 
 def test_every_endpoint_is_documented() -> None:
@@ -62,8 +62,8 @@ def test_every_endpoint_is_documented() -> None:
 
 @pytest.mark.parametrize("path", BY_EVENT)
 def test_the_events_that_end_a_stream_are_documented(path: str) -> None:
-    said = documented()[path]
-    assert all(f"``{kind}``" in said for kind in endpoint(path).ends)
+    text = documented()[path]
+    assert all(f"``{kind}``" in text for kind in endpoint(path).ends)
 
 
 @pytest.mark.parametrize("row", ENDPOINTS, ids=lambda row: row.path)
@@ -132,7 +132,7 @@ def test_a_stream_keeps_its_event_lines_and_payloads_but_for_the_aliased_name(
     assert answer.status == 200 and answer.header("content-type") == EVENTS
     wanted = stream if model == "m" else stream.replace(b'"model": "real"', b'"model": "nick"')
     assert answer.body == wanted and answer.complete
-    assert stream.count(b'"model": "real"') > 0  # or nothing was proved
+    assert stream.count(b'"model": "real"') > 0  # otherwise the test proves nothing
     assert call.left == "released" and gateway.end is End.COMPLETE
 
 
@@ -224,7 +224,7 @@ def test_a_reply_that_breaks_off_is_a_502(
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
-def test_where_there_are_no_streams_none_is_asked_for(
+def test_a_request_for_a_stream_is_none_at_an_endpoint_without_streams(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
     client = gateway.post(path, stream=True)
@@ -243,11 +243,11 @@ def test_an_endpoint_that_the_backend_does_not_have_answers_as_the_backend_does(
         client = gateway.post(path)
         backend.calls[-1].whole(reply, status)
         assert (Answer(client).status, Answer(client).body) == (status, reply)
-    assert gateway.targets[0].health.state is State.HEALTHY  # it has others
+    assert gateway.targets[0].health.state is State.HEALTHY  # it may have other endpoints
 
 
 @pytest.mark.parametrize("path", [*JSON_PATHS, *UPLOAD_PATHS])
-def test_the_echo_has_none_of_them_and_says_why(path: str) -> None:
+def test_the_echo_refuses_all_but_chats_and_says_why(path: str) -> None:
     gateway = Gateway()
     if path in JSON_PATHS:
         client = gateway.post(path, model="echo")
@@ -270,7 +270,7 @@ def test_the_echo_has_none_of_them_and_says_why(path: str) -> None:
         (b'{"stream":"yes"}', "invalid_value"),
     ],
 )
-def test_a_request_that_two_could_read_differently_is_refused(
+def test_a_request_that_two_parsers_could_read_differently_is_refused(
     gateway: Gateway, backend: FakeBackend, path: str, body: bytes, code: str
 ) -> None:
     answer = Answer(gateway.request("POST", path, body, JSON_HEADERS))
@@ -281,7 +281,7 @@ def test_speech_is_passed_on_as_it_comes(gateway: Gateway, backend: FakeBackend)
     client = gateway.post(SPEECH, model="nick", input="hi")
     (call,) = backend.calls
     call.head(media_type="audio/mpeg", headers=((b"retry-after", b"1"),))
-    assert client.value() == b""  # commit late
+    assert client.value() == b""  # the reply has not begun
     for n in range(0, len(SOUND), 1000):
         call.send(SOUND[n : n + 1000])
         assert Answer(client).body == SOUND[: n + 1000] and not Answer(client).complete
@@ -304,7 +304,7 @@ def test_speech_is_whole_only_when_its_framing_says_so(
     backend.calls[0].end(how)
     answer = Answer(client)
     if sent:
-        assert answer.body == sent  # nothing of ours among the sound
+        assert answer.body == sent  # the gateway adds nothing to the audio
         assert answer.closed and not answer.complete
     else:
         assert (answer.status, answer.code) == (502, "upstream_reset")
@@ -326,11 +326,11 @@ def test_speech_that_stalls_is_cut(backend: FakeBackend) -> None:
     gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
     client = gateway.post(SPEECH, input="hi", stream=True)
     gateway.clock.advance(5)
-    assert client.value() == b""  # no comments before sound
+    assert client.value() == b""  # no comments before the audio
     backend.calls[0].head(media_type="audio/mpeg")
     backend.calls[0].send(SOUND)
     gateway.clock.pump([1] * 119)
-    assert Answer(client).body == SOUND and not Answer(client).closed  # nor in it
+    assert Answer(client).body == SOUND and not Answer(client).closed  # nor within it
     gateway.clock.advance(1)
     assert Answer(client).body == SOUND and Answer(client).closed and not Answer(client).complete
     assert gateway.end is End.BACKEND_TIMEOUT

@@ -32,7 +32,7 @@ def gateway(backend: FakeBackend) -> Gateway:
 
 
 @pytest.mark.parametrize("path", BY_EVENT)
-def test_an_event_says_what_it_is_by_its_type_where_it_has_no_name(
+def test_an_event_without_a_name_is_known_by_its_type(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
     client = gateway.post(path, stream=True)
@@ -55,11 +55,11 @@ def test_half_of_a_surrogate_pair_crosses_under_an_alias_too(
     """A server that streams an emoji token by token sends one half in each event."""
     client = gateway.post(RESPONSES, model=model, stream=True)
     backend.calls[0].head()
-    said = f'{{"model":"real","output":"{HALF} {PAIR}","error":null}}'
+    response = f'{{"model":"real","output":"{HALF} {PAIR}","error":null}}'
     events = [
-        ("response.created", f'{{"type":"response.created","response":{said}}}'.encode()),
+        ("response.created", f'{{"type":"response.created","response":{response}}}'.encode()),
         ("", f'{{"type":"response.output_text.delta","delta":"{HALF}"}}'.encode()),
-        ("", f'{{"type":"response.completed","x":"{PAIR}{HALF}","response":{said}}}'.encode()),
+        ("", f'{{"type":"response.completed","x":"{PAIR}{HALF}","response":{response}}}'.encode()),
     ]
     backend.calls[0].send(framed(events))
     wanted = framed(events)
@@ -84,7 +84,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize("kind", SILENT)
-def test_events_that_show_and_count_nothing_hold_off_no_clock(kind: str) -> None:
+def test_events_without_content_reset_no_clock(kind: str) -> None:
     backend = FakeBackend(clocks=Clocks(first_byte=30, idle=10))
     gateway = Gateway(backend, settings=settings(timeouts_ping="0"))
     path, event = SILENT[kind]
@@ -138,7 +138,7 @@ def test_a_response_ends_with_either_of_two_events_and_nothing_follows(
 
 
 @pytest.mark.parametrize("path", BY_EVENT)
-def test_done_is_no_end_where_it_is_not_spoken(
+def test_done_does_not_end_a_stream_of_typed_events(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
     client = gateway.post(path, stream=True)
@@ -177,7 +177,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_a_failure_on_the_way_is_told_and_ends_the_stream(
+def test_a_failure_after_the_first_event_is_an_error_event_and_ends_the_stream(
     gateway: Gateway, backend: FakeBackend, kind: str
 ) -> None:
     path, failure = FAILURES[kind]
@@ -216,7 +216,7 @@ def test_a_failure_in_place_of_the_first_event_is_an_http_error(
     ],
     ids=lambda event: event[1].decode(),
 )
-def test_a_failure_that_does_not_say_which_is_still_one(
+def test_a_failure_without_a_message_is_a_failure(
     gateway: Gateway, backend: FakeBackend, event: tuple[str, bytes]
 ) -> None:
     client = gateway.post(RESPONSES, stream=True)
@@ -227,7 +227,7 @@ def test_a_failure_that_does_not_say_which_is_still_one(
     assert set(answer.json["error"]) == {"message", "type", "param", "code"}
 
 
-def test_an_error_that_is_null_is_none(gateway: Gateway, backend: FakeBackend) -> None:
+def test_an_error_that_is_null_is_not_a_failure(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.post(RESPONSES, stream=True)
     backend.calls[0].head()
     backend.calls[0].send(framed([typed("response.queued", error=None), *STREAMS[RESPONSES]]))
@@ -261,9 +261,7 @@ def test_a_response_that_failed_is_a_response(gateway: Gateway, backend: FakeBac
     assert (Answer(client).status, Answer(client).body) == (200, reply)
 
 
-def test_the_dialect_of_rerank_that_answers_with_a_list_is_let_pass(
-    gateway: Gateway, backend: FakeBackend
-) -> None:
+def test_rerank_may_answer_with_a_list(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.post("/v1/rerank", query="q", texts=["a"], model="nick")
     backend.calls[0].whole(b' [{"index":0,"score":1.0}]')
     assert Answer(client).body == b' [{"index":0,"score":1.0}]'

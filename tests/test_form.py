@@ -1,4 +1,4 @@
-"""Forms: what is read of them, and that no two parsers can read two forms."""
+"""Forms: what is read, and that a form which parsers could read differently is refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def refusal(body: bytes) -> str:
     ],
     ids=str,
 )
-def test_what_clients_send_is_read(disposition: str, more: tuple[str, ...]) -> None:
+def test_the_spellings_of_clients_are_read(disposition: str, more: tuple[str, ...]) -> None:
     assert fields(part(disposition, b"a", *more) + END) == {"model": "a"}
 
 
@@ -79,17 +79,17 @@ def test_what_clients_send_is_read(disposition: str, more: tuple[str, ...]) -> N
         "filename=\"a.wav\"; filename*=utf-8\'\'a%3B%20name%3Dmodel.wav",
     ],
 )
-def test_names_of_files_may_be_odd(file: str) -> None:
+def test_names_of_files_may_be_unusual(file: str) -> None:
     upload = part(f'form-data; name="file"; {file}', b"\r\n\r\n\0", "Content-Type: audio/wav")
     assert fields(upload + MODEL + END) == {"model": "a"} == fields(MODEL + upload + END)
 
 
 @pytest.mark.parametrize("name", ["language", "timestamp_granularities[]", "x.y", "models"])
-def test_other_fields_are_not_looked_at(name: str) -> None:
+def test_other_fields_are_not_read(name: str) -> None:
     assert fields(named(name, b"\xff") + named(name) + MODEL + END) == {"model": "a"}
 
 
-def test_what_stands_before_and_behind_the_form_is_ignored() -> None:
+def test_text_before_and_after_the_form_is_ignored() -> None:
     assert fields(b"preamble\r\n" + MODEL + END + b"epilogue") == {"model": "a"}
     assert fields(MODEL + END.rstrip()) == {"model": "a"}
     assert fields(named("model", b"") + END) == {"model": ""}
@@ -97,7 +97,7 @@ def test_what_stands_before_and_behind_the_form_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "reason"),
     [
         (MODEL + MODEL, "twice"),
         (part('form-data; name="model"; filename="m"'), "file"),
@@ -150,10 +150,10 @@ def test_what_stands_before_and_behind_the_form_is_ignored() -> None:
     ],
     ids=range(48),
 )
-def test_what_two_parsers_could_read_differently_is_refused(body: bytes, said: str) -> None:
+def test_what_two_parsers_could_read_differently_is_refused(body: bytes, reason: str) -> None:
     if body:
         body += END
-    assert said in refusal(body)
+    assert reason in refusal(body)
 
 
 @pytest.mark.parametrize("end", [b"", b"--", f"--{B}".encode(), f"--{B}\r\n".encode()])
@@ -212,7 +212,7 @@ CONTENT = st.lists(st.sampled_from([b"\r\n", b"\n", b"--", b"x7", b"\0", b"a", b
     st.lists(st.tuples(st.sampled_from(["prompt", "file", "x"]), CONTENT), max_size=5),
     st.integers(0, 5),
 )
-def test_any_content_is_left_alone(others: list[tuple[str, bytes]], at: int) -> None:
+def test_the_content_of_other_fields_is_not_read(others: list[tuple[str, bytes]], at: int) -> None:
     parts: list[Any] = [named(name, value) for name, value in others]
     parts.insert(at, MODEL)
     assert fields(b"".join(parts) + END) == {"model": "a"}

@@ -1,4 +1,4 @@
-"""The list of models: read from backends, put together for clients."""
+"""The list of models: read from backends, encoded for clients."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_entries_keep_their_bytes_on_the_way_through() -> None:
     assert encode_list(list(entries.values())) == b'{"object":"list","data":[%b]}' % raw
 
 
-def test_our_own_entries_and_a_backends_stand_side_by_side() -> None:
+def test_a_list_may_have_entries_of_the_gateway_and_of_backends() -> None:
     theirs = decode_list(b'{"data":[{"id":"b","x":1}]}', DEPTH)
     assert json.loads(encode_list([entry("a", 5, "us"), *theirs.values()])) == {
         "object": "list",
@@ -62,12 +62,12 @@ def test_a_list_that_is_null_is_empty() -> None:
     ],
     ids=lambda entry: repr(entry[:20]),
 )
-def test_an_entry_that_is_none_costs_no_other(entry: bytes) -> None:
+def test_an_entry_that_is_not_valid_is_left_out(entry: bytes) -> None:
     body = b'{"data":[{"id":"a"},%b,{"id":"b"}]}' % entry
     assert list(decode_list(body, DEPTH)) == ["a", "b"]
 
 
-def test_half_of_a_surrogate_pair_in_an_entry_is_let_pass() -> None:
+def test_an_entry_may_hold_half_of_a_surrogate_pair() -> None:
     entries = decode_list(b'{"data":[{"id":"a","x":"\\ud83c"}]}', DEPTH)
     assert msgspec.json.decode(encode_list(list(entries.values())))["data"][0]["id"] == "a"
 
@@ -91,6 +91,6 @@ def test_half_of_a_surrogate_pair_in_an_entry_is_let_pass() -> None:
     ],
     ids=lambda body: repr(body[:30]),
 )
-def test_what_is_no_list_of_models_is_a_bad_reply(body: bytes) -> None:
+def test_a_body_that_is_not_a_list_of_models_is_a_bad_reply(body: bytes) -> None:
     with pytest.raises(BadReply):
         decode_list(body, DEPTH)

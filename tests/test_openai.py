@@ -45,9 +45,9 @@ class _Consumer:
 
 def sent(path: str, body: bytes, count_usage: str) -> bytes:
     """What a backend is sent for a request with this body."""
-    said = settings(backend_a_url="http://127.0.0.1:1", backend_a_count_usage=count_usage)
+    given = settings(backend_a_url="http://127.0.0.1:1", backend_a_count_usage=count_usage)
     agent = Recorder()
-    backend = OpenAIBackend(said.backends[0], said.limits, Clock(), agent)
+    backend = OpenAIBackend(given.backends[0], given.limits, Clock(), agent)
     row = endpoint(path)
     backend.send(row.request.parse(row, body, b"application/json", 64), "req-1", None)
     return agent.bodies[0]
@@ -89,7 +89,7 @@ def test_count_usage_asks_for_it_and_changes_nothing_else(
         ("/v1/embeddings", "yes", True),
     ],
 )
-def test_else_the_request_stays_as_it_is(path: str, count_usage: str, stream: bool) -> None:
+def test_otherwise_the_request_stays_as_it_is(path: str, count_usage: str, stream: bool) -> None:
     body = ASKS % b', "stream_options":{"include_usage":false}'
     body = body if stream else body.replace(b"true", b"false")
     assert sent(path, body, count_usage) == body

@@ -66,7 +66,7 @@ def test_a_body_that_is_not_one_json_object_is_refused(body: bytes) -> None:
     "model",
     [5, True, [], "x" * 10_000, "a\r\nX: y", "a\0", "../../x", "a/../b", "\u202eabc", "\x7f"],
 )
-def test_a_model_that_is_no_name_is_refused(model: Any) -> None:
+def test_a_model_that_is_not_a_name_is_refused(model: Any) -> None:
     assert blamed(model=model) == "model"
 
 
@@ -75,7 +75,7 @@ def test_a_model_is_read(model: str) -> None:
     assert read(model=model).model == model
 
 
-def test_a_missing_model_is_fine_and_null_or_an_empty_name_is_as_if_missing() -> None:
+def test_a_model_may_be_missing_null_or_empty() -> None:
     assert read().model is None
     assert read(model=None).model is None
     assert read(model="").model is None
@@ -109,7 +109,7 @@ def test_stream_is_off_unless_true() -> None:
     ],
 )
 @pytest.mark.parametrize("before", [True, False])
-def test_a_name_that_a_lenient_parser_takes_for_a_known_one_is_refused(
+def test_a_name_that_differs_from_a_known_one_only_in_case_is_refused(
     name: str, known: str, before: bool
 ) -> None:
     members = [f'"{name}":"b"', '"Other":1', '"messages":[{"role":"user"}]', '"model":"a"']
@@ -130,7 +130,7 @@ def test_other_names_may_have_capitals_and_known_ones_may_stand_deeper() -> None
     assert read(model="m", metadata=inner, **odd).model == "m"
 
 
-def test_a_million_odd_names_are_judged_in_one_pass() -> None:
+def test_many_unusual_names_are_checked_in_one_pass() -> None:
     names = b",".join(b'"A%x":1' % i for i in range(400_000))
     body = b'{"messages":[{"role":"user"}],%b}' % names
     before = time.perf_counter()
@@ -146,7 +146,7 @@ def test_a_request_never_shows_its_text() -> None:
     assert "hi" not in repr(read(model="a"))
 
 
-def test_a_request_may_be_sent_on_for_another_model() -> None:
+def test_a_renamed_request_asks_for_another_model() -> None:
     body = b'{ "model" : "a", "x":{"model":"a"},"messages":[{"role":"user"}], "n":1.0}'
     call = parsed(body).renamed('b"')
     assert call.body == body.replace(b': "a"', b': "b\\""') and call.model == 'b"'
@@ -168,12 +168,12 @@ def test_a_request_may_be_sent_on_for_another_model() -> None:
         (b'{"stream_options":"x"}', b'{"stream_options":"x"}'),
     ],
 )
-def test_usage_may_be_asked_for_on_the_clients_behalf(before: bytes, after: bytes) -> None:
+def test_the_gateway_may_ask_for_usage(before: bytes, after: bytes) -> None:
     call = JSONCall(endpoint(COMPLETIONS), before, model=None, stream=True)
     assert call.counting_usage().body == after
 
 
-def test_usage_is_not_asked_for_where_it_comes_anyway() -> None:
+def test_usage_is_not_asked_for_if_it_comes_anyway() -> None:
     for path, stream in ((COMPLETIONS, False), (RESPONSES, True)):
         call = JSONCall(endpoint(path), b"{}", model=None, stream=stream)
         assert call.counting_usage() is call

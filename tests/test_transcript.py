@@ -55,7 +55,9 @@ def test_a_transcription_with_stream_is_one_in_the_log_and_at_the_backend(
     assert exchange.usage.completion_tokens == 2
 
 
-def test_a_transcription_without_stream_is_none(gateway: Gateway, backend: FakeBackend) -> None:
+def test_a_transcription_without_stream_is_not_a_stream(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
     _, call = transcription(gateway, backend, b"false")
     assert not call.call.stream
     call.whole(b'{"text":"a"}')
@@ -119,13 +121,13 @@ def test_an_error_in_a_streamed_transcription_is_a_failure(
     assert not Answer(client).complete and gateway.end is End.BACKEND_ERROR
 
 
-def test_a_backend_that_does_not_stream_transcriptions_answers_as_it_likes(
+def test_a_backend_may_answer_a_streamed_transcription_with_a_document(
     backend: FakeBackend,
 ) -> None:
     gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
     client, call = transcription(gateway, backend)
     gateway.clock.pump([1.0] * 5)
-    assert client.value() == b""  # a ping would have said that events will come
+    assert client.value() == b""  # a ping would have meant that events will come
     call.whole(b'{"text":"a"}')
     assert Answer(client).body == b'{"text":"a"}'
     assert Answer(client).header("content-type") == "application/json"

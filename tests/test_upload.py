@@ -32,9 +32,9 @@ def gateway(backend: FakeBackend) -> Gateway:
 @pytest.mark.parametrize("first", [True, False])
 def test_an_upload_goes_where_its_model_is_with_its_bytes_unchanged(path: str, first: bool) -> None:
     a, b = FakeBackend("a"), FakeBackend("b")
-    said = {f"backend_{name}_url": "http://127.0.0.1:1" for name in ("a", "b")}
+    urls = {f"backend_{name}_url": "http://127.0.0.1:1" for name in ("a", "b")}
     gateway = Gateway(
-        a, b, settings=settings(**said, backend_a_models="x", backend_b_models="whisper-*")
+        a, b, settings=settings(**urls, backend_a_models="x", backend_b_models="whisper-*")
     )
     end = f"--{BOUNDARY}--\r\n".encode()
     fields = form(("model", b"whisper-1"), ("language", "d\u00e9".encode())).removesuffix(end)
@@ -83,7 +83,9 @@ def test_the_form_of_an_alias_changes_in_its_model_alone(before: bytes, at: int)
     st.lists(st.tuples(st.sampled_from(["prompt", "file", "x"]), st.binary(max_size=60))),
     st.integers(0, 5),
 )
-def test_whatever_else_the_form_holds(fields: list[tuple[str, bytes]], at: int) -> None:
+def test_every_other_field_stays_when_a_form_is_renamed(
+    fields: list[tuple[str, bytes]], at: int
+) -> None:
     asked, wanted = list(fields), list(fields)
     asked.insert(at, ("model", b"nick"))
     wanted.insert(at, ("model", b"real"))
@@ -91,7 +93,7 @@ def test_whatever_else_the_form_holds(fields: list[tuple[str, bytes]], at: int) 
     assert call.model == "nick" and call.renamed("real").body == form(*wanted)
 
 
-def test_a_form_that_two_could_read_differently_is_refused(
+def test_a_form_that_two_parsers_could_read_differently_is_refused(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     body = form(("model", b"a")).replace(b'name="model"', b"name=\"x\"; name*=UTF-8''model")

@@ -9,6 +9,7 @@ import pytest
 
 from gatewayd.exchange import End
 from gatewayd.telemetry.access import fields
+from gatewayd.telemetry.metrics import PrometheusMetrics
 from gatewayd.wire import errors
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion
 from tests.replies import CHAT, COMPLETIONS, MESSAGES, RESPONSES
@@ -27,7 +28,7 @@ def gateway(backend: FakeBackend) -> Gateway:
 
 
 def ask(gateway: Gateway, path: str, **body: Any) -> ClientTransport:
-    """Send a request to an endpoint of text; chats need messages."""
+    """Send a request with the members that its endpoint needs."""
     return gateway.chat(**body) if path == CHAT else gateway.post(path, **body)
 
 
@@ -63,7 +64,7 @@ def alone(**usage: int) -> bytes:
         ("/v1/rerank", {"results": [], "usage": {"prompt_tokens": "many"}}, (None, None)),
     ],
 )
-def test_a_whole_reply_says_how_many(
+def test_a_document_reports_tokens(
     gateway: Gateway,
     backend: FakeBackend,
     path: str,
@@ -92,7 +93,7 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("path", STREAMS)
-def test_so_does_a_stream(gateway: Gateway, backend: FakeBackend, path: str) -> None:
+def test_a_stream_reports_tokens(gateway: Gateway, backend: FakeBackend, path: str) -> None:
     ask(gateway, path, stream=True)
     backend.calls[0].head()
     for payload in STREAMS[path]:
@@ -117,7 +118,7 @@ def test_so_does_a_stream(gateway: Gateway, backend: FakeBackend, path: str) -> 
 )
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_count_that_cannot_be_read_is_none_and_crosses_as_it_came(
+def test_a_count_that_cannot_be_read_is_unknown_and_crosses_as_it_came(
     gateway: Gateway, backend: FakeBackend, path: str, stream: bool, usage: str
 ) -> None:
     client = ask(gateway, path, stream=stream)
@@ -141,21 +142,21 @@ def test_a_count_that_cannot_be_read_is_none_and_crosses_as_it_came(
         assert Answer(client).complete and Answer(client).payloads[0] == payload
     assert counted(gateway) == (None, None) and gateway.ended[0].end is End.COMPLETE
     metrics = PrometheusMetrics(gateway.clock)
-    metrics(gateway.ended[0])  # what counts can count it
+    metrics(gateway.ended[0])  # the metrics accept it
 
 
 @pytest.mark.parametrize(
     ("path", "first"),
     [
         *((path, STREAMS[path][0]) for path in (CHAT, COMPLETIONS, RESPONSES, MESSAGES)),
-        (CHAT, chunk("a", usage=USAGE)),  # as some servers count with every chunk
+        (CHAT, chunk("a", usage=USAGE)),  # some servers send usage with every chunk
     ],
 )
 @pytest.mark.parametrize("how", ["cut", "error", "left"])
-def test_what_was_cut_short_has_no_count_but_its_events(
+def test_a_truncated_reply_has_no_count_of_tokens(
     gateway: Gateway, backend: FakeBackend, path: str, first: bytes, how: str
 ) -> None:
-    """A count on the way, as messages begin with, is not that of the whole."""
+    """A count in an earlier event, as messages begin with one, is not the count of the reply."""
     client = ask(gateway, path, stream=True)
     (call,) = backend.calls
     call.head()
@@ -181,7 +182,7 @@ def test_a_reply_that_the_backend_refused_has_no_count(
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 @pytest.mark.parametrize("asked", [True, False])
-def test_the_usage_chunk_is_for_those_who_asked(
+def test_the_usage_chunk_is_for_clients_that_asked_for_it(
     gateway: Gateway, backend: FakeBackend, path: str, asked: bool
 ) -> None:
     more = {"stream_options": {"include_usage": True}} if asked else {}
@@ -196,7 +197,7 @@ def test_the_usage_chunk_is_for_those_who_asked(
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-def test_usage_on_a_chunk_with_choices_is_everybodys(
+def test_usage_on_a_chunk_with_choices_crosses_to_every_client(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
     client = ask(gateway, path, stream=True)

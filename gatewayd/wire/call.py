@@ -21,16 +21,16 @@ from .errors import UnsupportedMediaType
 class Call(ABC):
     """A request that was read and found good. It never changes: other requests are made from it.
 
-    :param body: what goes to the backend: what the client sent, byte for byte, but for what
-        :meth:`renamed` and :meth:`counting_usage` change.
+    :param body: the body for the backend: byte for byte what the client sent, unless
+        :meth:`renamed` or :meth:`counting_usage` made this request.
     :param content_type: the value of the ``Content-Type`` that goes with the body.
     :param model: the model that the request names; None if it names none.
     :param stream: whether the client asked for an event stream, at an endpoint that has streams.
     :param include_usage: whether the client asked for the usage of a stream of choices.
-    :param choices: how many choices the client asked for, of a stream of choices.
+    :param choices: how many choices the client asked for, in a stream of choices; 1 elsewhere.
     """
 
-    #: What the ``Content-Type`` of such a request must be, and what a client is told if it is not.
+    #: The good values of the ``Content-Type`` of a request, and the error message for any other.
     media_type: ClassVar[re.Pattern[bytes]]
     media_type_hint: ClassVar[str]
 
@@ -52,9 +52,10 @@ class Call(ABC):
 
     @classmethod
     def check_media_type(cls, values: Sequence[bytes]) -> bytes:
-        """The one good value of a request's ``Content-Type`` headers.
+        """The value of a request's ``Content-Type``, if it has exactly one and that is good.
 
-        :raises UnsupportedMediaType: there is none, or several, or it is another type.
+        :param values: of all its ``Content-Type`` headers.
+        :raises UnsupportedMediaType: otherwise.
         """
         if len(values) != 1 or not cls.media_type.fullmatch(values[0]):
             raise UnsupportedMediaType(cls.media_type_hint)
@@ -67,21 +68,21 @@ class Call(ABC):
 
         :param content_type: of the request, from :meth:`check_media_type`.
         :param depth: how many levels of JSON may nest.
-        :raises InvalidJSON: two parsers could read two documents.
-        :raises InvalidValue: a value is wrong; ``param`` names it.
+        :raises InvalidJSON: the body is not JSON, or two parsers could read different documents.
+        :raises InvalidValue: a value is wrong (``param`` names it), or the body is not a good form.
         """
 
     @abstractmethod
     def renamed(self, model: str) -> Self:
         """The same request for another model. Every other byte of the body stays.
 
-        The request must name a model.
+        Only a request that names a model can be renamed.
         """
 
     def counting_usage(self) -> Self:
         """The same request with ``stream_options.include_usage`` set to true.
 
-        It is the request itself if it is no stream, or if streams of its endpoint always report
+        Returns the request itself if it is no stream, or if every stream of its endpoint reports
         usage.
         """
         return self
@@ -89,7 +90,7 @@ class Call(ABC):
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
         """A new reader for the reply to this request; None if no part of the reply is read.
 
-        :param request_id: replaces the ``id`` of the reply, at the endpoints where it does so.
+        :param request_id: replaces the ``id`` of a chat completion and of its chunks.
         :param depth: how many levels of JSON may nest in the reply.
         :param model: replaces ``model`` in the reply; None leaves it as it came.
         """
@@ -99,16 +100,18 @@ class Call(ABC):
 
 @attrs.frozen(eq=False)
 class Endpoint:
-    """An endpoint whose requests are relayed to a backend. All take POST.
+    """An endpoint whose requests are relayed to a backend: a row of :mod:`.endpoints`.
 
-    :param path: without the gateway's root path and the backend's base.
+    The method of all of them is POST.
+
+    :param path: without the gateway's ``root_path`` and the backend's base URL.
     :param request: the class that reads and checks a request.
     :param reader: makes the reader of a reply, from the arguments of :meth:`Call.reader`; None if
         no reply is read.
-    :param ends: the types of event that end a stream well. Empty: the endpoint has no streams, and
-        a ``stream`` that asks for one is the backend's to judge.
+    :param ends: the types of event that end a stream well. Empty if the endpoint has no streams:
+        then the backend judges a request that asks for one.
     :param opaque: whether a reply that is no event stream crosses unread, whatever its media type
-        is. Then only its framing says that it is complete.
+        is. Then it is complete if its framing says so.
     :param usage_on_request: whether a stream reports usage only where the request's
         ``stream_options.include_usage`` asks for it.
     """
@@ -122,11 +125,11 @@ class Endpoint:
 
 
 class Reader(Protocol):
-    """Judges one reply and decides what of it crosses to the client. Does no I/O.
+    """Judges one reply, and decides what of it the client gets. It does no I/O.
 
-    A reply is either one document (:meth:`whole`) or a stream of events. Of a stream, each event
-    is given to :meth:`take`, in order. An exception of :meth:`whole` or :meth:`take` ends the
-    reply; the reader must not be used after it.
+    A reply is either one document, which is given to :meth:`whole`, or a stream, whose events are
+    given to :meth:`take` in their order. An exception from either method ends the reply: the reader
+    must not be used after it.
     """
 
     #: Whether the event ``[DONE]`` ends the stream. Then the receiver does not give that event to

@@ -35,12 +35,14 @@ def _transcript(
     return TranscriptReader(call.endpoint.ends, depth, model) if call.stream else None
 
 
+# The events that end a stream well.
 _DONE = frozenset({"[DONE]"})
 _RESPONSE = frozenset({"response.completed", "response.incomplete"})
 _MESSAGE = frozenset({"message_stop"})
-_TRANSCRIPT = frozenset({"transcript.text.done"})
+_TRANSCRIPT = frozenset({"transcript.text.done"})  # OpenAI's; the reader knows other streams too
 
 ENDPOINTS = (
+    # path, request, reader, ends
     Endpoint("/v1/chat/completions", ChatCall, _chat, _DONE, usage_on_request=True),
     Endpoint("/v1/completions", CompletionCall, _completion, _DONE, usage_on_request=True),
     Endpoint("/v1/responses", JSONCall, _events, _RESPONSE),

@@ -11,6 +11,7 @@ import msgspec
 
 from . import json
 from .errors import BadReply
+from .request import MAX_MODEL
 
 #: The most models in a backend's list. Each one takes time whenever lists are merged.
 MAX_MODELS = 10_000
@@ -59,4 +60,4 @@ def _name(raw: msgspec.Raw) -> str | None:
         name = msgspec.json.decode(raw, type=_Model).id
     except msgspec.DecodeError:  # also if the entry is no object or has no such id
         return None
-    return name if 0 < len(name) <= 256 and name.isprintable() else None
+    return name if 0 < len(name) <= MAX_MODEL and name.isprintable() else None

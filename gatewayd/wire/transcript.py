@@ -14,7 +14,7 @@ from .events import EventReader, Payload
 
 
 class TranscriptReader(EventReader):
-    """The reader of such a stream. Which kind it is, its events tell."""
+    """The reader of such a stream: its events show of which kind it is."""
 
     def __init__(self, ends: frozenset[str], depth: int, model: str | None) -> None:
         super().__init__(ends, depth, model)

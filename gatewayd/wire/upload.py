@@ -22,7 +22,7 @@ _TRUE = frozenset({"true", "1", "on", "yes", "t", "y"})
 class FormCall(Call):
     """A request whose body is ``multipart/form-data``.
 
-    :param model_field: where the model stands in the body; None if the form names none.
+    :param model_field: the form's field ``model``; None if it has none.
     """
 
     media_type: ClassVar = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
