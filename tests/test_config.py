@@ -16,21 +16,28 @@ from gatewayd.settings import ini, values
 from gatewayd.settings.checks import warnings_of
 from gatewayd.settings.load import SettingsError, load
 from gatewayd.settings.model import (
+    NAMED,
+    SETTINGS,
     BackendSettings,
     GatewaySettings,
     LimitSettings,
     LogSettings,
+    Setting,
     Settings,
     TimeoutSettings,
     TokenSettings,
-    describe,
 )
-from gatewayd.settings.sources import About
 from gatewayd.settings.values import Secret
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "configuration.rst").read_text()
 SHIPPED = (ROOT / "etc" / "gatewayd.ini").read_text()
+#: Each kind of section as documentation writes it, a key of it, and its declaration.
+EVERY = [
+    (f"{kind} NAME" if kind in NAMED else kind, key, setting)
+    for kind, settings in SETTINGS.items()
+    for key, setting in settings.items()
+]
 
 # A self-signed certificate that expired long ago; only its form matters here.
 CERTIFICATE = """\
@@ -135,8 +142,8 @@ class TestEnvironment:
     def test_a_long_name_overrides_a_short_one(self) -> None:
         assert load({"PORT": "1", "GATEWAYD_GATEWAY_PORT": "2"}).gateway.port == 2
 
-    @pytest.mark.parametrize(("section", "key", "about"), list(describe()))
-    def test_it_reaches_every_setting(self, section: str, key: str, about: object) -> None:
+    @pytest.mark.parametrize(("section", "key", "setting"), EVERY)
+    def test_it_reaches_every_setting(self, section: str, key: str, setting: Setting) -> None:
         name = f"GATEWAYD_{section.replace(' ', '_')}_{key}".upper()
         text = "0.0.0.0 : ÿ"
         if key in ("api_key_file", "token_file", "access", "models", "tls_key"):
@@ -176,9 +183,9 @@ class TestEnvironment:
             ("GATEWAYD_BACKEND_A_ULR", "unknown key, did you mean URL? expected one of URL,"),
             (
                 "GATEWAYD_BACKEND_URL",
-                "names no backend, expected GATEWAYD_BACKEND_NAME_URL or BACKEND_URL",
+                "does not name the backend, expected GATEWAYD_BACKEND_NAME_URL or BACKEND_URL",
             ),
-            ("GATEWAYD_BACKEND_API_KEY", "names no backend, expected GATEWAYD_BACKEND_NAME_API_K"),
+            ("GATEWAYD_BACKEND_API_KEY", "does not name the backend, expected GATEWAYD_BACKEND_N"),
             ("GATEWAYD_BACKEND__URL", "has no proper name, expected"),
             ("GATEWAYD_BACKEND_ä_URL", "has no proper name, expected"),
         ],
@@ -206,8 +213,8 @@ class TestEnvironment:
     def test_a_variable_that_may_mean_two_backends_is_a_mistake(self, write: Write) -> None:
         path = write("[backend a-1]\nurl = http://a\n[backend a.1]\nurl = http://b\n")
         assert problems({"GATEWAYD_BACKEND_A_1_IDLE": "1"}, None, path) == [
-            "environment: GATEWAYD_BACKEND_A_1_IDLE: may mean [backend a-1] or [backend a.1], "
-            "expected names that differ more"
+            "environment: GATEWAYD_BACKEND_A_1_IDLE: matches [backend a-1] and [backend a.1], "
+            "expected names that differ in more than case"
         ]
 
     def test_a_backend_without_a_url_is_a_mistake(self) -> None:
@@ -271,7 +278,8 @@ class TestBackends:
     def test_both_a_key_and_its_file_are_a_mistake(self, write: Write) -> None:
         text = "[backend a]\nurl = http://a\napi_key = k\napi_key_file = f\n"
         assert ini_problems(write, text) == [
-            "FILE:4: [backend a] api_key_file: is given beside api_key, expected one of the two"
+            "FILE:4: [backend a] api_key_file: is given together with api_key, "
+            "expected one of the two"
         ]
 
     def test_tls_ca_must_have_a_certificate(self, write: Write, tmp_path: Path) -> None:
@@ -313,15 +321,15 @@ class TestMistakes:
             "FILE:12", "FILE:13", "FILE:14", "FILE:15", "environment", "command line",
         ]  # fmt: skip
         assert lines[1] == (
-            "FILE:4: [gateway] port: 'abc' does not fit, expected a whole number from 0 to 65535"
+            "FILE:4: [gateway] port: 'abc' is not valid, expected a whole number from 0 to 65535"
         )
         assert lines[2].startswith("FILE:5: [gateway] prot: unknown key, did you mean port? expect")
-        assert lines[4] == "FILE:7: [gateway] port: is given on line 4 too, expected once"
+        assert lines[4] == "FILE:7: [gateway] port: is also given on line 4, expected once"
         assert lines[5] == (
             "FILE:8: [gatway]: unknown section, did you mean [gateway]? expected one of "
             "[gateway], [timeouts], [limits], [backend NAME], [token NAME], [log], [metrics]"
         )
-        assert lines[8] == "FILE:12: [gateway]: is there twice, expected once"
+        assert lines[8] == "FILE:12: [gateway]: occurs twice, expected once"
 
     def test_of_very_many_the_first_are_reported(self, write: Write) -> None:
         for text in ("[gateway]\n" + "port = 1\n" * 2000, "[x]\n" * 2000, "[log]\n" + "y\n" * 2000):
@@ -435,9 +443,9 @@ class TestSecrets:
         Path(path).chmod(mode)
         assert [line.replace(path, "FILE") for line in load({}, path=path).warnings] == [
             "FILE:3: [backend a] api_key: "
-            "others may read the file of this key, expected one with mode 0600",
+            "the file with this key can be read by other users, expected mode 0600",
             "FILE:6: [backend b] api_key_file: "
-            "others may read the file of this key, expected one with mode 0600",
+            "the file with this key can be read by other users, expected mode 0600",
         ]
 
     def test_a_credential_of_systemd_is_none(
@@ -589,7 +597,7 @@ def test_seconds_may_have_fractions(number: float) -> None:
 @example("0")
 @example("-1")
 def test_numbers_are_finite_and_not_negative_or_refused(text: str) -> None:
-    for parse, least in ((values.size, 1), (values.seconds, 0), (values.some_seconds, 1e-9)):
+    for parse, least in ((values.size, 1), (values.seconds, 0), (values.positive_seconds, 1e-9)):
         try:
             number = parse(text)
         except ValueError as error:
@@ -599,8 +607,8 @@ def test_numbers_are_finite_and_not_negative_or_refused(text: str) -> None:
             assert text.isascii()
 
 
-LINES = st.sampled_from([f"{key} = {about.default}" for _, key, about in describe()])
-HEADERS = st.sampled_from([f"[{section}]" for section, _, _ in describe()])
+LINES = st.sampled_from([f"{key} = {setting.default}" for _, key, setting in EVERY])
+HEADERS = st.sampled_from([f"[{section}]" for section, _, _ in EVERY])
 ANY_INI = st.lists(LINES | HEADERS | st.text(max_size=30), max_size=20).map("\n".join)
 
 
@@ -623,14 +631,11 @@ def test_any_text_is_settings_or_mistakes(
 
 @given(ANY_INI.filter(lambda text: "\0" not in text))  # the caller refuses those
 def test_every_line_number_is_in_the_file(text: str) -> None:
-    sections, mistakes = ini.parse(text)
     lines = text.split("\n")
-    for mistake in mistakes:
-        assert 1 <= mistake.line <= len(lines)
-    for section in sections:
-        assert section.line <= len(lines)
-        for entry in section.entries:
-            assert lines[entry.line - 1].partition("=")[0].strip().lower() == entry.key
+    for item in ini.parse(text):
+        assert 1 <= item.line <= len(lines)
+        if isinstance(item, ini.Entry):
+            assert lines[item.line - 1].partition("=")[0].strip().lower() == item.key
 
 
 class TestDocumentation:
@@ -663,10 +668,10 @@ class TestDocumentation:
                 found[section, match[1]] = (match[2] or "", comment)
             comment = f"{comment} {line.removeprefix('# ')}".strip() if line else ""
         assert found == {
-            (section, key): (about.default or "", about.doc)
-            if about.default is not None
-            else ("http://127.0.0.1:8080/v1", about.doc)
-            for section, key, about in describe()
+            (section, key): (setting.default or "", setting.doc)
+            if setting.default is not None
+            else ("http://127.0.0.1:8080/v1", setting.doc)
+            for section, key, setting in EVERY
         }
 
     def test_the_tables_have_every_setting_and_no_other(self) -> None:
@@ -677,10 +682,10 @@ class TestDocumentation:
                 found[section, key.strip("`")] = (default.strip("`"), " ".join(doc.split()))
         assert found == {
             (section, key): (
-                "must be given" if about.default is None else about.default or "empty",
-                about.doc,
+                "must be given" if setting.default is None else setting.default or "empty",
+                setting.doc,
             )
-            for section, key, about in describe()
+            for section, key, setting in EVERY
         }
 
     def test_what_stays_until_a_restart_is_listed_there(self) -> None:
@@ -689,9 +694,9 @@ class TestDocumentation:
         bound = {(section, key) for section, keys in BOUND.items() for key in keys}
         assert found == bound | {("gateway", "tls_certificate")}
 
-    @pytest.mark.parametrize(("section", "key", "about"), list(describe()))
+    @pytest.mark.parametrize(("section", "key", "setting"), EVERY)
     def test_every_other_setting_changes_with_a_reload(
-        self, section: str, key: str, about: About
+        self, section: str, key: str, setting: Setting
     ) -> None:
         if section.endswith(" NAME"):
             return  # a backend or token is taken over as a whole

@@ -178,7 +178,7 @@ class TestCertificates:
         pair = dict(zip(("tls_certificate", "tls_key"), certificate(tmp_path, "own"), strict=True))
         text = f"[gateway]\n{key} = {pair[key]}\n{empty.format(other=other)}"
         assert problems(tmp_path, text) == [
-            f":2: [gateway] {key}: is given alone, expected {other} beside it"
+            f":2: [gateway] {key}: is given without {other}, expected both"
         ]
 
     @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ class TestCertificates:
         )
         for wrong in (other, locked, crt):
             [line] = problems(tmp_path, f"[gateway]\ntls_certificate = {crt}\ntls_key = {wrong}\n")
-            assert line.startswith(":3: [gateway] tls_key: is not the key of tls_certificate")
+            assert line.startswith(":3: [gateway] tls_key: does not match tls_certificate")
 
     def test_a_certificate_that_openssl_dislikes_is_a_mistake_of_its_setting(
         self, tmp_path: Path
@@ -264,7 +264,7 @@ class TestCertificates:
         assert re.search(r":2: \[gateway\] tls_certificate: is not valid before 2\d{3}-", line)
 
     @pytest.mark.parametrize(
-        ("days", "said"), [(-1, "has expired on 20"), (1, None)], ids=["expired", "good"]
+        ("days", "said"), [(-1, "expired on 20"), (1, None)], ids=["expired", "good"]
     )
     def test_a_certificate_that_has_expired_is_a_warning_with_its_date(
         self, tmp_path: Path, days: int, said: str | None
@@ -279,7 +279,7 @@ class TestCertificates:
         else:
             assert len(warnings) == 2
             assert f":2: [gateway] tls_certificate: {said}" in warnings[0]
-            assert ":6: [backend a] tls_ca: has only certificates that have exp" in warnings[1]
+            assert ":6: [backend a] tls_ca: contains only certificates that have exp" in warnings[1]
 
     @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o604])
     def test_a_key_that_everybody_may_read_is_a_warning(self, tmp_path: Path, mode: int) -> None:
@@ -289,14 +289,14 @@ class TestCertificates:
             tmp_path, f"[gateway]\ntls_certificate = {crt}\ntls_key = {key}\n"
         ).warnings
         assert len(warnings) == bool(mode & stat.S_IROTH)
-        assert all("[gateway] tls_key: others may read the file" in line for line in warnings)
+        assert all("[gateway] tls_key: the file with this key can" in line for line in warnings)
 
 
 class TestTokens:
     def test_two_with_one_digest_are_a_warning(self, tmp_path: Path) -> None:
         text = f"[token a]\nsha256 = {DIGEST}\n[token b]\nsha256 = {DIGEST.upper()}\n"
         [line] = settings(tmp_path, text).warnings
-        assert ":4: [token b] sha256: is the token of [token a] too, expected one of" in line
+        assert ":4: [token b] sha256: is also the token of [token a], expected another one" in line
 
     def test_two_different_ones_are_none(self, tmp_path: Path) -> None:
         text = f"[token a]\nsha256 = {DIGEST}\n[token b]\nsha256 = {'cd' * 32}\n"

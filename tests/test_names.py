@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gatewayd.routing.names import ModelNames
-from gatewayd.settings.values import models
+from gatewayd.settings.values import models_and_aliases
 
-NAMES = ModelNames(models("small, llama-*, fast = llama-3-8b, qwen[12]?"))
+NAMES = ModelNames(models_and_aliases("small, llama-*, fast = llama-3-8b, qwen[12]?"))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_no_other_model_is_served(model: str) -> None:
 
 
 def test_an_alias_counts_before_a_glob_that_matches_it_too() -> None:
-    assert ModelNames(models("*, fast = llama-3-8b")).real_name("fast") == "llama-3-8b"
+    assert ModelNames(models_and_aliases("*, fast = llama-3-8b")).real_name("fast") == "llama-3-8b"
 
 
 def test_without_entries_all_models_are_served_under_their_own_names() -> None:

@@ -297,7 +297,7 @@ class Warned(Reloads):
         assert self.said(lambda: self.reload("[gateway]\nlisten = 0.0.0.0\n" + token)) == []
         bound, dangerous = self.said(lambda: self.reload(""))
         assert "[gateway] listen stays 0.0.0.0 until a restart" in bound
-        assert "0.0.0.0 is not a loopback address, and without a token" in dangerous
+        assert "0.0.0.0 is not a loopback address and there are no tokens" in dangerous
 
     def test_one_that_only_the_file_opens_to_all_is_not_judged_by_the_file(self) -> None:
         self.serve("")
@@ -311,7 +311,7 @@ class Warned(Reloads):
         self.serve(text)
         for _ in range(2):
             (expired,) = self.said(lambda: self.reload(text))
-            assert "[gateway] tls_certificate: has expired on " in expired
+            assert "[gateway] tls_certificate: expired on " in expired
 
 
 class RenewedFiles(Reloads):

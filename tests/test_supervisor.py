@@ -315,7 +315,7 @@ def test_a_fault_of_our_own_in_a_reload_keeps_nobody_waiting(
 
 
 def test_what_is_dangerous_is_said_at_the_start_and_at_a_reload(world: World) -> None:
-    open_to_all = "is not a loopback address, and without a token"
+    open_to_all = "is not a loopback address and there are no tokens"
     world.loaded = settings(
         gateway_workers="2", gateway_port="0", gateway_listen="0.0.0.0", token_a_sha256="ab" * 32
     )

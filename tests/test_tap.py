@@ -10,7 +10,7 @@ from twisted.application.service import IServiceMaker
 from twisted.plugin import getPlugins
 
 import gatewayd
-from gatewayd.settings.model import BackendSettings, GatewaySettings, Settings, describe
+from gatewayd.settings.model import SETTINGS, BackendSettings, GatewaySettings, Settings
 from gatewayd.tap import Options, makeService
 
 ROOT = Path(__file__).parent.parent
@@ -158,9 +158,8 @@ def test_help_names_every_option_with_its_default() -> None:
     text = " ".join(Options().getUsage(width=200).split())
     for name in ("--backend-url=", "--check", "--config=", "--listen=", "--port=", "--version"):
         assert name in text
-    for section, key, about in describe():
-        if section == "gateway" and key in ("listen", "port"):
-            assert f"(default: {about.default})" in text
+    for key in ("listen", "port"):
+        assert f"(default: {SETTINGS['gateway'][key].default})" in text
 
 
 def test_twistd_finds_the_plugin() -> None:
@@ -186,6 +185,6 @@ def test_twistd_leaves_with_one_line_and_opens_nothing(
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == (
-        f"{path}:2: [gateway] port: '70000' does not fit, expected a whole number from 0 to 65535\n"
+        f"{path}:2: [gateway] port: '70000' is not valid, expected a whole number from 0 to 65535\n"
     )
     assert [entry.name for entry in tmp_path.iterdir()] == ["gatewayd.ini"]

@@ -1,1 +1,1 @@
-"""The settings: what there is to set, and how files, environment and command line are read."""
+"""The settings: their declarations, and how the file, environment and command line are read."""

@@ -1,107 +1,106 @@
-"""What several settings say together: files in the place of values, pairs, and contradictions.
+"""Checks of settings that depend on each other, and secrets that are read from a file.
 
-Values have been read one by one by then (:mod:`gatewayd.settings.sources`). A value that could not
-be read was complained of there, so nothing here complains of its absence.
+Each value has been parsed on its own before, and a value that could not be parsed has been
+reported: no check here reports that it is missing.
 """
 
 import hashlib
 import ipaddress
 import stat
-from typing import Any
 
 from . import pem
-from .files import File, secret_file
-from .model import Settings
-from .sources import Gathering
+from .draft import Draft, Section
+from .files import File, read_secret
+from .model import SectionId, Settings
 from .values import Secret
-
-_OTHERS = stat.S_IRGRP | stat.S_IROTH
-
-
-def read_api_key(given: Gathering, section: str) -> None:
-    """Have the key in ``api_key_file`` as the value of ``api_key``."""
-    found = _from_file(given, section, "api_key_file", "api_key")
-    if found is not None:
-        given.sections[section]["api_key"] = found
-
-
-def read_token(given: Gathering, section: str) -> None:
-    """Have the digest of the token in ``token_file`` as the value of ``sha256``."""
-    values = given.sections[section]
-    found = _from_file(given, section, "token_file", "sha256")
-    if found is not None:
-        values["sha256"] = hashlib.sha256(found.reveal().encode("ascii")).digest()
-    elif not any(given.was_given(section, key) for key in ("sha256", "token_file")):
-        given.missing(section, "sha256", "what gatewayd token NAME prints")
-
-
-def warn_of_same_tokens(given: Gathering) -> None:
-    """Of two callers with one token, the gateway can see only one."""
-    sections: dict[bytes, str] = {}
-    for section, values in given.sections.items():
-        digest: bytes | None = values.get("sha256")
-        if digest is None:
-            continue
-        if digest in sections:
-            key = "token_file" if (section, "token_file") in given.places else "sha256"
-            said = f"is the token of [{sections[digest]}] too, expected one of its own"
-            given.warn(given.places[section, key], said)
-        sections[digest] = section
-
-
-def check_own_tls(given: Gathering) -> None:
-    """``tls_certificate`` and ``tls_key`` must be there both, and belong together."""
-    values: dict[str, Any] = given.sections.get("gateway", {})
-    certificate, key = values.get("tls_certificate"), values.get("tls_key")
-    if certificate is None or key is None:
-        for one, other in (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")):
-            if values.get(one) is not None and not given.was_given("gateway", other):
-                given.alone("gateway", one, other)
-        return
-    place = given.places["gateway", "tls_key"]
-    try:
-        pem.server_context(certificate, key)
-    except ValueError as error:
-        given.problems.append((place, str(error)))
-        return
-    if key.readable_by(stat.S_IROTH):  # a group of those that may read keys is usual
-        given.warn_exposed(place, "0640 or 0600")
-    if wrong := pem.out_of_date(certificate):
-        given.warn(given.places["gateway", "tls_certificate"], wrong)
-
-
-def check_trust(given: Gathering, section: str) -> None:
-    """Certificates to trust that have all expired can trust nobody."""
-    trusted: File | None = given.sections[section].get("tls_ca")
-    if trusted is not None and pem.all_expired(trusted):
-        given.warn(given.places[section, "tls_ca"], "has only certificates that have expired")
 
 
 def warnings_of(settings: Settings) -> tuple[str, ...]:
-    """What works but is dangerous: in the files, and for the address that is listened on."""
+    """What works but is dangerous: found in the sources, or in the address to listen on."""
     listen = settings.gateway.listen
     if settings.tokens or ipaddress.ip_address(listen).is_loopback:
         return settings.warnings
     return (
         *settings.warnings,
-        f"[gateway] listen: {listen} is not a loopback address, "
-        "and without a token whoever can reach it may use the backends",
+        f"[gateway] listen: {listen} is not a loopback address and there are no tokens: "
+        "every client that can reach it may use the backends",
     )
 
 
-def _from_file(given: Gathering, section: str, key: str, instead_of: str) -> Secret | None:
-    """The secret in the file that ``key`` names, which may not stand beside ``instead_of``."""
-    path = given.sections[section].get(key)
+def complete_backend(draft: Draft, backend: SectionId) -> None:
+    """Check one backend, and read its key if that is in a file."""
+    section = draft.sections[backend]
+    key = _read_instead_of(draft, section, "api_key_file", "api_key")
+    if key is not None:
+        section.values["api_key"] = key
+    trusted: File | None = section.values.get("tls_ca")
+    if trusted is not None and pem.all_expired(trusted):
+        draft.warn(section.places["tls_ca"], "contains only certificates that have expired")
+    if "url" not in section.places:
+        draft.missing(backend, "url", "a base URL such as http://127.0.0.1:8080/v1")
+
+
+def complete_token(draft: Draft, token: SectionId) -> None:
+    """Check one token, and read it if it is in a file."""
+    section = draft.sections[token]
+    found = _read_instead_of(draft, section, "token_file", "sha256")
+    if found is not None:
+        section.values["sha256"] = hashlib.sha256(found.reveal().encode("ascii")).digest()
+    elif not section.was_given("sha256") and not section.was_given("token_file"):
+        draft.missing(token, "sha256", "the digest that gatewayd token NAME prints")
+
+
+def warn_of_same_tokens(draft: Draft) -> None:
+    """Warn of callers with the same token: the gateway cannot tell them apart."""
+    known: dict[bytes, SectionId] = {}
+    for token in draft.of_kind("token"):
+        section = draft.sections[token]
+        digest: bytes | None = section.values.get("sha256")
+        if digest is None:
+            continue
+        if digest in known:
+            place = section.places.get("token_file") or section.places["sha256"]
+            draft.warn(place, f"is also the token of {known[digest]}, expected another one")
+        known[digest] = token
+
+
+def check_own_tls(draft: Draft) -> None:
+    """Check that ``tls_certificate`` and ``tls_key`` are both given, and match."""
+    gateway = draft.sections.get(SectionId("gateway"))
+    if gateway is None:
+        return
+    certificate: File | None = gateway.values.get("tls_certificate")
+    key: File | None = gateway.values.get("tls_key")
+    if certificate is None or key is None:
+        for one, other in (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")):
+            if gateway.values.get(one) is not None and not gateway.was_given(other):
+                draft.problem(gateway.places[one], f"is given without {other}, expected both")
+        return
+    try:
+        pem.server_context(certificate, key)
+    except ValueError as error:
+        draft.problem(gateway.places["tls_key"], str(error))
+        return
+    if key.readable_by(stat.S_IROTH):  # a group for private keys is common
+        draft.warn_exposed(gateway.places["tls_key"], "0640 or 0600")
+    if reason := pem.out_of_date(certificate):
+        draft.warn(gateway.places["tls_certificate"], reason)
+
+
+def _read_instead_of(draft: Draft, section: Section, file_key: str, key: str) -> Secret | None:
+    """The secret in the file that `file_key` names; a mistake if `key` is given too."""
+    path = section.values.get(file_key)
     if path is None:
         return None
-    place = given.places[section, key]
-    try:
-        if given.sections[section].get(instead_of) is not None:
-            raise ValueError(f"is given beside {instead_of}, expected one of the two")
-        found, file = secret_file(path)
-    except ValueError as error:
-        given.problems.append((place, str(error)))
+    place = section.places[file_key]
+    if section.values.get(key) is not None:
+        draft.problem(place, f"is given together with {key}, expected one of the two")
         return None
-    if file.readable_by(_OTHERS):
-        given.warn_exposed(place)
-    return found
+    try:
+        secret, file = read_secret(path)
+    except ValueError as error:
+        draft.problem(place, str(error))
+        return None
+    if file.readable_by(stat.S_IRGRP | stat.S_IROTH):
+        draft.warn_exposed(place)
+    return secret

@@ -1,9 +1,9 @@
-"""Files that settings name, read when the settings are.
+"""Files that settings name; they are read together with the settings.
 
-A setting holds what was in its file, not only the name: settings are equal if their files had the
-same content, a reload sees a file that was renewed under its old name, and a process that is given
-settings needs no file. Only regular files are read: a FIFO could block the daemon for ever, and a
-reload could not read it a second time.
+A setting holds the content of its file, not only the name. So settings are equal if their files
+have the same content, a reload notices a file that was replaced under its old name, and a worker
+process that is handed settings needs no file. Only regular files are read: a FIFO could block the
+daemon for ever, and a reload could not read it a second time.
 """
 
 import os
@@ -13,7 +13,7 @@ import attrs
 
 from .values import Secret, secret
 
-_LARGEST = 2**20  # of any file that a setting names: a wrong one must not fill the memory
+_LARGEST = 2**20  # bytes; a wrong file name must not fill the memory
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -26,7 +26,7 @@ _KINDS = {
 
 @attrs.frozen(repr=False)
 class File:
-    """A file's content, and how it was found. Two are equal if their contents are."""
+    """The content of a file, with its path and mode. Only the content counts for equality."""
 
     path: str = attrs.field(eq=False)
     content: bytes
@@ -37,23 +37,25 @@ class File:
         return f"<file {self.path}>"
 
     def readable_by(self, others: int) -> bool:
-        """Whether the mode lets others read it: ``stat.S_IRGRP``, ``stat.S_IROTH`` or both.
+        """Whether other users can read the file.
 
-        False for a credential that systemd made for this service alone: its access list makes the
-        mode look as if a group could read it.
+        False for a credential that systemd made for this service: its access list makes the mode
+        look as if the group could read it.
+
+        :param others: ``stat.S_IRGRP``, ``stat.S_IROTH`` or both.
         """
         return bool(self.mode & others) and not _is_credential(self.path)
 
 
 def read_file(path: str) -> File:
     """
-    :raises ValueError: it is not a regular file, too large, or cannot be read.
+    :raises ValueError: the file is not a regular file, is too large, or cannot be read.
     """
     if "\0" in path:
         raise ValueError("cannot be read (not a file name), expected a readable file")
     try:
-        # Looked at before it is opened, which has effects on devices, and after, because another
-        # file may have taken its place.
+        # Check before opening, because opening a device may have side effects. Check again after
+        # it, because another file may have replaced the first one.
         _must_be_regular(os.stat(path).st_mode)
         with open(os.open(path, _READ), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -66,13 +68,13 @@ def read_file(path: str) -> File:
     return File(path, content, mode)
 
 
-def secret_file(path: str) -> tuple[Secret, File]:
-    """The key in a file, without its line end.
+def read_secret(path: str) -> tuple[Secret, File]:
+    """Read a file that contains one key or token and perhaps a line end.
 
-    :raises ValueError: the file cannot be read, or holds no key.
+    :raises ValueError: the file cannot be read, or contains something else.
     """
     file = read_file(path)
-    # Latin-1 never fails; what is not ASCII is refused by secret().
+    # Decoding Latin-1 cannot fail; secret() refuses what is not ASCII.
     return secret(file.content.decode("latin-1").rstrip("\r\n")), file
 
 

@@ -1,27 +1,31 @@
-"""The form of an ini file: text -> sections and keys with their lines, and what has no form.
+"""The syntax of ini files: text -> headers, entries and syntax mistakes, each with its line.
 
-The syntax is that of Python's configparser, with ``=`` as the only delimiter and comments on lines
-of their own. configparser itself is not used: it knows no line numbers, and stops at the first
-mistake where an operator wants to see all of them. What sections and keys mean is not known here.
-A mistake never quotes its line, which may hold a secret.
+The syntax is that of Python's configparser, with ``=`` as the only delimiter and comments only on
+lines of their own. configparser itself is not used: it reports no line numbers for keys, and it
+stops at the first mistake, while an operator needs to see all of them. The names of sections and
+keys are checked by :mod:`.sources`. A mistake never quotes its line, which may contain a secret.
 """
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _HEADER = re.compile(r"\[([^\]]+)\](.*)", re.DOTALL)
 
 
+class Header(NamedTuple):
+    """``[name]``; white space in the name is reduced to single spaces."""
+
+    line: int
+    name: str
+
+
 class Entry(NamedTuple):
+    """``key = text`` in the section of the last header; the key is in lower case."""
+
     line: int
     key: str
     text: str
-
-
-class Section(NamedTuple):
-    line: int
-    name: str
-    entries: list[Entry]
 
 
 class Mistake(NamedTuple):
@@ -29,68 +33,43 @@ class Mistake(NamedTuple):
     reason: str
 
 
-def parse(text: str) -> tuple[list[Section], list[Mistake]]:
-    """Sections and keys in order; one that is there twice comes twice."""
-    reader = _Reader()
+def parse(text: str) -> Iterator[Header | Entry | Mistake]:
+    """Read a file in one pass; items come in the order of their lines."""
+    in_section = outside_reported = False
+    indent = 0  # of the last line that was not a continuation
+    key_line, key = 0, ""
+    value: list[str] | None = None  # lines of a value that the next line may continue
     for number, line in enumerate(text.split("\n"), 1):
-        reader.read(number, line)
-    reader.end_value()
-    return reader.sections, reader.mistakes
-
-
-class _Reader:
-    """Reads line by line, in one pass."""
-
-    def __init__(self) -> None:
-        self.sections: list[Section] = []
-        self.mistakes: list[Mistake] = []
-        self._before_first = False  # whether a line before the first section was complained of
-        self._indent = 0  # of the last line that began something
-        # The key whose value may go on in the next line.
-        self._line = 0
-        self._key = ""
-        self._value: list[str] | None = None
-
-    def read(self, number: int, line: str) -> None:
-        text = line.strip()
-        if not text:
-            if self._value is not None:
-                self._value.append("")
-            return
-        if text[0] in "#;":
-            return
-        indent = len(line) - len(line.lstrip())
-        if self._value is not None and indent > self._indent:
-            self._value.append(text)
-            return
-        self.end_value()
-        self._indent = indent
-        if header := _HEADER.match(text):
-            self._begin_section(number, header[1], header[2].strip())
-        elif self.sections:
-            self._begin_value(number, text)
-        elif not self._before_first:
-            self._before_first = True
-            self._wrong(number, "stands before the first section, expected one such as [gateway]")
-
-    def end_value(self) -> None:
-        """The value does not go on."""
-        if self._value is not None:
-            text = "\n".join(self._value).rstrip()
-            self.sections[-1].entries.append(Entry(self._line, self._key, text))
-            self._value = None
-
-    def _begin_section(self, number: int, name: str, rest: str) -> None:
-        self.sections.append(Section(number, " ".join(name.split()), []))
-        if rest[:1] not in ("", "#", ";"):  # such as the port in "[gateway] port = 80"
-            self._wrong(number, "goes on after the section's name, expected a line of its own")
-
-    def _begin_value(self, number: int, text: str) -> None:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            self._wrong(number, 'is not understood, expected "key = value" or "[section]"')
-            return
-        self._line, self._key, self._value = number, key.strip().lower(), [value.strip()]
-
-    def _wrong(self, number: int, reason: str) -> None:
-        self.mistakes.append(Mistake(number, reason))
+        content = line.strip()
+        if not content:
+            if value is not None:
+                value.append("")
+            continue
+        if content[0] in "#;":
+            continue
+        line_indent = len(line) - len(line.lstrip())
+        if value is not None and line_indent > indent:
+            value.append(content)
+            continue
+        if value is not None:
+            yield Entry(key_line, key, "\n".join(value).rstrip())
+            value = None
+        indent = line_indent
+        if header := _HEADER.match(content):
+            in_section = True
+            yield Header(number, " ".join(header[1].split()))
+            if header[2].strip()[:1] not in ("", "#", ";"):  # such as "[gateway] port = 80"
+                yield Mistake(number, "has text after the section, expected it on the next line")
+        elif not in_section:
+            if not outside_reported:
+                reason = "comes before the first section, expected a section such as [gateway]"
+                yield Mistake(number, reason)
+            outside_reported = True
+        else:
+            before, equals, after = content.partition("=")
+            if equals and before.strip():
+                key_line, key, value = number, before.strip().lower(), [after.strip()]
+            else:
+                yield Mistake(number, 'is not understood, expected "key = value" or "[section]"')
+    if value is not None:
+        yield Entry(key_line, key, "\n".join(value).rstrip())

@@ -1,7 +1,7 @@
-"""All sources into one frozen `Settings`: defaults < ini file < environment < command line.
+"""The sources -> one frozen `Settings`: defaults < ini file < environment < command line.
 
-The sources are read by :mod:`gatewayd.settings.sources`; what several values must satisfy together
-is checked by :mod:`gatewayd.settings.checks`.
+The sources are read by :mod:`gatewayd.settings.sources` into a :mod:`draft <.draft>`, which
+:mod:`gatewayd.settings.checks` completes.
 """
 
 from collections.abc import Mapping
@@ -9,19 +9,19 @@ from typing import Any
 
 import attrs
 
-from . import checks
+from . import checks, sources
+from .draft import Draft, Source
 from .model import (
-    SCHEMA,
+    DEFAULT_BACKEND,
+    NAMED,
+    SECTIONS,
+    SETTINGS,
     BackendSettings,
-    GatewaySettings,
-    LimitSettings,
-    LogSettings,
-    MetricsSettings,
+    SectionId,
     Settings,
     TimeoutSettings,
     TokenSettings,
 )
-from .sources import Gathering
 
 
 class SettingsError(Exception):
@@ -38,62 +38,63 @@ def load(
     path: str | None = None,
     folder: str = "",
 ) -> Settings:
-    """Read every source; raise `SettingsError` with all the mistakes in them.
+    """Read every source.
 
-    :param options: from the command line, by name: ``listen``, ``port``, ``backend-url``.
+    :param options: of the command line, by name: ``listen``, ``port``, ``backend-url``.
     :param path: the ini file; without one ``GATEWAYD_CONFIG`` in `environ` may name it.
-    :param folder: where files are that settings name without a slash at the beginning; empty for
-        the working folder.
+    :param folder: the folder of files that settings name without a leading slash; empty for the
+        working folder.
+    :raises SettingsError: there are mistakes; it has all of them.
     """
-    given = Gathering(SCHEMA, folder)
+    draft = Draft(folder)
     if path := path or environ.get("GATEWAYD_CONFIG"):
-        given.read_ini(path)
-    given.read_environment(environ)
-    given.read_options(options or {})
-    settings = _build(given)
-    if given.problems:
-        raise SettingsError(given.problem_lines())
-    return attrs.evolve(settings, warnings=given.warning_lines())
+        sources.read_ini(draft, path)
+    sources.read_environment(draft, environ)
+    sources.read_options(draft, options or {})
+    settings = _settings(draft)
+    if draft.problems:
+        raise SettingsError(draft.problem_lines())
+    return attrs.evolve(settings, warnings=draft.warning_lines())
 
 
-def _build(given: Gathering) -> Settings:
-    """Put the values together; what is wrong with their combination goes to the problems."""
-    timeouts = TimeoutSettings(**given.sections.get("timeouts", {}))
-    checks.check_own_tls(given)
-    tokens = [_token(given, section) for section in given.sections if section[:6] == "token "]
-    checks.warn_of_same_tokens(given)
-    sections = [section for section in given.sections if section.startswith("backend ")]
-    # The one that BACKEND_URL makes is the first.
-    sections.sort(key=lambda section: section != "backend default" or given.in_file(section))
-    backends = [_backend(given, section, timeouts) for section in sections]
+def _settings(draft: Draft) -> Settings:
+    """Check the draft as a whole; what has a mistake is left out of the settings."""
+    single: dict[str, Any] = {
+        kind: cls(**draft.values(kind)) for kind, cls in SECTIONS.items() if kind not in NAMED
+    }
+    checks.check_own_tls(draft)
+    tokens = [_token(draft, token) for token in draft.of_kind("token")]
+    checks.warn_of_same_tokens(draft)
+    backends = [_backend(draft, id, single["timeouts"]) for id in _backends_in_order(draft)]
     return Settings(
-        gateway=GatewaySettings(**given.sections.get("gateway", {})),
-        timeouts=timeouts,
-        limits=LimitSettings(**given.sections.get("limits", {})),
+        **single,
         backends=tuple(backend for backend in backends if backend),
         tokens=tuple(token for token in tokens if token),
-        log=LogSettings(**given.sections.get("log", {})),
-        metrics=MetricsSettings(**given.sections.get("metrics", {})),
     )
 
 
-def _token(given: Gathering, section: str) -> TokenSettings | None:
-    checks.read_token(given, section)
-    values = _given(given, section)
-    return TokenSettings(**values) if "sha256" in values else None
+def _backends_in_order(draft: Draft) -> list[SectionId]:
+    """As in the file; before them the backend of ``BACKEND_URL``, if the file does not have it."""
+    backends = draft.of_kind("backend")
+    default = draft.sections.get(DEFAULT_BACKEND)
+    if default and default.start.source is not Source.FILE:
+        backends.sort(key=lambda backend: backend != DEFAULT_BACKEND)
+    return backends
 
 
-def _backend(given: Gathering, section: str, timeouts: TimeoutSettings) -> BackendSettings | None:
-    checks.read_api_key(given, section)
-    checks.check_trust(given, section)
-    if (section, "url") not in given.places:
-        given.missing(section, "url", "a base URL such as http://127.0.0.1:8080/v1")
-    common = SCHEMA.keys["timeouts"].keys() & SCHEMA.keys["backend"].keys()
-    values = {key: getattr(timeouts, key) for key in common} | _given(given, section)
-    return BackendSettings(**values) if "url" in values else None
+def _token(draft: Draft, token: SectionId) -> TokenSettings | None:
+    checks.complete_token(draft, token)
+    values = _nonempty(draft, token)
+    return TokenSettings(name=token.name, **values) if "sha256" in values else None
 
 
-def _given(given: Gathering, section: str) -> dict[str, Any]:
-    """The values of ``[backend NAME]`` and the like that are not empty, and the name."""
-    values = {key: value for key, value in given.sections[section].items() if value is not None}
-    return {**values, "name": section.partition(" ")[2]}
+def _backend(draft: Draft, backend: SectionId, timeouts: TimeoutSettings) -> BackendSettings | None:
+    checks.complete_backend(draft, backend)
+    common = SETTINGS["timeouts"].keys() & SETTINGS["backend"].keys()
+    values = {key: getattr(timeouts, key) for key in common} | _nonempty(draft, backend)
+    return BackendSettings(name=backend.name, **values) if "url" in values else None
+
+
+def _nonempty(draft: Draft, section: SectionId) -> dict[str, Any]:
+    values = draft.sections[section].values
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,141 +1,158 @@
-"""The settings that exist: one attrs class for each section, one field for each setting.
+"""The settings that exist: one class for each section, one declaration for each setting.
 
-A setting is declared by :func:`setting`: its default as it would stand in the file, its parser and
-its sentence of documentation. The three sources, the error messages and the tests of the
-documentation follow from these declarations. How settings are read is in
-:mod:`gatewayd.settings.load`.
+Nothing is read here. The error messages, ``--help`` and the tests of the documentation are made
+from these declarations. :mod:`gatewayd.settings.load` makes a `Settings` from the sources.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import attrs
 
 from .files import File, read_file
-from .pem import certificates, own_certificate
-from .sources import About, Schema
+from .pem import read_certificates, read_own_certificate
 from .values import (
     Secret,
-    address,
+    address_and_port,
     base_url,
-    choice,
-    endpoint,
     header_name,
+    ip_address,
     matching,
-    models,
-    names,
-    optional,
+    model_names,
+    models_and_aliases,
+    one_of,
     origins,
+    positive_seconds,
     root_path,
     seconds,
     secret,
-    sha256,
+    sha256_digest,
     size,
-    some_seconds,
+    unless_empty,
     url_path,
-    whole,
+    whole_number,
     yes_or_no,
 )
 
 T = TypeVar("T")
 
 
-def _about(
-    default: str | None, parse: Callable[[str], Any], doc: str, is_file: bool = False
-) -> dict[str, About]:
-    return {"about": About(default, parse, doc, is_file)}
+class SectionId(NamedTuple):
+    """A section: ``[gateway]``, or one of several such as ``[backend gpu1]``."""
+
+    kind: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"[{self.kind} {self.name}]" if self.name else f"[{self.kind}]"
+
+
+@attrs.frozen
+class Setting:
+    """What is declared of one setting."""
+
+    default: str | None
+    """As written in an ini file; ``None`` if the setting must be given."""
+    parse: Callable[[str], Any]
+    """Text -> value; raises `ValueError` that says what is wrong and what is expected."""
+    doc: str
+    """One sentence, the same in ``docs/configuration.rst`` and ``etc/gatewayd.ini``."""
+    is_file: bool = False
+    """Whether the text is the name of a file."""
+    is_secret: bool = False
+    """Whether other users must not be able to read an ini file that has this setting."""
 
 
 def setting(default: str, parse: Callable[[str], T], doc: str, is_file: bool = False) -> T:
-    """:param is_file: whether the value is the name of a file."""
-    return attrs.field(default=parse(default), metadata=_about(default, parse, doc, is_file))
+    """Declare a setting; without a source its value is that of the default."""
+    return _declare(Setting(default, parse, doc, is_file), parse(default))  # type: ignore[no-any-return]  # attrs.field
+
+
+def _declare(declared: Setting, value: Any = attrs.NOTHING, repr: bool = True) -> Any:
+    return attrs.field(default=value, repr=repr, metadata={"setting": declared})
 
 
 @attrs.frozen
 class GatewaySettings:
-    listen: str = setting("127.0.0.1", address, "The IP address to listen on.")
-    port: int = setting("8000", whole(0, 65535), "The port to listen on; 0 takes any free one.")
-    root_path: str = setting("", root_path, "The path under which every route answers.")
+    listen: str = setting("127.0.0.1", ip_address, "The IP address to listen on.")
+    port: int = setting("8000", whole_number(0, 65535), "The port to listen on; 0 = any free port.")
+    root_path: str = setting("", root_path, "A path prefix for every route.")
     api_title: str = setting(
         "gatewayd",
         matching("[!-~]([ -~]{0,62}[!-~])?", "1 to 64 printable ASCII characters"),
-        "The name in the Server header, and the owner of the model that echoes.",
+        "The name in the Server header, and the owner of the echo model.",
     )
     request_id_header: str = setting(
-        "X-Request-ID", header_name, "The header that carries a request's id."
+        "X-Request-ID", header_name, "The header that carries the id of a request."
     )
     allowed_origins: tuple[str, ...] = setting(
-        "", origins, "Web pages that may call, by origin; those of this machine always may."
+        "", origins, "Browser origins that may call; those of this machine always may."
     )
     workers: int = setting(
-        "1", whole(1, 256), "How many processes serve the port; 1 is one plain process."
+        "1", whole_number(1, 256), "The number of worker processes; 1 = a single process."
     )
     tls_certificate: File | None = setting(
         "",
-        optional(own_certificate),
+        unless_empty(read_own_certificate),
         "A PEM file with the certificate and its chain; empty = no TLS.",
         is_file=True,
     )
     tls_key: File | None = setting(
-        "", optional(read_file), "A PEM file with the certificate's key.", is_file=True
+        "", unless_empty(read_file), "A PEM file with the certificate's private key.", is_file=True
     )
     drain: float = setting(
-        "30", seconds, "How long a stop waits for running requests; 0 ends them at once."
+        "30", seconds, "Time that running requests get to finish on shutdown; 0 = none."
     )
 
 
 @attrs.frozen
 class TimeoutSettings:
     request_head: float = setting(
-        "10", some_seconds, "The client: from the first byte of a request to the end of its head."
+        "10", positive_seconds, "Client: from a request's first byte to the end of its head."
     )
     request_body: float = setting(
-        "60", seconds, "The client: from the end of the head to the end of the body; 0 = none."
+        "60", seconds, "Client: from the end of the head to the end of the body; 0 = no limit."
     )
     client_idle: float = setting(
-        "60", seconds, "The client: a connection between two requests; 0 = none."
+        "60", seconds, "Client: between two requests on a connection; 0 = no limit."
     )
     client_write: float = setting(
-        "60", seconds, "The client: bytes are pending and it takes none of them; 0 = none."
+        "60", seconds, "Client: while it accepts none of the pending bytes; 0 = no limit."
     )
     connect: float = setting(
-        "5", some_seconds, "The backend: look-up of the name, connection and TLS together."
+        "5", positive_seconds, "Backend: name look-up, connection and TLS handshake together."
     )
     first_byte: float = setting(
-        "600", seconds, "The backend: from the request to the first byte of content; 0 = none."
+        "600", seconds, "Backend: from the request to the first byte of content; 0 = no limit."
     )
     idle: float = setting(
-        "120", seconds, "The backend: between two pieces of content, comments aside; 0 = none."
+        "120", seconds, "Backend: between two pieces of content, ignoring comments; 0 = no limit."
     )
     total: float = setting(
-        "0",
-        seconds,
-        "The backend: the whole of a request, other backends tried before included; 0 = none.",
+        "0", seconds, "Backend: a whole request, with backends tried before; 0 = no limit."
     )
     ping: float = setting(
-        "15", seconds, "How long a stream is silent before the client gets a comment; 0 = never."
+        "15", seconds, "Silence in a stream after which the client is sent a comment; 0 = never."
     )
 
 
 @attrs.frozen
 class LimitSettings:
-    request_head: int = setting("16 KiB", size, "The largest head of a request.")
-    request_body: int = setting("32 MiB", size, "The largest body of a request.")
-    json_depth: int = setting("64", whole(1), "How deep the JSON of a request may be nested.")
-    event: int = setting("4 MiB", size, "The largest event in a backend's stream.")
-    reply: int = setting("64 MiB", size, "The largest reply of a backend that is no stream.")
-    connections: int = setting("10000", whole(1), "How many connections clients may hold.")
-    in_flight: int = setting("1000", whole(1), "How many requests may run at the same time.")
+    request_head: int = setting("16 KiB", size, "Maximum size of a request's head.")
+    request_body: int = setting("32 MiB", size, "Maximum size of a request's body.")
+    json_depth: int = setting("64", whole_number(1), "Maximum nesting of the JSON in a request.")
+    event: int = setting("4 MiB", size, "Maximum size of one event in a backend's stream.")
+    reply: int = setting("64 MiB", size, "Maximum size of a backend's reply that is not a stream.")
+    connections: int = setting("10000", whole_number(1), "Maximum number of client connections.")
+    in_flight: int = setting("1000", whole_number(1), "Maximum number of concurrent requests.")
 
 
-def _own(key: str) -> Any:
-    """A backend's own timeout; without one it is the key's value in ``[timeouts]``."""
+def _own_timeout(key: str) -> Any:
+    """A backend's own timeout; if it is empty, the one of ``[timeouts]`` applies."""
     common = attrs.fields_dict(TimeoutSettings)[key]
-    doc = f"This backend's own {key}; empty = that of [timeouts]."
-    return attrs.field(
-        default=common.default,
-        metadata=_about("", optional(common.metadata["about"].parse), doc),
-    )
+    parse = unless_empty(common.metadata["setting"].parse)
+    doc = f"This backend's own {key}; empty = the one of [timeouts]."
+    return _declare(Setting("", parse, doc), common.default)
 
 
 @attrs.frozen
@@ -143,67 +160,69 @@ class BackendSettings:
     """One ``[backend NAME]``; `url` has neither ``/v1`` nor a slash at its end."""
 
     name: str
-    url: str = attrs.field(
-        metadata=_about(None, base_url, "The base of its API, with or without /v1.")
-    )
-    api_key: Secret | None = attrs.field(
-        default=None,
-        metadata=_about("", secret, "The key it is sent as a bearer token; left out = none."),
+    url: str = _declare(Setting(None, base_url, "The base URL of its API, with or without /v1."))
+    api_key: Secret | None = _declare(
+        Setting("", secret, "The bearer token to send to it; left out = none.", is_secret=True),
+        None,
     )
     api_key_file: str | None = setting(
-        "", optional(str), "A file with that key, in the place of api_key.", is_file=True
+        "", unless_empty(str), "A file that contains this token, instead of api_key.", is_file=True
     )
     tls_ca: File | None = setting(
         "",
-        optional(certificates),
-        "A PEM file of certificates to trust; empty = the system's.",
+        unless_empty(read_certificates),
+        "A PEM file of certificates to trust; empty = those of the system.",
         is_file=True,
     )
     models: tuple[tuple[str, str | None], ...] = setting(
-        "", models, "The models it serves: names, globs, alias = name; empty = all."
+        "", models_and_aliases, "The models it serves: names, globs, alias = name; empty = all."
     )
     in_flight: int | None = setting(
-        "", optional(whole(1)), "How many requests it may have at the same time; empty = any."
+        "", unless_empty(whole_number(1)), "Maximum number of its concurrent requests; empty = any."
     )
     health: str | None = setting(
-        "", optional(url_path), "A path that answers 200 when it is well; empty = none is asked."
+        "",
+        unless_empty(url_path),
+        "A path that answers 200 while it is healthy; empty = no checks.",
     )
     count_usage: bool = setting(
-        "no", yes_or_no, "Ask for the token counts of streams whose client did not."
+        "no", yes_or_no, "Request token counts for streams even if the client did not."
     )
-    connect: float = _own("connect")
-    first_byte: float = _own("first_byte")
-    idle: float = _own("idle")
-    total: float = _own("total")
+    connect: float = _own_timeout("connect")
+    first_byte: float = _own_timeout("first_byte")
+    idle: float = _own_timeout("idle")
+    total: float = _own_timeout("total")
 
 
 @attrs.frozen
 class TokenSettings:
-    """One ``[token NAME]``; `sha256` is the digest of the token, wherever that came from."""
+    """One ``[token NAME]``; `sha256` is also set if the token came from `token_file`."""
 
     name: str
-    sha256: bytes = attrs.field(
-        repr=False, metadata=_about("", optional(sha256), "The SHA-256 of the token.")
+    sha256: bytes = _declare(
+        Setting("", unless_empty(sha256_digest), "The SHA-256 digest of the token."), repr=False
     )
     token_file: str | None = setting(
-        "", optional(str), "A file with the token itself, in the place of sha256.", is_file=True
+        "", unless_empty(str), "A file with the token itself, instead of sha256.", is_file=True
     )
     models: tuple[str, ...] = setting(
-        "", names, "The models it may use, by name or glob; empty = all."
+        "", model_names, "The models the caller may use, by name or glob; empty = all."
     )
     in_flight: int | None = setting(
-        "", optional(whole(1)), "How many of its requests may run at the same time; empty = any."
+        "", unless_empty(whole_number(1)), "Maximum number of its concurrent requests; empty = any."
     )
     requests_per_minute: int | None = setting(
-        "", optional(whole(1)), "How many requests it may send in a minute; empty = any."
+        "",
+        unless_empty(whole_number(1)),
+        "Maximum number of its requests in a minute; empty = any.",
     )
 
 
 @attrs.frozen
 class LogSettings:
-    format: str = setting("json", choice("json", "text"), "How log lines are written.")
+    format: str = setting("json", one_of("json", "text"), "The format of log lines.")
     level: str = setting(
-        "info", choice("debug", "info", "warn", "error"), "The least important message logged."
+        "info", one_of("debug", "info", "warn", "error"), "The lowest level that is logged."
     )
     access: str = setting(
         "-",
@@ -216,7 +235,7 @@ class LogSettings:
 @attrs.frozen
 class MetricsSettings:
     listen: tuple[str, int] | None = setting(
-        "", optional(endpoint), "Address and port for /metrics alone; empty = the gateway's own."
+        "", unless_empty(address_and_port), "Address and port for /metrics; empty = the gateway's."
     )
 
 
@@ -230,31 +249,33 @@ class Settings:
     log: LogSettings = attrs.field(factory=LogSettings)
     metrics: MetricsSettings = attrs.field(factory=MetricsSettings)
     warnings: tuple[str, ...] = attrs.field(default=(), eq=False)
-    """What was seen when the files were read; :func:`warnings_of` has all of them."""
+    """Found when the sources were read; :func:`.checks.warnings_of` returns all warnings."""
 
 
-_SECTIONS: dict[str, type[attrs.AttrsInstance]] = {
-    "gateway": GatewaySettings, "timeouts": TimeoutSettings, "limits": LimitSettings,
-    "backend": BackendSettings, "token": TokenSettings, "log": LogSettings,
+#: The class of each kind of section.
+SECTIONS: Mapping[str, type[attrs.AttrsInstance]] = {
+    "gateway": GatewaySettings,
+    "timeouts": TimeoutSettings,
+    "limits": LimitSettings,
+    "backend": BackendSettings,
+    "token": TokenSettings,
+    "log": LogSettings,
     "metrics": MetricsSettings,
-}  # fmt: skip
-SCHEMA = Schema(
-    keys={
-        kind: {f.name: f.metadata["about"] for f in attrs.fields(cls) if "about" in f.metadata}
-        for kind, cls in _SECTIONS.items()
-    },
-    named=frozenset({"backend", "token"}),
-    variables={"PORT": ("gateway", "port"), "BACKEND_URL": ("backend default", "url")},
-    options={
-        "listen": ("gateway", "listen"),
-        "port": ("gateway", "port"),
-        "backend-url": ("backend default", "url"),
-    },
-)
-
-
-def describe() -> Iterator[tuple[str, str, About]]:
-    """Every setting there is: its section as written in the file, its key, what is known of it."""
-    for kind, keys in SCHEMA.keys.items():
-        for key, about in keys.items():
-            yield SCHEMA.title(kind), key, about
+}
+#: Kinds of which there may be several sections, each with a name.
+NAMED = frozenset({"backend", "token"})
+#: Each kind of section, as it is written -> its settings by key.
+SETTINGS: Mapping[str, Mapping[str, Setting]] = {
+    kind: {f.name: f.metadata["setting"] for f in attrs.fields(cls) if f.metadata}
+    for kind, cls in SECTIONS.items()
+}
+#: The backend that ``BACKEND_URL`` and ``--backend-url`` make.
+DEFAULT_BACKEND = SectionId("backend", "default")
+#: Environment variables with a short name -> the setting that each gives.
+VARIABLES = {"PORT": (SectionId("gateway"), "port"), "BACKEND_URL": (DEFAULT_BACKEND, "url")}
+#: Options of the command line -> the setting that each gives.
+OPTIONS = {
+    "port": (SectionId("gateway"), "port"),
+    "listen": (SectionId("gateway"), "listen"),
+    "backend-url": (DEFAULT_BACKEND, "url"),
+}

@@ -1,8 +1,8 @@
-"""PEM files: certificates, and the key of the gateway's own. From content alone, no file is opened.
+"""PEM files: certificates, and the private key of the gateway's own certificate.
 
-What settings are checked with is what the daemon uses, so settings that pass the check can be used.
-The libraries raise many kinds of errors for content that is not as it should be, and more with
-each version: here all of them are a ValueError.
+The checks of settings use the same functions as the daemon, so settings that pass the checks work.
+For wrong content the libraries raise many types of errors, which differ between their versions; all
+of them become a `ValueError` here.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .files import File, read_file
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
-def certificates(path: str) -> File:
-    """The value of a setting that names a file of PEM certificates; anything beside them is fine.
+def read_certificates(path: str) -> File:
+    """Read a file of PEM certificates; text between the certificates is allowed.
 
-    :raises ValueError: it cannot be read, has no certificate, or one that OpenSSL does not take.
+    :raises ValueError: the file cannot be read, or OpenSSL rejects a certificate, or it has none.
     """
     file = read_file(path)
     if not certificates_in(file):
@@ -35,9 +35,9 @@ def certificates(path: str) -> File:
     return file
 
 
-def own_certificate(path: str) -> File:
-    """Like :func:`certificates`: the gateway's own, and behind it the chain to its authority."""
-    file = certificates(path)
+def read_own_certificate(path: str) -> File:
+    """Like :func:`read_certificates`: the gateway's certificate first, then its chain."""
+    file = read_certificates(path)
     try:
         _context_with(file)
         out_of_date(file)
@@ -47,18 +47,20 @@ def own_certificate(path: str) -> File:
 
 
 def server_context(certificate: File, key: File) -> SSL.Context:
-    """How to open TLS as a server: Twisted's defaults, with this certificate.
+    """The TLS context of a server: Twisted's defaults with this certificate.
 
-    :raises ValueError: OpenSSL does not take the certificate, or the key is not its key.
+    :raises ValueError: the key does not match the certificate or cannot be used.
     """
     try:
         context = _context_with(certificate)
-        private: Any = load_pem_private_key(key.content, None)  # other kinds raise a TypeError
+        private: Any = load_pem_private_key(
+            key.content, None
+        )  # an unsuitable type: TypeError below
         context.use_privatekey(private)
         context.check_privatekey()
-    except Exception:  # the certificate was good when it was read
+    except Exception:  # the certificate itself was checked when it was read
         raise ValueError(
-            "is not the key of tls_certificate, expected its PEM file without a passphrase"
+            "does not match tls_certificate, expected its private key in PEM without a passphrase"
         ) from None
     return context
 
@@ -73,10 +75,10 @@ def _context_with(certificate: File) -> SSL.Context:
 
 
 def out_of_date(certificate: File) -> str | None:
-    """What is wrong today with the dates of the first certificate in a file."""
+    """The problem if the first certificate is expired or not yet valid today, else None."""
     own, now = _own(certificate)[0], datetime.now(UTC)
     if now > own.not_valid_after_utc:
-        return f"has expired on {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        return f"expired on {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
     if now < own.not_valid_before_utc:
         return f"is not valid before {own.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
     return None
@@ -91,7 +93,7 @@ def _own(file: File) -> list[x509.Certificate]:
 
 
 def certificates_in(file: File) -> list[crypto.X509]:
-    """Its certificates, in their order."""
+    """:raises ValueError: a certificate cannot be parsed."""
     found = []
     for block in file.content.split(_BEGIN)[1:]:
         try:
@@ -106,7 +108,7 @@ def certificates_in(file: File) -> list[crypto.X509]:
 
 def _unusable(error: Exception) -> ValueError:
     return ValueError(
-        f"cannot be used ({_reason(error)}), expected a certificate that OpenSSL takes"
+        f"cannot be used ({_reason(error)}), expected a certificate that OpenSSL accepts"
     )
 
 

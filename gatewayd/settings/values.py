@@ -1,8 +1,8 @@
-"""One value of a setting: its text -> what gatewayd works with.
+"""Parsers of single values: the text of a setting -> the value that gatewayd works with.
 
-Each parser takes text and raises `ValueError` saying what was wrong and what was expected. None of
-them quotes what could be a secret. Which setting has which parser is in
-:mod:`gatewayd.settings.model`.
+Each parser takes text without surrounding white space and raises `ValueError` with a message that
+says what is wrong and what is expected. No message quotes a text that may be a secret. Which
+setting has which parser is declared in :mod:`gatewayd.settings.model`.
 """
 
 import ipaddress
@@ -23,14 +23,14 @@ _SIZE = re.compile(r"([0-9]{1,13}) ?(KiB|MiB|GiB|)", re.IGNORECASE)
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}")
 _UNITS = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _LARGEST_SIZE = 2**40
-# Headers that already mean something; a request id in their place would break the message.
+# Headers with a meaning of their own; a request id in one of them would break the message.
 _TAKEN_HEADERS = {"authorization", "connection", "content-length", "content-type", "date", "host",
                   "server", "transfer-encoding"}  # fmt: skip
 
 
 @attrs.frozen(repr=False)
 class Secret:
-    """A text that shows itself only when asked to."""
+    """A text that neither `repr` nor `str` shows."""
 
     _text: str
 
@@ -42,24 +42,26 @@ class Secret:
 
 
 def _shown(text: str) -> str:
-    """Quote the first line only: those below may be another key's by mistake, and a secret."""
+    """Quote the first line only: by mistake, the next lines may hold another key and its secret."""
     first, _, more = text.partition("\n")
     return repr(first[:60]) + ("..." if first[60:] else "") + (" and more lines" if more else "")
 
 
-def whole(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
+def whole_number(lowest: int, highest: int = 10**9) -> Callable[[str], int]:
+    """:return: a parser of decimal numbers; both bounds are included."""
+
     def parse(text: str) -> int:
         if re.fullmatch(r"[0-9]{1,18}", text) and lowest <= int(text) <= highest:
             return int(text)
         raise ValueError(
-            f"{_shown(text)} does not fit, expected a whole number from {lowest} to {highest}"
+            f"{_shown(text)} is not valid, expected a whole number from {lowest} to {highest}"
         )
 
     return parse
 
 
 def size(text: str) -> int:
-    """Bytes, from ``1048576``, ``1024 KiB``, ``1MiB``."""
+    """A number of bytes from ``1048576``, ``1024 KiB`` or ``1MiB``."""
     if match := _SIZE.fullmatch(text):
         number = int(match[1]) * _UNITS[match[2].lower()]
         if 0 < number <= _LARGEST_SIZE:
@@ -76,14 +78,14 @@ def seconds(text: str) -> float:
     raise ValueError(f"{_shown(text)} is not a time, expected seconds such as 30, 0.5 or 0")
 
 
-def some_seconds(text: str) -> float:
-    """Seconds where there must be a limit."""
+def positive_seconds(text: str) -> float:
+    """Seconds for a time limit that cannot be switched off."""
     if _SECONDS.fullmatch(text) and float(text) > 0:
         return float(text)
     raise ValueError(f"{_shown(text)} is not a time above 0, expected seconds such as 10 or 0.5")
 
 
-def choice(*choices: str) -> Callable[[str], str]:
+def one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() in choices:
             return text.lower()
@@ -92,7 +94,7 @@ def choice(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:
+def unless_empty(parse: Callable[[str], T]) -> Callable[[str], T | None]:
     return lambda text: parse(text) if text else None
 
 
@@ -100,13 +102,13 @@ def matching(pattern: str, expected: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if re.fullmatch(pattern, text):
             return text
-        raise ValueError(f"{_shown(text)} does not fit, expected {expected}")
+        raise ValueError(f"{_shown(text)} is not valid, expected {expected}")
 
     return parse
 
 
-def address(text: str) -> str:
-    """An IP address, not a name: looking a name up may block, and may give more than one."""
+def ip_address(text: str) -> str:
+    """An IP address; not a host name: a look-up may block, and may return several addresses."""
     try:
         return str(ipaddress.ip_address("127.0.0.1" if text == "localhost" else text))
     except ValueError:
@@ -115,17 +117,20 @@ def address(text: str) -> str:
         ) from None
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Names or globs, separated by commas, white space or lines."""
+def model_names(text: str) -> tuple[str, ...]:
+    """Names or globs, separated by commas or white space."""
     found = tuple(text.replace(",", " ").split())
     for name in found:
         if len(name) > 256 or not name.isprintable():
-            raise ValueError(f"{_shown(name)} does not fit, expected names such as llama-3*")
+            raise ValueError(f"{_shown(name)} is not valid, expected names such as llama-3*")
     return found
 
 
-def models(text: str) -> tuple[tuple[str, str | None], ...]:
-    """Names, globs and ``alias = real`` in lines or between commas -> pairs; None is no alias."""
+def models_and_aliases(text: str) -> tuple[tuple[str, str | None], ...]:
+    """Entries separated by commas or line ends: a name, a glob, or ``alias = real``.
+
+    :return: pairs ``(name, None)`` and ``(alias, real)``.
+    """
     found: list[tuple[str, str | None]] = []
     for entry in text.replace(",", "\n").splitlines():
         alias, equals, real = (part.strip() for part in entry.partition("="))
@@ -134,7 +139,7 @@ def models(text: str) -> tuple[tuple[str, str | None], ...]:
         wrong = [n for n in (alias, real) if len(n) > 256 or not n.isprintable() or " " in n]
         if wrong or not alias or (equals and (not real or set("*?[") & {*alias, *real})):
             raise ValueError(
-                f"{_shown(entry.strip())} does not fit, expected a name, a glob such as llama-3* "
+                f"{_shown(entry.strip())} is not valid, expected a name, a glob such as llama-3* "
                 "or alias = name"
             )
         found.append((alias, real if equals else None))
@@ -154,7 +159,7 @@ def url_path(text: str) -> str:
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """Origins as browsers send them: scheme, host and perhaps a port; or ``*`` for all."""
+    """Origins as browsers send them (scheme, host, optional port), or ``*`` for all."""
     found = tuple(text.lower().replace(",", " ").split())
     for origin in found:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
@@ -164,21 +169,23 @@ def origins(text: str) -> tuple[str, ...]:
     return found
 
 
-def sha256(text: str) -> bytes:
-    """A SHA-256 digest in hexadecimal. Never quoted: who mixes things up puts the token there."""
+def sha256_digest(text: str) -> bytes:
+    """A SHA-256 digest in hexadecimal. Never quoted: by mistake it may be the token itself."""
     if re.fullmatch(r"[0-9a-fA-F]{64}", text):
         return bytes.fromhex(text)
-    raise ValueError("is not a digest, expected 64 hexadecimal digits from: gatewayd token NAME")
+    raise ValueError(
+        "is not a digest, expected 64 hexadecimal digits as gatewayd token NAME prints"
+    )
 
 
-def endpoint(text: str) -> tuple[str, int]:
+def address_and_port(text: str) -> tuple[str, int]:
     """``127.0.0.1:9100`` or ``[::1]:9100``."""
     host, _, port = text.rpartition(":")
     try:
-        return address(host.removeprefix("[").removesuffix("]")), whole(0, 65535)(port)
+        return ip_address(host.removeprefix("[").removesuffix("]")), whole_number(0, 65535)(port)
     except ValueError:
         raise ValueError(
-            f"{_shown(text)} is not an address and a port, expected such as 127.0.0.1:9100"
+            f"{_shown(text)} is not an address and a port, expected for example 127.0.0.1:9100"
         ) from None
 
 
@@ -196,9 +203,9 @@ def header_name(text: str) -> str:
 
 
 def base_url(text: str) -> str:
-    """``http://gpu1:8080`` from that, ``http://gpu1:8080/`` and ``http://gpu1:8080/v1/``.
+    """A URL; ``/v1`` and slashes at its end are removed.
 
-    The value is never quoted: user info and queries are where people put passwords.
+    It is never quoted: its user info or query may contain a password.
     """
     expected = "expected a base URL such as http://127.0.0.1:8080/v1"
     if not re.fullmatch(r"[!-~]{1,2000}", text):
@@ -219,7 +226,7 @@ def base_url(text: str) -> str:
     if port == 0 or "%" in host or not (host.startswith("[") or _HOST.fullmatch(host)):
         raise ValueError(f"has a wrong host or port, {expected}")
     if port == {"http": 80, "https": 443}[parts.scheme]:
-        port = None  # as everybody else will write it
+        port = None  # URLs and Host headers usually omit the default port
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     if not _PATH.fullmatch(path):
         raise ValueError(f"has a wrong path, {expected}")

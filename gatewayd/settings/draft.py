@@ -1,0 +1,118 @@
+"""A draft of the settings: the values that the sources have given so far, and what is wrong.
+
+The sources fill it (:mod:`.sources`), the checks complete it (:mod:`.checks`), and
+:mod:`.load` makes the settings from it. Every value is parsed when it is given, also one that a
+later source overrides: a mistake must not stay hidden until that source is removed.
+"""
+
+import os
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from .model import SETTINGS, SectionId
+
+#: Listed problems; a file that is not an ini file has one in each line.
+MOST_PROBLEMS = 100
+
+
+class Source(IntEnum):
+    """In the order in which they are read; the last one to give a value wins."""
+
+    FILE = 0
+    ENVIRONMENT = 1
+    COMMAND_LINE = 2
+
+
+class Place(NamedTuple):
+    """Where something was given. Places sort in the order in which problems are listed."""
+
+    source: Source
+    line: int
+    """0 in a source without lines, and for the file as a whole."""
+    text: str
+    """As the message begins: ``FILE:4: [gateway] port``."""
+
+
+class Section:
+    """The values of one section, and where they came from.
+
+    :param start: the place of the section itself. A missing key is reported there; the text ends
+        where the key would follow.
+    """
+
+    def __init__(self, start: Place) -> None:
+        self.start = start
+        self.values: dict[str, Any] = {}  # None: given, but empty
+        self.places: dict[str, Place] = {}
+
+    def was_given(self, key: str) -> bool:
+        """Whether there is a value that is not empty, even one that could not be parsed."""
+        if key in self.values:
+            return self.values[key] is not None
+        return key in self.places
+
+
+class Draft:
+    """
+    :param folder: the folder of files that are named without a leading slash; empty for the
+        working folder.
+    """
+
+    def __init__(self, folder: str = "") -> None:
+        self._folder = folder
+        self.sections: dict[SectionId, Section] = {}
+        self.problems: list[tuple[Place, str]] = []
+        self._warnings: list[str] = []
+
+    def begin(self, section: SectionId, start: Place) -> Section:
+        """The section, made if it does not exist yet."""
+        return self.sections.setdefault(section, Section(start))
+
+    def of_kind(self, kind: str) -> list[SectionId]:
+        return [section for section in self.sections if section.kind == kind]
+
+    def values(self, kind: str) -> dict[str, Any]:
+        """The values of a section of which there is only one."""
+        section = self.sections.get(SectionId(kind))
+        return section.values if section else {}
+
+    def put(self, section: SectionId, key: str, text: str, place: Place) -> None:
+        """Parse a value and keep it, in the place of an earlier one."""
+        draft = self.begin(section, place)
+        draft.places[key] = place
+        setting, text = SETTINGS[section.kind][key], text.strip()
+        if setting.is_file and text not in ("", "-"):
+            text = os.path.join(self._folder, text)
+        try:
+            draft.values[key] = setting.parse(text)
+        except ValueError as error:
+            draft.values.pop(key, None)
+            self.problem(place, str(error))
+
+    def problem(self, place: Place, reason: str) -> None:
+        self.problems.append((place, reason))
+
+    def missing(self, section: SectionId, key: str, expected: str) -> None:
+        source, line, text = self.sections[section].start
+        place = Place(source, line, text + (key.upper() if source is Source.ENVIRONMENT else key))
+        self.problem(place, f"is missing, expected {expected}")
+
+    def warn(self, place: Place, reason: str) -> None:
+        self._warnings.append(f"{place.text}: {reason}")
+
+    def warn_exposed(self, place: Place, mode: str = "0600") -> None:
+        self.warn(place, f"the file with this key can be read by other users, expected mode {mode}")
+
+    def problem_lines(self) -> tuple[str, ...]:
+        """One line for each problem, in the order of their places."""
+        listed = sorted(self.problems)[:MOST_PROBLEMS]
+        lines = tuple(_one_line(f"{place.text}: {reason}") for place, reason in listed)
+        more = len(self.problems) > len(listed)
+        return (*lines, "There are more mistakes.") if more else lines
+
+    def warning_lines(self) -> tuple[str, ...]:
+        return tuple(map(_one_line, self._warnings))
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
