@@ -63,7 +63,7 @@ def test_a_file_that_configparser_refuses_has_a_mistake_or_a_duplicate(text: str
     assert mistake or len(set(names)) < len(names) or len(set(keys)) < len(keys)
 
 
-@given(TEXTS)
+@given(TEXTS | st.text(max_size=200))
 def test_every_item_has_its_line_and_they_are_in_order(text: str) -> None:
     lines = text.split("\n")
     items = list(parse(text))

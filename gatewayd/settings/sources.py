@@ -76,7 +76,8 @@ def _begin_section(draft: Draft, path: str, header: ini.Header) -> SectionId | N
         return None
     if section in draft.sections:
         draft.problem(place, "occurs twice, expected once")
-    draft.begin(section, _in_file(path, header.line, f"{section} "))
+    start = _in_file(path, header.line, f"{section} ")
+    draft.begin(section, start).start = start  # of several headers the last one
     return section
 
 
