@@ -60,30 +60,22 @@ class Event(enum.Enum):
 
 _HEALTHY, _EJECTED, _TRIAL_DUE, _ON_TRIAL, _LOADING = State
 
-#: What follows in each state from each event; events that are not listed change nothing.
+_AFTER_EJECTION = {
+    Event.GOOD_ANSWER: _HEALTHY,
+    Event.EXONERATED: _HEALTHY,
+    Event.CHECK_LOADING: _LOADING,
+}
+
+#: The next state for each event in each state; events that are not listed change nothing.
 TRANSITIONS: dict[State, dict[Event, State]] = {
-    _HEALTHY: {
-        Event.TOO_MANY_FAILURES: _EJECTED,
-        Event.CHECK_LOADING: _LOADING,
-    },
-    _EJECTED: {
-        Event.BACKOFF_OVER: _TRIAL_DUE,
-        Event.GOOD_ANSWER: _HEALTHY,
-        Event.EXONERATED: _HEALTHY,
-        Event.CHECK_LOADING: _LOADING,
-    },
-    _TRIAL_DUE: {
-        Event.REQUEST_SENT: _ON_TRIAL,
-        Event.GOOD_ANSWER: _HEALTHY,
-        Event.EXONERATED: _HEALTHY,
-        Event.CHECK_LOADING: _LOADING,
-    },
+    _HEALTHY: {Event.TOO_MANY_FAILURES: _EJECTED, Event.CHECK_LOADING: _LOADING},
+    _EJECTED: {Event.BACKOFF_OVER: _TRIAL_DUE, **_AFTER_EJECTION},
+    _TRIAL_DUE: {Event.REQUEST_SENT: _ON_TRIAL, **_AFTER_EJECTION},
+    # A trial that fails ejects for longer than before.
     _ON_TRIAL: {
-        Event.TRIAL_FAILED: _EJECTED,  # for longer than before
+        Event.TRIAL_FAILED: _EJECTED,
         Event.TRIAL_INCONCLUSIVE: _TRIAL_DUE,
-        Event.GOOD_ANSWER: _HEALTHY,
-        Event.EXONERATED: _HEALTHY,
-        Event.CHECK_LOADING: _LOADING,
+        **_AFTER_EJECTION,
     },
     _LOADING: {
         Event.CHECK_PASSED: _HEALTHY,
@@ -94,7 +86,8 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 
 
 class Health:
-    """
+    """What is known of one backend.
+
     :param clock: tells the time; nothing is scheduled.
     :param report: called with a phrase for the log when the backend is ejected, begins to load, or
         is healthy again.
