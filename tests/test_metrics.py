@@ -110,6 +110,7 @@ def test_the_versions_are_shown(metrics: PrometheusMetrics) -> None:
 
 
 def test_counters_add_up_per_backend_model_and_caller(metrics: PrometheusMetrics) -> None:
+    metrics.watch(lambda: snapshot(models=["m"]))
     backend = FakeBackend()
     gateway = Gateway(backend)
     for _ in range(3):
