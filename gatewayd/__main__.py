@@ -1,4 +1,4 @@
-"""``gatewayd token NAME``, ``gatewayd reload PID``: what is done beside the daemon.
+"""``gatewayd token NAME``, ``gatewayd reload PID``: commands that run beside the daemon.
 
 Also ``python -m gatewayd``.
 """
@@ -12,7 +12,7 @@ import secrets
 import sys
 
 from gatewayd import __version__
-from gatewayd.daemon.reloading import ReloadError, reload
+from gatewayd.daemon.reload_command import ReloadError, reload
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -20,22 +20,22 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="gatewayd",
-        description="Tools beside the daemon, which is started with: twistd gatewayd",
+        description="Commands beside the daemon, which is started with: twistd gatewayd",
     )
     parser.add_argument("--version", action="version", version=f"gatewayd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     token = commands.add_parser(
         "token",
         help="make a bearer token for a client",
-        description="Make a bearer token. It is shown once; the settings keep only its digest.",
+        description="Make a bearer token. It is shown once; the settings hold only its digest.",
     )
     token.add_argument("name", metavar="NAME", help="who will use it: letters, digits and . _ -")
-    again = commands.add_parser(
+    reloading = commands.add_parser(
         "reload",
         help="have a running daemon read its settings again",
-        description="Send SIGHUP to a daemon and wait; the exit status is 1 if the settings stay.",
+        description="Send SIGHUP to a daemon and wait; the exit status is 1 if it did not reload.",
     )
-    again.add_argument("pid", metavar="PID", type=int, help="the number of its main process")
+    reloading.add_argument("pid", metavar="PID", type=int, help="process ID of its main process")
     options = parser.parse_args(arguments)
     if options.command == "reload":
         return _reload(options.pid)

@@ -1,7 +1,9 @@
 """What ``twistd gatewayd`` runs: the command line, and the service made from it.
 
 Settings are read while twistd still parses its command line. It has not forked then, so a mistake
-reaches the terminal and the exit status, of a daemon too. The only module with the global reactor.
+in them reaches the terminal and the exit status, also if twistd runs in the background. This is
+the only module that imports the global reactor. Some imports are inside functions because
+``--help`` and a failed start do not need them.
 """
 
 import os
@@ -27,7 +29,7 @@ _OPTIONS = ("listen", "port", "backend-url")
 
 
 class Options(usage.Options):
-    """The command line; once parsed, `settings` and `load`, which reads them all again."""
+    """The command line. Once parsed it has ``settings``, and ``load``, which reads them again."""
 
     synopsis = "[options]"
     longdesc = (
@@ -41,7 +43,7 @@ class Options(usage.Options):
         ("listen", "l", None, "IP address to listen on (default: 127.0.0.1)"),
         ("backend-url", "b", None, "Base URL of the first backend, with or without /v1"),
     )
-    optFlags = (("check", None, "Check the settings, say what is wrong, and exit"),)
+    optFlags = (("check", None, "Check the settings, report mistakes, and exit"),)
 
     settings: Settings
     load: Callable[[], Settings]
@@ -53,7 +55,7 @@ class Options(usage.Options):
         raise SystemExit(0)
 
     def parseOptions(self, options: list[str] | None = None) -> None:
-        """Parse; a wrong command line gets one line as any other mistake, not the whole usage."""
+        """Parse; report a wrong command line in one line, as any other mistake."""
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
@@ -61,7 +63,7 @@ class Options(usage.Options):
             _fail([f"command line: {reason}, expected what twistd gatewayd --help lists"])
 
     def postOptions(self) -> None:
-        """Read the settings; leave with status 1 if they cannot be used."""
+        """Read the settings; exit with status 1 if they cannot be used."""
         if is_worker():
             self.supervised = Supervised()
             self.settings, self.load = self.supervised.handover.settings, self.supervised.load
@@ -75,7 +77,8 @@ class Options(usage.Options):
             print(f"CONFIG ok: {_summary(self.settings)}.")
             raise SystemExit(0)
         if isinstance(self.parent, ServerOptions) and hasattr(select, "epoll"):
-            # twistd installs one only later, unless --reactor said which; twist always does.
+            # twistd installs its default only later, and one chosen with --reactor earlier. twist
+            # has installed one in any case.
             from gatewayd.daemon.reactor import install
 
             install()
@@ -83,7 +86,7 @@ class Options(usage.Options):
     def _read(self) -> None:
         given = {name: self[name] for name in _OPTIONS if self[name] is not None}
         path = self["config"] or os.environ.get("GATEWAYD_CONFIG")
-        # A daemon may work in another folder when it reads the files again.
+        # The daemon may run in another folder when it reads the files again.
         path = path and os.path.abspath(path)
         self.load = partial(load, dict(os.environ), given, path, os.getcwd())
         try:
@@ -94,10 +97,10 @@ class Options(usage.Options):
             _fail(error.problems)
 
     def _check(self) -> None:
-        """Build what a start would build; leave with status 1 if that fails."""
+        """Build what a start would build; exit with status 1 if that fails."""
         from twisted.internet import reactor
 
-        from gatewayd.daemon.world import build
+        from gatewayd.daemon.generation import build
 
         try:
             build(self.settings, reactor, bytes)
@@ -111,7 +114,7 @@ def makeService(options: Options) -> IService:
     from gatewayd.daemon.signals import hold
 
     hold()
-    # twistd chooses the reactor, and --help needs none of this.
+    # twistd has chosen the reactor by now.
     from twisted.internet import reactor
 
     from gatewayd.daemon import descriptors
@@ -123,10 +126,10 @@ def makeService(options: Options) -> IService:
     descriptors.raise_limit()
     try:
         if options.settings.gateway.workers > 1 and options.supervised is None:
-            # twist has no such option, and never leaves the foreground.
+            # twist has no such option and always runs in the foreground.
             foreground = bool(options.parent and options.parent.get("nodaemon", True))
-            same = _reactor_option(reactor)
-            return Supervisor(options.settings, options.load, reactor, same, foreground)
+            reactor_option = _reactor_option(reactor)
+            return Supervisor(options.settings, options.load, reactor, reactor_option, foreground)
         return GatewayService(options.settings, options.load, reactor, options.supervised)
     except SettingsError as error:
         _refuse_waiting()
@@ -134,11 +137,11 @@ def makeService(options: Options) -> IService:
 
 
 def _reactor_option(reactor: object) -> list[str]:
-    """The option with which twistd installs this reactor; none for the one it installs anyway."""
-    known: Any
-    for known in getReactorTypes():
-        if known.moduleName == type(reactor).__module__:
-            return ["--reactor", known.shortName]
+    """The option with which twistd installs this reactor; empty for the default one."""
+    kind: Any
+    for kind in getReactorTypes():
+        if kind.moduleName == type(reactor).__module__:
+            return ["--reactor", kind.shortName]
     return []
 
 
@@ -156,9 +159,9 @@ def _print_errors(lines: Sequence[str]) -> None:
 
 
 def _refuse_waiting() -> None:
-    """The start fails: tell the clients that wait in sockets of systemd's."""
+    """The start fails: answer the clients that wait in systemd's sockets."""
+    from gatewayd.daemon.failed_start import refuse_waiting
     from gatewayd.daemon.notify import inherited_sockets
-    from gatewayd.daemon.refusing import refuse_waiting
 
     refuse_waiting(inherited_sockets())
 

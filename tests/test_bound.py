@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from gatewayd.daemon.bound import BOUND, keep_bound
+from gatewayd.daemon.reload import BOUND, keep_bound
 from gatewayd.settings.model import (
     Setting,
     Settings,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -263,34 +260,6 @@ def test_without_tokens_a_proxy_cannot_make_the_metrics_public() -> None:
     assert metrics(everywhere, host="gateway.lan").status == 200
     assert metrics(everywhere, PROXIED[2], host="gateway.lan").status == 403
     assert [exchange.end for exchange in everywhere.ended] == [End.COMPLETE, End.REFUSED]
-
-
-# -- the command that makes tokens ---------------------------------------------------------------
-
-
-def test_the_token_command_makes_one_that_the_settings_take() -> None:
-    made = subprocess.run(
-        [sys.executable, "-m", "gatewayd", "token", "carol"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    token, section, line = made.stdout.splitlines()
-    assert section == "[token carol]" and re.fullmatch(r"gw-[\w-]{43}", token)
-    digest = line.removeprefix("sha256 = ")
-    backend = FakeBackend()
-    gateway = Gateway(backend, settings=settings(token_carol_sha256=digest))
-    gateway.chat(headers=bearer(token))
-    assert len(backend.calls) == 1
-    assert token not in made.stderr
-
-
-@pytest.mark.parametrize("arguments", [[], ["token"], ["token", "no name"], ["other"]])
-def test_the_token_command_says_how_it_is_used(arguments: list[str]) -> None:
-    made = subprocess.run(
-        [sys.executable, "-m", "gatewayd", *arguments], capture_output=True, text=True, check=False
-    )
-    assert made.returncode == 2 and "usage: gatewayd" in made.stderr and not made.stdout
 
 
 def test_json_of_an_answer_is_an_envelope_with_four_keys() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import twisted
 from prometheus_client.parser import text_string_to_metric_families
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, LoopingCall
 
 from gatewayd import __version__
 from gatewayd.exchange import End
@@ -88,13 +88,17 @@ def test_a_backend_that_was_removed_is_no_longer_shown(metrics: PrometheusMetric
 
 
 def test_the_lag_is_how_late_the_loop_runs(metrics: PrometheusMetrics, clock: Clock) -> None:
-    metrics.start()
+    loop = LoopingCall(metrics.tick)
+    loop.clock = clock
+    loop.start(LAG_SECONDS)
     clock.advance(LAG_SECONDS)
     assert samples(metrics, "gatewayd_event_loop_lag_seconds") == {(): 0}
     clock.advance(LAG_SECONDS + 0.25)
     assert samples(metrics, "gatewayd_event_loop_lag_seconds") == {(): 0.25}
-    metrics.stop()
-    assert clock.getDelayedCalls() == []
+    clock.advance(3 * LAG_SECONDS + 0.25)
+    assert samples(metrics, "gatewayd_event_loop_lag_seconds") == {(): 2.5}
+    clock.advance(0.5)
+    assert samples(metrics, "gatewayd_event_loop_lag_seconds") == {(): 0}
 
 
 def test_every_name_begins_with_gatewayd_or_process_and_has_a_help_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.python import failure
 
+from gatewayd.daemon.periodic import every
 from gatewayd.routing.evidence import FAILURES
 from gatewayd.routing.health import LONGEST_BACKOFF, State
 from gatewayd.routing.prober import CHECK_SECONDS, CHECK_TIMEOUT, RECHECK_SECONDS, Prober
@@ -18,7 +19,7 @@ from tests.outcomes import state_of
 def probed(*backends: FakeBackend) -> tuple[Clock, list[Target]]:
     clock = Clock()
     targets = [Target(backend, clock) for backend in backends]
-    Prober(Router(targets), clock).start()
+    every(RECHECK_SECONDS, Prober(Router(targets), clock).check, clock).startService()
     return clock, targets
 
 
@@ -60,13 +61,3 @@ def test_checks_that_fail_eject_and_the_first_that_passes_leads_to_a_trial() -> 
     backend.checks[-1].callback(True)
     clock.advance(LONGEST_BACKOFF)
     assert target.health.state is State.TRIAL_DUE and target.health.usable
-
-
-def test_a_prober_that_was_stopped_checks_no_more() -> None:
-    backend, clock = FakeBackend(), Clock()
-    prober = Prober(Router([Target(backend, clock)]), clock)
-    prober.start()
-    prober.stop()
-    backend.checks[0].callback(True)
-    clock.pump([CHECK_SECONDS] * 3)
-    assert len(backend.checks) == 1 and not clock.getDelayedCalls()

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pytest
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd.backend.openai import OpenAIBackend
-from gatewayd.daemon import world
 from gatewayd.daemon.service import GatewayService
 from gatewayd.routing.evidence import ClientLeft
 from gatewayd.routing.target import Target
-from gatewayd.settings.load import SettingsError, load
+from gatewayd.settings.load import load
 from gatewayd.settings.model import BackendSettings, Settings
 from tests.certificates import certificate
 from tests.memory import fails
@@ -341,17 +339,3 @@ class RenewedFiles(Reloads):
         key.write_text("second\n")
         self.reload(text)
         assert b"Bearer second\r\n" in self.ask()
-
-
-def test_what_cannot_be_built_is_named_with_its_section() -> None:
-    settings = load({"BACKEND_URL": "http://127.0.0.1:1"})
-
-    def fails(*_: object) -> None:
-        raise RuntimeError("why")
-
-    with (
-        mock.patch.object(OpenAIBackend, "__init__", fails),
-        pytest.raises(SettingsError) as caught,
-    ):
-        world.build(settings, MemoryReactorClock(), bytes)
-    assert caught.value.problems == ("[backend default]: cannot be used (why)",)

@@ -1,56 +1,146 @@
-"""The service as a whole: what it tells its log and its metrics when an exchange ends."""
+"""The service as a whole: in which order its parts start and stop."""
 
 from __future__ import annotations
 
+import gc
 import json
+import tempfile
+from typing import Any
 
-from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
+from gatewayd.daemon import service
+from gatewayd.daemon.drain import FLUSH_SECONDS, GRACE_SECONDS
 from gatewayd.daemon.service import GatewayService
+from gatewayd.daemon.signals import Signals
 from gatewayd.exchange import Exchange
-from tests.memory import settings
+from gatewayd.telemetry.metrics import PrometheusMetrics
+from tests.memory import ClientTransport, settings
 
-REQUEST = b'{"messages": [{"role": "user", "content": "hi"}]}'
+ASKED = b'{"messages": [{"role": "user", "content": "hi"}]}'
+CHAT = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n" % len(ASKED) + ASKED
+)
 
 
-class RecordingFaults(SynchronousTestCase):
-    """A fault in what records an end must reach neither the client nor the other recorder."""
+class Systemd:
+    """Keeps what systemd is told."""
 
+    watchdog_seconds = 15.0
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def ready(self, status: str) -> None:
+        self.told.append("READY")
+
+    def stopping(self, status: str) -> None:
+        self.told.append("STOPPING")
+
+    def alive(self) -> None:
+        self.told.append("WATCHDOG")
+
+
+class Services(SynchronousTestCase):
     def setUp(self) -> None:
-        self.service = GatewayService(settings(), settings, Clock())
-
-    def answer(self) -> bytes:
-        channel = self.service.site.buildProtocol(None)
-        transport = StringTransport()
-        channel.makeConnection(transport)
-        channel.dataReceived(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n" % len(REQUEST) + REQUEST
+        self.systemd = Systemd()
+        self.patch(service, "Systemd", lambda: self.systemd)
+        self.patch(gc, "freeze", lambda: None)
+        self.patch(Signals, "install", lambda _: None)
+        self.reactor: Any = MemoryReactorClock()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.log = f"{folder.name}/access.log"
+        given = settings(
+            log_access=self.log, backend_a_url="http://127.0.0.1:1", timeouts_connect="600"
         )
-        written: bytes = transport.value()
-        return written
+        self.service = GatewayService(given, lambda: given, self.reactor)
 
+    def connect(self, request: bytes = b"") -> ClientTransport:
+        client = ClientTransport()
+        client.protocol = self.service.site.buildProtocol(None)
+        client.protocol.makeConnection(client)
+        client.protocol.dataReceived(request)
+        return client
+
+
+class Starts(Services):
+    def test_making_it_opens_nothing(self) -> None:
+        assert self.reactor.tcpServers == [] and self.reactor.getDelayedCalls() == []
+
+    def test_twistd_opens_the_port_with_root_rights(self) -> None:
+        self.service.privilegedStartService()
+        assert [server[0] for server in self.reactor.tcpServers] == [8000]
+        self.service.startService()
+        assert len(self.reactor.tcpServers) == 1
+
+    def test_twist_starts_it_only_without_them(self) -> None:
+        self.service.startService()
+        assert [server[0] for server in self.reactor.tcpServers] == [8000]
+
+    def test_systemd_is_told_when_the_loop_runs_and_then_regularly(self) -> None:
+        self.reactor.running = False
+        self.service.startService()
+        assert self.systemd.told == []
+        self.reactor.run()
+        assert self.systemd.told == ["READY", "WATCHDOG"]
+        self.reactor.advance(15)
+        assert self.systemd.told == ["READY", "WATCHDOG", "WATCHDOG"]
+
+
+class Stops(Services):
+    def setUp(self) -> None:
+        super().setUp()
+        self.service.startService()
+        self.reactor.run()
+
+    def test_nothing_is_left_once_the_last_request_has_ended(self) -> None:
+        client = self.connect(CHAT)
+        stopped = self.service.stopService()
+        self.systemd.told.clear()
+        self.reactor.pump([1] * 20)
+        assert self.systemd.told == ["WATCHDOG"]  # systemd would end a stop that is silent
+        self.assertNoResult(stopped)
+        client.leave()
+        self.successResultOf(stopped)
+        assert self.reactor.getDelayedCalls() == []
+
+    def test_what_takes_too_long_is_recorded_before_the_log_is_closed(self) -> None:
+        self.connect(CHAT)
+        stopped = self.service.stopService()
+        self.reactor.pump([1] * 30 + [FLUSH_SECONDS])
+        self.successResultOf(stopped)
+        with open(self.log, encoding="utf-8") as log:
+            assert [json.loads(line)["end"] for line in log] == ["drained"]
+
+    def test_connections_without_a_request_are_closed_a_moment_later(self) -> None:
+        client = self.connect()
+        stopped = self.service.stopService()
+        self.reactor.advance(GRACE_SECONDS / 2)
+        assert not client.disconnecting
+        self.reactor.advance(GRACE_SECONDS)
+        assert client.disconnecting
+        client.leave()
+        self.successResultOf(stopped)
+
+    def test_backends_are_not_probed_during_a_stop(self) -> None:
+        probes: list[float] = []
+        self.patch(self.service._prober, "check", lambda: probes.append(self.reactor.seconds()))
+        self.reactor.advance(1)
+        self.connect()
+        self.service.stopService()
+        self.reactor.pump([1] * 5)
+        assert probes == [1]
+
+
+class Recording(Services):
     def test_promise_1_a_fault_in_the_metrics_reaches_no_client(self) -> None:
-        def fails(exchange: Exchange) -> None:
+        def fails(_: PrometheusMetrics, exchange: Exchange) -> None:
             raise OverflowError("a count of 400 digits")
 
-        written: list[Exchange] = []
-        self.service.metrics = fails  # type: ignore[assignment]
-        self.service._access_log = written.append  # type: ignore[assignment]
-        head, _, body = self.answer().partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200 OK")
-        assert json.loads(body)["choices"][0]["message"]["content"] == "Echo: hi"
-        assert [exchange.end for exchange in written] == ["complete"]
+        self.patch(PrometheusMetrics, "__call__", fails)
+        client = self.connect(b"GET /healthz HTTP/1.1\r\nHost: g\r\n\r\n")
+        assert client.value().startswith(b"HTTP/1.1 200 OK")
         assert len(self.flushLoggedErrors(OverflowError)) == 1
-
-    def test_a_fault_in_the_access_log_reaches_neither_client_nor_metrics(self) -> None:
-        def fails(exchange: Exchange) -> None:
-            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "half a pair")
-
-        self.service._access_log = fails  # type: ignore[assignment]
-        assert self.answer().startswith(b"HTTP/1.1 200 OK")
-        counted = b'gatewayd_ends_total{backend="echo",end="complete"} 1.0'
-        assert counted in self.service.metrics.text()
-        assert len(self.flushLoggedErrors(UnicodeEncodeError)) == 1

@@ -18,14 +18,14 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
-from gatewayd.daemon import workerprocess
+from gatewayd.daemon import worker_process
 from gatewayd.daemon.supervisor import LAST_SECONDS, Supervisor
 from gatewayd.daemon.worker import FIRST_SOCKET, WORKER_NUMBER, Handover
-from gatewayd.daemon.workerprocess import (
-    IDLE_LOOKS,
-    LOOK_SECONDS,
-    SILENT_LOOKS,
-    Notices,
+from gatewayd.daemon.worker_process import (
+    CHECK_SECONDS,
+    IDLE_CHECKS,
+    SILENT_CHECKS,
+    NotifySocket,
     WorkerProcess,
 )
 from gatewayd.settings.load import SettingsError
@@ -81,7 +81,7 @@ class Reactor(Clock):
         super().__init__()
         self.processes: list[Process] = []
         self.failing: list[OSError] = []
-        self.notices: list[Notices] = []
+        self.notices: list[NotifySocket] = []
 
     def spawnProcess(
         self, protocol: Any, executable: str, args: Any, env: Any, childFDs: Any
@@ -90,7 +90,7 @@ class Reactor(Clock):
             raise self.failing.pop(0)
         self.processes.append(Process(protocol, args, env, childFDs))
 
-    def listenUNIXDatagram(self, address: str, protocol: Notices) -> None:
+    def listenUNIXDatagram(self, address: str, protocol: NotifySocket) -> None:
         self.notices.append(protocol)
 
     def callWhenRunning(self, call: Any) -> None:
@@ -103,11 +103,11 @@ class Reactor(Clock):
         self.notices[worker].datagramReceived(what, None)
 
     def pass_seconds(self, seconds: float, *alive: int) -> None:
-        """Look by look, while these workers say that they live."""
-        for _ in range(round(seconds / LOOK_SECONDS)):
+        """Check by check, while these workers say that they live."""
+        for _ in range(round(seconds / CHECK_SECONDS)):
             for worker in alive:
                 self.say(worker)
-            self.advance(LOOK_SECONDS)
+            self.advance(CHECK_SECONDS)
 
 
 class World:
@@ -152,7 +152,7 @@ def test_a_worker_is_handed_settings_sockets_and_no_key_in_sight(
     world.loaded = settings(
         gateway_workers="2", backend_a_url="http://a", backend_a_api_key="secret"
     )
-    world.supervisor._reload()
+    world.supervisor.reload()
     world.processes[0].end(1)
     world.reactor.advance(1)
     process = world.processes[2]
@@ -196,12 +196,12 @@ def test_one_that_ends_young_again_and_again_is_started_later_and_later(world: W
 
 def test_a_worker_that_says_nothing_is_killed_and_another_starts(world: World) -> None:
     world.both_serve()
-    world.reactor.pass_seconds(IDLE_LOOKS - 1, 1)
+    world.reactor.pass_seconds(IDLE_CHECKS - 1, 1)
     assert [process.signals for process in world.processes] == [[], []]
     with capturedLogs() as events:
         world.reactor.pass_seconds(1, 1)
     assert [process.signals for process in world.processes] == [[signal.SIGKILL], []]
-    assert [str(event["said"])[:14] for event in events] == ["worker 0 hangs"]
+    assert [(event["number"], event["seconds"]) for event in events] == [(0, IDLE_CHECKS)]
     world.processes[0].end(9)
     world.reactor.pass_seconds(1, 1)
     assert len(world.processes) == 3
@@ -212,27 +212,27 @@ def test_a_worker_that_is_busy_has_more_time(
 ) -> None:
     """A client may keep it busy for seconds, and may not have it killed by that."""
     used = itertools.count()
-    monkeypatch.setattr(workerprocess, "processor_time", lambda pid: next(used))
+    monkeypatch.setattr(worker_process, "processor_time", lambda pid: next(used))
     world.both_serve()
-    world.reactor.pass_seconds(SILENT_LOOKS - 1, 1)
+    world.reactor.pass_seconds(SILENT_CHECKS - 1, 1)
     assert [process.signals for process in world.processes] == [[], []]
     world.reactor.pass_seconds(1, 1)
     assert [process.signals for process in world.processes] == [[signal.SIGKILL], []]
 
 
 def test_the_processor_time_of_a_process_is_known(world: World) -> None:
-    before = workerprocess.processor_time(os.getpid())
+    before = worker_process.processor_time(os.getpid())
     assert before is not None
     began = time.process_time()
     while time.process_time() < began + 0.05:
         pass
-    after = workerprocess.processor_time(os.getpid())
+    after = worker_process.processor_time(os.getpid())
     assert after is not None and after > before
-    assert workerprocess.processor_time(-1) is None
+    assert worker_process.processor_time(-1) is None
 
 
 def test_one_that_starts_has_more_time_to_be_heard(world: World) -> None:
-    world.reactor.pass_seconds(SILENT_LOOKS - 1)
+    world.reactor.pass_seconds(SILENT_CHECKS - 1)
     assert world.processes[0].signals == []
     world.reactor.pass_seconds(1)
     assert world.processes[0].signals == [signal.SIGKILL]
@@ -252,9 +252,9 @@ def test_accepted_settings_go_to_those_that_run_and_to_those_that_start_later(
         gateway_workers="3", gateway_port="1", gateway_api_title="new", log_level="warn"
     )
     with capturedLogs() as events:
-        world.supervisor._reload()
-    said = [str(event["said"]) for event in events if "stays" in str(event.get("said"))]
-    assert len(said) == 2 and "workers stays 2" in said[1]
+        world.supervisor.reload()
+    differences = [str(event["difference"]) for event in events if "difference" in event]
+    assert len(differences) == 2 and "workers stays 2" in differences[1]
     for process in world.processes:
         _, told = process.told
         assert isinstance(told, Settings)
@@ -271,7 +271,7 @@ def test_a_mistake_is_said_once_and_reaches_no_worker(world: World) -> None:
     accepted = world.supervisor.settings
     world.loaded = SettingsError(("gatewayd.ini:1: a mistake",))
     with capturedLogs() as events:
-        world.supervisor._reload()
+        world.supervisor.reload()
     assert [event["problem"] for event in events if "problem" in event] == [
         "gatewayd.ini:1: a mistake"
     ]
@@ -292,7 +292,7 @@ def test_settings_that_workers_could_not_use_are_not_accepted(
     accepted = world.supervisor.settings
     world.loaded = settings(gateway_workers="2", gateway_port="0", gateway_api_title="other")
     monkeypatch.setattr("gatewayd.daemon.supervisor.build", fails)
-    world.supervisor._reload()
+    world.supervisor.reload()
     assert [process.told[1:] for process in world.processes] == [[None], [None]]
     assert world.supervisor.settings is accepted
     assert world.supervisor._failed
@@ -307,7 +307,7 @@ def test_a_fault_of_our_own_in_a_reload_keeps_nobody_waiting(
     world.both_serve()
     world.supervisor._load = broken
     with capturedLogs() as events:
-        world.supervisor._reload()
+        world.supervisor.reload()
     assert [event["log_failure"].type for event in events if "log_failure" in event] == [
         ZeroDivisionError
     ]
@@ -323,11 +323,11 @@ def test_what_is_dangerous_is_said_at_the_start_and_at_a_reload(world: World) ->
     world.loaded = settings(gateway_workers="2", gateway_port="0", gateway_listen="0.0.0.0")
     with capturedLogs() as events:
         other.startService()
-        assert not any(open_to_all in str(event.get("said")) for event in events)
-        other._reload()
+        assert not any(open_to_all in str(event.get("warning")) for event in events)
+        other.reload()
     other.stopService()
-    said = [event for event in events if open_to_all in str(event.get("said"))]
-    assert [event["log_level"].name for event in said] == ["warn"]
+    warnings = [event for event in events if open_to_all in str(event.get("warning"))]
+    assert [event["log_level"].name for event in warnings] == ["warn"]
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ def test_systemd_hears_ready_when_all_serve_by_the_accepted_settings(
     assert told_systemd == []
     world.reactor.say(1, b"READY=1")
     assert told_systemd == ["READY=1"]
-    world.supervisor._reload()
+    world.supervisor.reload()
     world.reactor.say(0, b"READY=1")
     assert told_systemd == ["READY=1", "RELOADING=1"]
     world.processes[1].end(1)
@@ -354,7 +354,7 @@ def test_systemd_hears_ready_when_all_serve_by_the_accepted_settings(
     world.reactor.say(1, b"READY=1")
     assert told_systemd == ["READY=1", "RELOADING=1", "READY=1"]
     world.loaded = SettingsError(("a mistake",))
-    world.supervisor._reload()
+    world.supervisor.reload()
     assert told_systemd[3:] == ["RELOADING=1", "READY=1"]
 
 
@@ -374,7 +374,7 @@ def test_a_second_stop_kills_what_does_not_end(world: World) -> None:
 def test_a_worker_that_hangs_while_it_stops_is_killed(world: World) -> None:
     world.both_serve()
     stopped = world.supervisor.stopService()
-    world.reactor.pass_seconds(IDLE_LOOKS + 5, 1)
+    world.reactor.pass_seconds(IDLE_CHECKS + 5, 1)
     assert world.processes[0].signals[:2] == [signal.SIGTERM, signal.SIGKILL]
     assert world.processes[1].signals == [signal.SIGTERM]
     for process in world.processes:

@@ -64,6 +64,7 @@ def test_messages_are_whole_however_they_arrive(supervisor: int, size: int) -> N
         reload=lambda: seen.append(told.load()),
         reopen=lambda: seen.append("reopen"),
         lost=lambda: seen.append("lost"),
+        reactor=None,
     )
     data = message(SECOND) + message(None) + message(FIRST)
     for start in range(0, len(data), size):

@@ -1,65 +1,62 @@
-"""A stop: what is in flight may end, and what takes too long is ended.
+"""A graceful stop: running requests may end, and those that take too long are ended.
 
-The ports close at once; who is connected by then is still accepted. Connections without a request
-are closed a moment later. What is in flight may take up to ``drain`` seconds; then each exchange
-that is left is ended with an error that says so, and its backend is left.
+The ports close at once; connections that wait in the kernel by then are still accepted.
+Connections without a request are closed a moment later. Running requests get up to ``drain``
+seconds. Then each remaining exchange ends with an error that says so, and its request at the
+backend is cancelled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IListeningPort
+from twisted.internet.interfaces import IDelayedCall
 
 from gatewayd.api.app import API
 from gatewayd.api.state import ServerState
 from gatewayd.exchange import End
 from gatewayd.wire.errors import Drained
 
-from .listening import accept_pending
+from .ports import Ports
 
-#: How long after a stop connections without a request are kept: one may be on its way, or here
-#: and not read yet, and its client could not know that it was never begun.
+#: Seconds that connections without a request are kept after a stop. A request may be on its way, or
+#: here and not read yet; if it were lost, its client could not know that it never began.
 GRACE_SECONDS = 0.1
 
-#: How long connections may take to close after the last exchange has ended.
+#: Seconds that connections get to close after the last exchange has ended.
 FLUSH_SECONDS = 1.0
 
 
 class Drain:
-    def __init__(self, state: ServerState, api: API, reactor: Any) -> None:
+    def __init__(self, ports: Ports, state: ServerState, api: API, reactor: Any) -> None:
+        self._ports = ports
         self._state = state
         self._api = api
         self._reactor = reactor
         self._timers: list[IDelayedCall] = []
         self._done: Deferred[None] = Deferred()
 
-    def begin(
-        self, ports: Iterable[IListeningPort], kept: bool, seconds: float
-    ) -> Deferred[None]:
-        """The Deferred fires when the last connection is gone: fired earlier, the tail of the last
-        answers would be lost with the process.
+    def begin(self, seconds: float) -> Deferred[None]:
+        """Close the ports and wait for what is in flight.
 
-        :param kept: systemd keeps these ports open: who waits there is left to the next start.
+        :param seconds: that running requests get.
+        :return: fires when the last connection is gone. Fired earlier, it would end the process
+            before the last bytes of the last answers were sent.
         """
         self._state.draining = True
-        for port in ports:
-            if not kept:
-                self._reactor.callLater(0, accept_pending, port)
-            port.stopListening()
+        self._ports.close()
         self._timers = [
             self._reactor.callLater(min(GRACE_SECONDS, seconds), self._close_idle),
             self._reactor.callLater(seconds, self._cut),
             self._reactor.callLater(seconds + FLUSH_SECONDS, self.abort),
         ]
-        # Not before those who waited are accepted: until then nobody may be connected.
+        # After the waiting connections are accepted: before that, there may be none yet.
         self._reactor.callLater(0, self._state.when_empty, self._empty)
         return self._done
 
     def abort(self) -> None:
-        """Wait no longer."""
+        """Close all connections without waiting any longer."""
         for connection in list(self._state.connections):
             connection.abort(End.DRAINED, "stopped")
 

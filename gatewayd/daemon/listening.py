@@ -1,30 +1,32 @@
-"""Ports: bound here, or made from sockets that systemd or a supervisor hands over.
+"""Listening sockets: bound here, or handed over by systemd or a supervisor.
 
-What cannot be bound ends the start with one sentence: a daemon without a listener helps nobody.
+If a port cannot be bound, the start ends with a message of one line; a daemon that listens nowhere
+would be of no use.
 """
 
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 
-#: How many connections wait in the kernel until they are accepted.
+#: How many connections may wait in the kernel until they are accepted.
 BACKLOG = 1024
 
-#: How many connections are accepted in one turn of the loop. Twisted begins with 100 and takes more
-#: and more; those that are too many would use up the file descriptors before any can be refused.
+#: How many connections are accepted in one turn of the loop. Twisted accepts 100 and then more and
+#: more, which could use up the file descriptors before any surplus connection is refused.
 ACCEPTED_AT_ONCE = 16
 
 
 class CannotStart(SystemExit, Exception):
-    """Ends the start with a sentence.
+    """Ends the start with a message of one line.
 
-    Python prints a SystemExit without a traceback; and of an Exception, nothing else, the
-    background process of twistd tells the one that waits for it at the terminal.
+    Python prints a SystemExit without a traceback. It is an Exception too, because the background
+    process of twistd reports only these to the process that waits at the terminal.
     """
 
     def __init__(self, why: str) -> None:
@@ -36,6 +38,10 @@ def _cannot_listen(host: str, port: int, reason: object) -> CannotStart:
 
 
 def listen(reactor: Any, host: str, port: int, factory: Any) -> IListeningPort:
+    """Listen on a port of this machine.
+
+    :raises CannotStart: it cannot be bound.
+    """
     try:
         bound: IListeningPort = reactor.listenTCP(port, factory, backlog=BACKLOG, interface=host)
     except CannotListenError as e:
@@ -46,7 +52,7 @@ def listen(reactor: Any, host: str, port: int, factory: Any) -> IListeningPort:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens, for others to accept from."""
+    """A listening socket from which other processes accept."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -54,24 +60,24 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
         bound.listen(BACKLOG)
     except OSError as e:
+        bound.close()
         raise _cannot_listen(host, port, e.strerror) from None
     return bound
 
 
 def take(descriptor: int) -> socket.socket:
-    """The listening socket that was handed over with this descriptor.
+    """The listening socket with this descriptor, which was handed over.
 
-    :raises CannotStart: it is something else.
+    :raises CannotStart: the descriptor is no listening socket.
     """
-    try:
+    with suppress(OSError):
         given = socket.socket(fileno=descriptor)
         listens = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError:
-        listens = 0
-    if not listens or given.type != socket.SOCK_STREAM:
-        said = "was handed over and is no listening stream socket (ListenStream=)"
-        raise CannotStart(f"descriptor {descriptor} {said}")
-    return given
+        if listens and given.type == socket.SOCK_STREAM:
+            return given
+        given.close()
+    reason = "was handed over and is no listening stream socket (ListenStream=)"
+    raise CannotStart(f"descriptor {descriptor} {reason}")
 
 
 def adopt(reactor: Any, descriptor: int, factory: Any) -> IListeningPort:
@@ -96,7 +102,7 @@ def _accept_few(port: Any) -> None:
 
 
 def accept_pending(port: Any) -> None:
-    """Accept who is connected already: the port closes in this turn, and that resets the others."""
+    """Accept the connections that wait; closing the port in this turn would reset them."""
     if isinstance(port, tcp.Port):
         port.numberAccepts = 4096
         tcp.Port.doRead(port)

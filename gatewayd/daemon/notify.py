@@ -1,4 +1,4 @@
-"""What the daemon tells systemd, where systemd wants to hear it, and the sockets it may be given.
+"""systemd's protocols: notifications of the daemon's state, and sockets that systemd hands over.
 
 Source: sd_notify(3), sd_listen_fds(3), systemd.service(5) ``Type=notify-reload`` and
 ``WatchdogSec``.
@@ -13,32 +13,35 @@ from collections.abc import Mapping
 
 from twisted.logger import Logger
 
-from . import reloading
+from . import reload_command
 
 _log = Logger()
 
-#: How long a message may wait until systemd has read those before it: it takes few at a time.
-PATIENCE_SECONDS = 1.0
+#: Seconds that a message may wait until systemd has read those before it: its queue is short.
+SEND_TIMEOUT = 1.0
 
-#: The number of the first descriptor that systemd hands over.
+#: The first descriptor that systemd hands over.
 _FIRST = 3
 
 
 def inherited_sockets(environ: Mapping[str, str] | None = None) -> list[int]:
     """The descriptors of the sockets that systemd has opened for this process.
 
-    Twisted's own reader finds none where the sockets have no names.
+    Twisted's ``ListenFDs`` finds none if the sockets have no names.
+
+    :param environ: by default, the environment with which this process was started.
     """
-    given = _first_environment() if environ is None else environ
-    pid, count = given.get("LISTEN_PID", ""), given.get("LISTEN_FDS", "")
+    variables = _initial_environment() if environ is None else environ
+    pid, count = variables.get("LISTEN_PID", ""), variables.get("LISTEN_FDS", "")
     ours = pid == str(os.getpid()) and count.isdigit()
     return list(range(_FIRST, _FIRST + int(count))) if ours else []
 
 
-def _first_environment() -> Mapping[str, str]:
-    """The environment as it was: importing ``twisted.internet.endpoints`` takes these out of it.
+def _initial_environment() -> Mapping[str, str]:
+    """The environment as it was at the start of the process, which the kernel keeps.
 
-    Plugins of others may do that before any code here runs, but the kernel remembers.
+    Importing ``twisted.internet.endpoints`` removes systemd's variables, and another plugin may
+    import it before any code here runs.
     """
     try:
         with open("/proc/self/environ", "rb") as file:
@@ -49,8 +52,9 @@ def _first_environment() -> Mapping[str, str]:
 
 
 class Systemd:
-    """
-    :param environ: where systemd says how to reach it; without that, nothing is sent.
+    """Sends notifications to systemd; does nothing if systemd does not want any.
+
+    :param environ: has systemd's variables.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -60,7 +64,7 @@ class Systemd:
 
     @property
     def watchdog_seconds(self) -> float:
-        """How often to say that the loop turns; 0 if systemd does not ask."""
+        """Seconds between two calls of :meth:`alive`; 0 if systemd expects none."""
         return self._watchdog / 2
 
     def ready(self, status: str) -> None:
@@ -70,27 +74,27 @@ class Systemd:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, status: str, failed: bool) -> None:
-        """Ready again, with the new settings or with the old ones.
+        """Ready again. ``gatewayd reload`` is told too, if it waits.
 
-        :param failed: the new settings had a mistake.
+        :param failed: whether the old settings stay, because the new ones cannot be used.
         """
         kept = "the last reload failed, the settings stay as they were; " if failed else ""
         self.ready(kept + status)
-        reloading.answer(failed)
+        reload_command.answer(failed)
 
     def stopping(self, status: str) -> None:
         self._send("STOPPING=1", f"STATUS={status}")
 
     def alive(self) -> None:
-        """One that is lost is no loss: the next comes soon."""
-        self._send("WATCHDOG=1", patience=0)
+        """Say that the event loop runs. A lost message does no harm: the next comes soon."""
+        self._send("WATCHDOG=1", timeout=0)
 
-    def _send(self, *lines: str, patience: float = PATIENCE_SECONDS) -> None:
+    def _send(self, *lines: str, timeout: float = SEND_TIMEOUT) -> None:
         if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(patience)
+                sock.settimeout(timeout)
                 sock.sendto("\n".join(lines).encode(), self._address)
         except OSError as e:
             _log.warn("systemd could not be told {what}: {why}", what=lines[0], why=e.strerror or e)

@@ -1,10 +1,11 @@
 """Twisted's epoll reactor, with less between the kernel and a handler.
 
 Twisted makes a logging context for each call of a handler: a name, two dictionaries and six
-functions, up to a third of what it costs to relay an event. Nothing here reads that context, so
-this one calls the handler. What is not plainly readable (writable, hung up) goes Twisted's way.
+function calls, up to a third of the cost of relaying an event. gatewayd does not use that context,
+so this reactor calls the handler directly. Events other than plain readability (writable, hung up)
+are handled by Twisted's code.
 
-:func:`use_monotonic_time` is for every reactor, not for this one alone.
+:func:`use_monotonic_time` works with every reactor, not only with this one.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _log = Logger()
 
 
 class Reactor(EPollReactor):
-    """Has its own way to wait for events and to hand them on; all else is Twisted's."""
+    """Twisted's epoll reactor with another :meth:`doPoll`."""
 
     def doPoll(self, timeout: float | None) -> None:
-        """Wait for events, ``timeout`` seconds or for ever, and handle them."""
+        """Wait ``timeout`` seconds (None: for ever) for events, and handle them."""
         selectables: dict[int, Any] = self._selectables
         try:
             ready = self._poller.poll(-1 if timeout is None else timeout, len(selectables))
@@ -34,13 +35,13 @@ class Reactor(EPollReactor):
         for fd, event in ready:
             selectable = selectables.get(fd)
             if selectable is None:
-                continue  # a handler before it has closed it
+                continue  # another handler has closed it in this turn
             if event != select.EPOLLIN:
                 self._doReadOrWrite(selectable, fd, event)
                 continue
             try:
                 why = selectable.doRead()
-            except BaseException as problem:  # one connection's fault is not the daemon's end
+            except BaseException as problem:  # a fault in one connection must not end the daemon
                 _log.failure("reading from {selectable} failed", selectable=selectable)
                 why = problem
             if why:
@@ -50,21 +51,20 @@ class Reactor(EPollReactor):
 
 
 def install() -> None:
-    """Be the reactor of this process, unless one was chosen."""
+    """Make this the reactor of the process, unless another is installed."""
     if "twisted.internet.reactor" not in sys.modules:
         installReactor(Reactor())
 
 
 def use_monotonic_time(reactor: Any) -> None:
-    """Have this reactor, whichever it is, measure time with a clock that nobody can set.
+    """Have this reactor measure time with a clock that cannot be set.
 
-    Twisted's reactors use ``time.time``: when the wall clock is set forward, every time-out is due
-    at once, and when it is set back, none is due for as long. All of them, and all code that is
-    given a reactor, ask ``reactor.seconds``. So the wall clock is read with ``time.time`` where it
-    is meant, and nowhere else.
+    Twisted's reactors use ``time.time``. If the wall clock is set forward, every time-out is due at
+    once; if it is set back, no time-out is due until it has caught up. All reactors, and all code
+    that is given a reactor, call ``reactor.seconds``. Code that needs the date calls ``time.time``.
     """
     difference = time.monotonic() - reactor.seconds()
     reactor.seconds = time.monotonic
-    for call in reactor.getDelayedCalls():  # those of other plugins: usually there is none
+    for call in reactor.getDelayedCalls():  # made by other plugins; usually there are none
         call.time += difference
         call.seconds = time.monotonic

@@ -1,76 +1,69 @@
-"""Settings become running services: start, reload, stop.
+"""The gateway as one service of twistd: start, reload, stop.
 
 Theory of operation
 -------------------
 
-twistd builds the service with :func:`gatewayd.tap.makeService`, which opens nothing; then, in
-this order, it starts logging, forks, calls ``privilegedStartService`` (the port is bound here,
-while root rights last), drops its rights and calls ``startService``. ``twist`` does the last of
-these only.
+twistd builds the service with :func:`gatewayd.tap.makeService`, which opens nothing. Then, in this
+order, twistd starts logging, forks, calls ``privilegedStartService`` (the ports are opened here,
+because root rights may be needed), drops its rights and calls ``startService``. ``twist`` only
+calls the last.
 
-SIGHUP reads all settings again, and all that serves by them is built beside what serves now
-(:mod:`gatewayd.daemon.world`). A mistake in them changes nothing and is logged. Else routes,
-backends, tokens, limits, clocks and the certificate are exchanged in one step that cannot fail. A
-request that has begun keeps what it began with.
+On SIGHUP all settings are read again and a :mod:`.generation` is built from them beside the one
+that serves (:mod:`.reload`). If the settings have a mistake, nothing changes and the log says why.
+Otherwise routes, backends, tokens, limits, clocks and the certificate are exchanged in one step
+that cannot fail. A request that has begun keeps what it began with.
 
-What is bound at the start (addresses, TLS or none, workers) stays until a restart; a reload that
-would change it says so.
+On SIGTERM (:mod:`.signals`) twistd calls ``stopService`` and waits for its Deferred. The ports
+close and :mod:`.drain` lets what is in flight end. Only then do the child services stop that
+running requests need: the access log, and the watchdog that tells systemd that the loop turns.
 
-On SIGTERM (:mod:`gatewayd.daemon.signals`) twistd waits for the Deferred of ``stopService``, which
-fires when :mod:`gatewayd.daemon.drain` has let what is in flight end.
-
-With ``workers`` above 1 this process serves nothing itself; see :mod:`gatewayd.daemon.supervisor`.
+With ``workers`` above 1 this process serves nothing itself; see :mod:`.supervisor`.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
-from ipaddress import ip_address
+from functools import partial
 from typing import Any
 
-from twisted.application.service import Service
-from twisted.internet.address import UNIXAddress
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from gatewayd import __version__
+from gatewayd.api.app import API
 from gatewayd.api.metrics import CONNECTIONS, metrics_site
 from gatewayd.api.site import Site
 from gatewayd.api.tls import Certificate
-from gatewayd.exchange import Exchange
-from gatewayd.routing.prober import Prober
-from gatewayd.settings.load import SettingsError
+from gatewayd.routing.prober import RECHECK_SECONDS, Prober
 from gatewayd.settings.model import Settings
 from gatewayd.telemetry import errorlog
-from gatewayd.telemetry.access import AccessLog
-from gatewayd.telemetry.metrics import BackendState, PrometheusMetrics, Snapshot
+from gatewayd.telemetry.metrics import LAG_SECONDS, BackendState, PrometheusMetrics, Snapshot
 from gatewayd.telemetry.multiprocess import share
 
-from . import reloading
-from .bound import evolved, keep_bound
+from . import reload_command
 from .descriptors import for_clients
 from .drain import Drain
-from .listening import adopt, listen
-from .notify import Systemd, inherited_sockets
+from .generation import Generation, build, warnings
+from .notify import Systemd
+from .periodic import every
+from .ports import Ports
+from .recorder import Recorder
+from .reload import evolved, prepare
 from .signals import Signals
 from .worker import Lifeline, Supervised
-from .world import World, build, dangers
 
 _log = Logger()
 
 
-class GatewayService(Service):
+class GatewayService(MultiService):
     """The whole gateway as one service.
-
-    Making one raises :class:`SettingsError` where the settings cannot be used.
 
     :param load: reads the settings again.
     :param reactor: Twisted's; handed in so that tests can have their own.
-    :param supervised: in a worker, what it knows from its supervisor.
+    :param supervised: in a worker, what its supervisor has told it.
+    :raises SettingsError: the settings cannot be used.
     """
 
     name = "gatewayd"
@@ -82,123 +75,107 @@ class GatewayService(Service):
         reactor: Any,
         supervised: Supervised | None = None,
     ) -> None:
-        self.settings = settings
+        super().__init__()
         self._load = load
         self._reactor = reactor
         self._supervised = supervised
+        self._systemd = Systemd()
+        self._drain: Drain | None = None
+        self._signals = Signals(self._abort, self.reload, reactor, worker=supervised is not None)
         if supervised is not None:
             share(supervised.number)
         self.metrics = PrometheusMetrics(reactor)
         errorlog.on_lost(self.metrics.count_daemon_line_lost)
-        self._world = world = build(settings, reactor, self.metrics.text)
-        self.api = world.api
+        self._generation = generation = build(settings, reactor, self.metrics.text)
+        self._prober = Prober(generation.api.router, reactor)
+        self.recorder = Recorder(settings.log, self.metrics)
         self.site = Site(
-            world.resource,
+            generation.resource,
             settings,
             reactor,
-            world.api.admit,
-            self._ended,
+            generation.api.admit,
+            self.recorder.record,
             for_clients(settings),
         )
-        self._metrics_site: Site | None = None
-        self._prober = Prober(self.api.router, reactor)
-        self._access_log: AccessLog | None = None
-        self._certificate: Certificate | None = None
-        self._systemd = Systemd()
-        self._ports: list[IListeningPort] = []
-        self._kept = False
-        self._watchdog: IDelayedCall | None = None
-        self._signals = Signals(self._abort, self.reload, reactor, worker=supervised is not None)
-        self._drain: Drain | None = None
+        self._certificate = None
+        if generation.certificate is not None:
+            self._certificate = Certificate(generation.certificate)
+        self._metrics_site = None
+        if settings.metrics.listen is not None and supervised is None:
+            self._metrics_site = metrics_site(self.metrics.text, settings, reactor)
+        handover = None if supervised is None else supervised.handover
+        self._ports = Ports(
+            settings, self.site, self._certificate, self._metrics_site, handover, reactor
+        )
+        self._probing = every(RECHECK_SECONDS, self._probe, reactor)
+        self._measuring = every(LAG_SECONDS, self.metrics.tick, reactor)
+        for part in (self._ports, self.recorder, self._probing, self._measuring):
+            part.setServiceParent(self)
+        if supervised is not None:
+            lifeline = Lifeline(
+                supervised, self.reload, self.recorder.reopen, self._signals.stop, reactor
+            )
+            lifeline.setServiceParent(self)
+
+    @property
+    def settings(self) -> Settings:
+        return self._generation.settings
+
+    @property
+    def api(self) -> API:
+        return self._generation.api
 
     # -- start ---------------------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
-        gateway = self.settings.gateway
-        factory: Any = self.site
-        if self._world.certificate is not None:
-            self._certificate = Certificate(self._world.certificate)
-            factory = TLSMemoryBIOFactory(self._certificate, False, factory, self._reactor)
-        given = self._given_sockets()
-        if given:
-            self._ports = [adopt(self._reactor, descriptor, factory) for descriptor in given]
-            self._listens_elsewhere()
-        else:
-            self._ports = [listen(self._reactor, gateway.listen, gateway.port, factory)]
-        if self.settings.metrics.listen is not None and self._supervised is None:
-            site = metrics_site(self.metrics.text, self.settings, self._reactor)
-            self._ports.append(listen(self._reactor, *self.settings.metrics.listen, site))
-            self._metrics_site = site
-
-    def _given_sockets(self) -> list[int]:
-        """Listening sockets from the supervisor or from systemd, and whether systemd keeps them."""
-        if self._supervised is not None:
-            handover = self._supervised.handover
-            self._kept = handover.kept
-            return handover.descriptors
-        given = inherited_sockets()
-        self._kept = bool(given)
-        return given
-
-    def _listens_elsewhere(self) -> None:
-        """Go by the address of the sockets that were handed over, whatever the settings say.
-
-        Of several the one that others can reach counts: who may see the metrics without a token
-        depends on it. A socket in the file system has no address.
-        """
-        addresses = [port.getHost() for port in self._ports]
-        hosts = [address.host for address in addresses if hasattr(address, "host")]
-        hosts.sort(key=lambda host: ip_address(host).is_loopback)
-        host = next(iter(hosts), self.settings.gateway.listen)
-        if host == self.settings.gateway.listen:
-            return
-        load = self._load
-        self._load = lambda: evolved(load(), "gateway", {"listen": host})
-        self._enter(self._build(evolved(self.settings, "gateway", {"listen": host})))
+        host = self._ports.host
+        if host != self.settings.gateway.listen:  # sockets with another address were handed over
+            load = self._load
+            self._load = lambda: evolved(load(), "gateway", {"listen": host})
+            self._use(self._build(evolved(self.settings, "gateway", {"listen": host})))
 
     def startService(self) -> None:
-        if not self._ports:
+        if not self._ports.opened:
             self.privilegedStartService()
-        super().startService()
-        self._access_log = self._open_access_log(self.settings)
         errorlog.set_level(self.settings.log.level)
         self.metrics.watch(self._snapshot)
+        super().startService()
         if self._supervised is None or self.settings is not self._supervised.handover.settings:
-            self._warn()  # else the supervisor has said it
-        self._prober.start()
-        self.metrics.start()
-        if self._supervised is not None:
-            self._reactor.addReader(
-                Lifeline(self._supervised, self.reload, self._reopen_log, self._signals.stop)
-            )
-        _spare_the_collector()
+            self._warn()  # otherwise the supervisor has logged the warnings
+        freeze_startup_objects()
         self._signals.install()
-        said = f"listens on {self.address}, in front of {self._backends()}"
-        _log.info("gatewayd {version} {said}", version=__version__, said=said)
-        self._reactor.callWhenRunning(self._systemd.ready, said)
-        self._reactor.callWhenRunning(self._feed_watchdog)
+        status = self._status
+        _log.info("gatewayd {version} {status}", version=__version__, status=status)
+        self._reactor.callWhenRunning(self._loop_runs, status)
+
+    def _loop_runs(self, status: str) -> None:
+        self._systemd.ready(status)
+        seconds = self._systemd.watchdog_seconds
+        if seconds:
+            # The loop itself calls it: if the loop hangs, systemd kills and restarts the process.
+            every(seconds, self._systemd.alive, self._reactor).setServiceParent(self)
 
     @property
-    def address(self) -> str:
-        """Where it listens."""
-        return ", ".join(_shown(port.getHost()) for port in self._ports)
+    def _status(self) -> str:
+        return f"listens on {self._ports.address}, in front of {self._backends}"
 
+    @property
     def _backends(self) -> str:
-        return ", ".join(target.backend.name for target in self.api.router.targets)
+        return ", ".join(target.backend.name for target in self._generation.targets)
 
     def _warn(self) -> None:
-        """Say what should be seen to in the settings that hold now."""
-        for warning in dangers(self.settings):
+        for warning in warnings(self.settings):
             _log.warn("{warning}", warning=warning)
 
-    def _open_access_log(self, settings: Settings) -> AccessLog:
-        lost = self.metrics.count_access_line_lost
-        return AccessLog(settings.log.access, settings.log.format, lost)
+    # -- while it runs -------------------------------------------------------------------------
+
+    def _probe(self) -> None:
+        self._prober.check()
 
     def _snapshot(self) -> Snapshot:
         """What the metrics show as a state."""
-        targets, usable = self.api.router.targets, self.api.router.answering()
+        targets, usable = self._generation.targets, self.api.router.answering()
         return Snapshot(
             in_flight=len(self.site.state.active),
             connections=len(self.site.state.connections),
@@ -212,142 +189,86 @@ class GatewayService(Service):
     # -- reload --------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Read the settings again and use them, or say why not."""
-        self._reopen_log()
+        """Read the settings again and use them, or log why not."""
+        self.recorder.reopen()
         if self._drain is not None:
-            reloading.answer(failed=True)  # it is too late for other settings
+            reload_command.answer(failed=True)  # it is too late for other settings
             return
         self._systemd.reloading()
-        failed = True
-        try:
-            settings, differences = keep_bound(self.settings, self._load())
-            world = self._build(settings)
-        except SettingsError as e:
-            for problem in e.problems:
-                _log.error("reload: {problem}", problem=problem)
-            _log.error("reload: the settings stay as they were")
-        except Exception:
-            _log.failure("reload: the settings stay as they were")
-        else:
-            for said in differences:
-                _log.warn("reload: {said}", said=said)
-            self._change_to(world)
-            failed = False
-        said = f"listens on {self.address}, in front of {self._backends()}"
-        self._systemd.reloaded(said, failed)
+        generation = prepare(self.settings, self._load, self._build)
+        if generation is not None:
+            self._change_to(generation)
+        self._systemd.reloaded(self._status, failed=generation is None)
 
-    def _reopen_log(self) -> None:
-        if self._access_log is not None:
-            self._access_log.reopen()
+    def _build(self, settings: Settings) -> Generation:
+        return build(settings, self._reactor, self.metrics.text, self._generation)
 
-    def _build(self, settings: Settings) -> World:
-        return build(settings, self._reactor, self.metrics.text, self._world)
-
-    def _enter(self, world: World) -> None:
-        """Serve by these settings from now on. Nothing here can fail."""
-        world.take_over()
-        self._world, self.settings, self.api = world, world.settings, world.api
-        self.site.replace(world.resource, world.api.admit)
-        self.site.state.use(world.settings, for_clients(world.settings))
-        if self._certificate is not None and world.certificate is not None:
-            self._certificate.context = world.certificate
+    def _use(self, generation: Generation) -> None:
+        """Serve by this generation from now on. Nothing here can fail."""
+        generation.take_over()
+        self._generation = generation
+        settings = generation.settings
+        self.site.replace(generation.resource, generation.api.admit)
+        self.site.state.use(settings, for_clients(settings))
+        if self._certificate is not None and generation.certificate is not None:
+            self._certificate.context = generation.certificate
         if self._metrics_site is not None:
-            self._metrics_site.state.use(world.settings, CONNECTIONS)
+            self._metrics_site.state.use(settings, CONNECTIONS)
+        self._prober = Prober(generation.api.router, self._reactor)
 
-    def _change_to(self, world: World) -> None:
-        """Serve by these settings, and bring the rest in line with them.
+    def _change_to(self, generation: Generation) -> None:
+        """Serve by this generation, and have the other parts follow its settings.
 
-        A fault in the latter is logged; it does not undo the reload, which has happened by then.
+        The exchange is the reload. If a part fails to follow, that is logged and the others follow
+        nevertheless.
         """
-        before, targets = self.settings, self._world.targets
-        self._enter(world)
-        replaced = [target for target in targets if target not in world.targets]
-        _do_all(
-            lambda: errorlog.set_level(self.settings.log.level),
-            lambda: self._change_access_log(before),
-            self._change_prober,
+        before = self._generation.targets
+        self._use(generation)
+        replaced = [target for target in before if target not in generation.targets]
+        log = generation.settings.log
+        follow: list[Callable[[], object]] = [
+            partial(errorlog.set_level, log.level),
+            partial(self.recorder.use, log),
+            self._probe,
             *(target.backend.close for target in replaced),
-            lambda: self.metrics.watch(self._snapshot),
-        )
+            partial(self.metrics.watch, self._snapshot),
+        ]
+        for call in follow:
+            try:
+                call()
+            except Exception:
+                _log.failure("after a reload: {call} failed", call=call)
         self._warn()
-        _log.info("reloaded: in front of {backends}", backends=self._backends())
-
-    def _change_access_log(self, before: Settings) -> None:
-        if before.log == self.settings.log:
-            return  # it was opened anew already
-        old, self._access_log = self._access_log, self._open_access_log(self.settings)
-        if old is not None:
-            old.close()
-
-    def _change_prober(self) -> None:
-        self._prober.stop()
-        self._prober = Prober(self.api.router, self._reactor)
-        self._prober.start()
+        _log.info("reloaded: in front of {backends}", backends=self._backends)
 
     # -- stop ----------------------------------------------------------------------------------
 
     def stopService(self) -> Deferred[None]:
-        super().stopService()
         seconds, running = self.settings.gateway.drain, len(self.site.state.active)
-        said = f"stops: {running} requests in flight may take {seconds:g} s"
-        _log.info("gatewayd {said}", said=said)
-        self._systemd.stopping(said)
-        self._prober.stop()
-        self.metrics.stop()
-        self._drain = Drain(self.site.state, self.api, self._reactor)
-        return self._drain.begin(self._ports, self._kept, seconds).addCallback(self._drained)
+        status = f"stops: {running} requests in flight may take {seconds:g} s"
+        _log.info("gatewayd {status}", status=status)
+        self._systemd.stopping(status)
+        self._probing.disownServiceParent()
+        self._measuring.disownServiceParent()
+        self._drain = Drain(self._ports, self.site.state, self.api, self._reactor)
+        return self._drain.begin(seconds).addCallback(self._drained)
 
     def _abort(self) -> None:
         if self._drain is not None:
             self._drain.abort()
 
-    def _drained(self, _: None) -> None:
-        if self._watchdog is not None and self._watchdog.active():
-            self._watchdog.cancel()
-        for target in self.api.router.targets:
+    def _drained(self, _: None) -> Any:
+        for target in self._generation.targets:
             target.backend.close()
-        if self._access_log is not None:
-            self._access_log.close()
-
-    # -- while it runs -------------------------------------------------------------------------
-
-    def _ended(self, exchange: Exchange) -> None:
-        """Tell the log and the metrics. A fault of theirs must not reach the client's answer."""
-        for observer in (self._access_log, self.metrics):
-            try:
-                if observer is not None:
-                    observer(exchange)
-            except Exception:
-                _log.failure("recording the end of {id} failed", id=exchange.id)
-
-    def _feed_watchdog(self) -> None:
-        """Fed by the loop itself: a loop that hangs is killed and started anew."""
-        seconds = self._systemd.watchdog_seconds
-        if seconds:
-            self._systemd.alive()
-            self._watchdog = self._reactor.callLater(seconds, self._feed_watchdog)
+        return super().stopService()
 
 
-def _spare_the_collector() -> None:
-    """Have Python look for cycles among what requests leave behind, and not in all modules.
+def freeze_startup_objects() -> None:
+    """Exempt what exists now from Python's search for reference cycles.
 
-    Walking those again and again takes a part of every request's time. It looks as often as
-    before: a cycle may hold a large reply.
+    The modules and settings would be searched again and again, which takes a part of every
+    request's time. The search of what requests leave behind goes on as often as before, because
+    a cycle may hold a large reply.
     """
     gc.collect()
     gc.freeze()
-
-
-def _shown(address: Any) -> str:
-    if isinstance(address, UNIXAddress):
-        return os.fsdecode(address.name or b"")
-    return f"{address.host} port {address.port}"
-
-
-def _do_all(*calls: Callable[[], object]) -> None:
-    """Do each of these, whatever becomes of the others."""
-    for call in calls:
-        try:
-            call()
-        except Exception:
-            _log.failure("after a reload: {what} failed", what=call)

@@ -1,16 +1,18 @@
 """What signals do: stop, stop at once, reload.
 
-SIGTERM and SIGINT stop, and the exit status is 0: the reactor's own handlers would make twistd end
-itself by the same signal at last, which to a supervisor is a failure. A second one does not wait.
+SIGTERM and SIGINT stop the daemon, and the exit status is 0. With the reactor's own handlers
+twistd would finally end itself by the same signal, which a supervisor takes for a failure. A
+second SIGTERM or SIGINT closes all connections at once.
 
-The handlers can be installed only when the reactor runs, because the reactor installs its own just
+The handlers can only be installed when the reactor runs, because the reactor installs its own just
 before. The port is open earlier than that. So :func:`hold` blocks the signals when the start
-begins: the kernel keeps them until the handlers are there. A worker is born with them blocked.
+begins, and the kernel keeps them until the handlers are installed. A worker is started with them
+blocked.
 
-Once the reactor's loop has ended nothing is left to stop, but Python still takes a while to exit,
-and on its way it gives signals their default meaning back: one that comes then would end a clean
-stop with the status of a kill. So they are ignored from there on. (A signal by which twistd wants
-to end itself still does: twistd undoes that.)
+After the end of the reactor's loop nothing is left to stop, but Python takes a while to exit and
+restores the default action of signals meanwhile. A signal at that time would end a clean stop with
+the status of a killed process. So the signals are ignored from the end of the loop on. (twistd
+undoes that where it ends itself by a signal.)
 """
 
 from __future__ import annotations
@@ -22,22 +24,22 @@ from typing import Any
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
-#: One stop is often told twice, by different signals: Ctrl-C reaches every process of a terminal,
-#: and a parent that hears it passes SIGTERM on. Within this time that is no second stop.
+#: Two different signals within so many seconds are one stop. Ctrl-C reaches every process of a
+#: terminal, and a parent process often sends SIGTERM as well.
 TOGETHER_SECONDS = 1.0
 
 
 def hold() -> None:
-    """Let the signals handled here wait, until :class:`Signals` has installed its handlers.
+    """Block the signals handled here until :class:`Signals` has installed its handlers.
 
-    SIGQUIT does not wait: it ends a start that hangs.
+    SIGQUIT is not blocked, so it can end a start that hangs.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPS, signal.SIGHUP))
 
 
 @contextmanager
 def held_for_workers() -> Iterator[None]:
-    """A process that is started meanwhile has all signals blocked that a worker handles."""
+    """Block all signals that a worker handles; a process started meanwhile inherits that."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPS, signal.SIGQUIT, signal.SIGHUP))
     try:
         yield
@@ -49,9 +51,9 @@ class Signals:
     """
     :param stop_at_once: what a second stop does.
     :param reload: what SIGHUP does.
-    :param worker: whether a supervisor has started this process. It may hear of one stop from
-        several sides then (a terminal and systemd tell each process, and so does the supervisor):
-        only SIGQUIT ends it at once.
+    :param worker: whether a supervisor has started this process. A worker may be sent signals for
+        the same stop by several processes (the terminal or systemd, and the supervisor), so only
+        SIGQUIT stops it at once.
     """
 
     def __init__(
@@ -71,12 +73,12 @@ class Signals:
         self._first_at = 0.0
 
     def install(self) -> None:
-        """Handle them as soon as the reactor runs, which is when its own handlers are there."""
+        """Install the handlers as soon as the reactor runs and has installed its own."""
         self._reactor.callWhenRunning(self._install)
         self._reactor.addSystemEventTrigger("after", "shutdown", self._ignore)
 
     def stop(self) -> None:
-        """Stop, unless that has begun."""
+        """Stop, unless a stop has begun."""
         if not self._stopping:
             self._stopping = True
             self._reactor.stop()
@@ -96,11 +98,11 @@ class Signals:
             self._first, self._first_at = number, self._reactor.seconds()
             self._reactor.callFromThread(self.stop)
         elif number in self._second and self._is_another(number):
-            # Later than the stop, which may have been asked for in the same turn of the loop.
+            # In a later turn of the loop, because the first stop may be handled in this one.
             self._reactor.callFromThread(self._reactor.callLater, 0, self._stop_at_once)
 
     def _is_another(self, number: int) -> bool:
-        """Whether this asks for a second stop, or is one more sign of the first."""
+        """Whether this signal means a second stop, and not the first one again."""
         passed = self._reactor.seconds() - self._first_at
         return number in (self._first, signal.SIGQUIT) or passed > TOGETHER_SECONDS
 

@@ -1,79 +1,66 @@
 """``workers`` above 1: one process that serves nothing and starts those that do.
 
 The supervisor binds the port (or takes sockets from systemd) and gives the listening sockets to
-every worker, so that connections which wait there outlive any of them. A worker is ``twistd
-gatewayd`` again in the foreground, with :data:`gatewayd.daemon.worker.WORKER_NUMBER` in its
-environment.
+every worker. So connections that wait to be accepted survive the end of any worker.
 
-The supervisor alone reads settings. A worker is handed what the supervisor has accepted, over its
-standard input: when it starts, and after each reload. It notices by the same pipe that the
-supervisor has died, and stops: else it would keep the port from the next one.
+The supervisor alone reads settings. It sends each worker the settings that it has accepted over
+the worker's standard input: when the worker starts, and after each reload. If the supervisor dies,
+its workers notice that by the same pipe and stop; otherwise they would keep the port from the next
+supervisor.
 
-A worker that ends, that hangs (:mod:`gatewayd.daemon.workerprocess`) or that could not be started
-is started again, later and later while its lives are short. A stop goes to all of them; the
-supervisor ends when the last of them has. systemd is told READY when all of them serve by the
-settings that were accepted last.
+A worker that ends, that hangs (:mod:`.worker_process`) or that could not be started is started
+again, after a delay that grows while its processes live briefly. A stop is sent to all workers,
+and the supervisor ends when the last of them has ended. systemd is told READY when all workers use
+the settings that were accepted last.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
-from twisted.application.service import Service
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gatewayd.api.metrics import CONNECTIONS, metrics_site
 from gatewayd.api.site import Site
-from gatewayd.settings.load import SettingsError
 from gatewayd.settings.model import Settings
 from gatewayd.telemetry import errorlog
-from gatewayd.telemetry.multiprocess import FOLDER_VARIABLE, forget_worker, shared_text
+from gatewayd.telemetry.multiprocess import forget_worker, shared_text
 
-from . import reloading
-from .bound import keep_bound
+from . import reload_command, spawning
+from .generation import Generation, build, warnings
 from .listening import bind, listen, take
 from .notify import Systemd, inherited_sockets
-from .sharedfolder import SharedFolder
+from .periodic import every
+from .reload import prepare
+from .shared_folder import SharedFolder
 from .signals import Signals, held_for_workers
-from .worker import FIRST_SOCKET, WORKER_NUMBER, Handover
-from .workerprocess import LOOK_SECONDS, Notices, WorkerProcess
-from .world import build, dangers
+from .worker import Handover
+from .worker_process import CHECK_SECONDS, NotifySocket, WorkerProcess
 
 _log = Logger()
 
-#: How long a second stop gives workers to end by themselves.
+#: Seconds that workers get to end by themselves after a second stop.
 LAST_SECONDS = 2.0
 
-#: How often a worker says that its loop turns, as systemd's variable has it: in microseconds, and
-#: for twice the time between two of them.
-_BEAT = str(int(2 * LOOK_SECONDS * 1e6))
 
-_RUN = "from twisted.scripts.twistd import run; run()"
-#: Where modules are found, whatever folder twistd works in later.
-_PATH = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
-#: What is meant for this process alone: what systemd says to it, and settings, which may hold keys.
-_NOT_INHERITED = re.compile("(LISTEN_|WATCHDOG_|GATEWAYD_).*|PORT|BACKEND_URL").fullmatch
-
-
-class Supervisor(Service):
+class Supervisor(MultiService):
     """
-    Making one raises :class:`SettingsError` where the workers could not use the settings.
-
     :param load: reads the settings again.
     :param twistd_options: of the workers, besides those for the foreground.
-    :param foreground: whether the workers' output goes where this process's own goes; else it
-        goes to the log.
+    :param foreground: whether the workers' output goes where this process's output goes; otherwise
+        it goes to the log.
+    :raises SettingsError: the workers could not use the settings.
     """
 
     name = "gatewayd"
@@ -86,30 +73,36 @@ class Supervisor(Service):
         twistd_options: Sequence[str],
         foreground: bool,
     ) -> None:
-        build(settings, reactor, bytes)  # the workers would fail, again and again
+        super().__init__()
         self.settings = settings
         self.reactor = reactor
+        self._build(settings)  # otherwise each worker would fail, again and again
         self._load = load
-        self._command = [sys.executable, "-P", "-c", _RUN, "--nodaemon", "--pidfile="]
-        self._command += [*twistd_options, "gatewayd"]
+        self._command = spawning.command(twistd_options)
         self._foreground = foreground
         self._systemd = Systemd()
         self._workers = [
-            WorkerProcess(n, reactor, self._heard, self._ended)
-            for n in range(settings.gateway.workers)
+            WorkerProcess(number, reactor, self._worker_ready, self._worker_ended)
+            for number in range(settings.gateway.workers)
         ]
         self._sockets: list[socket.socket] = []
         self._kept = False
         self._folder: SharedFolder | None = None
-        self._metrics_port: Any = None
+        self._metrics_port: IListeningPort | None = None
         self._metrics_site: Site | None = None
-        self._timers: dict[object, IDelayedCall] = {}
+        self._restarts: dict[WorkerProcess, IDelayedCall] = {}
+        self._last_kill: IDelayedCall | None = None
         self._announced = False
         self._reloading = False
-        #: Whether the last reload changed nothing.
+        #: Whether the last reload failed and changed nothing.
         self._failed = False
-        self._signals = Signals(self._stop_at_once, self._reload, reactor)
+        self._signals = Signals(self._stop_at_once, self.reload, reactor)
         self._stopped: Deferred[None] | None = None
+        every(CHECK_SECONDS, self._check_workers, reactor).setServiceParent(self)
+
+    def _build(self, settings: Settings) -> Generation:
+        """What the workers will build, to see whether they can."""
+        return build(settings, self.reactor, bytes)
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -129,21 +122,21 @@ class Supervisor(Service):
         if not self._sockets:
             self.privilegedStartService()
         super().startService()
-        for said in dangers(self.settings):
-            _log.warn("{said}", said=said)
+        for warning in warnings(self.settings):
+            _log.warn("{warning}", warning=warning)
         self._folder = SharedFolder()
         for worker in self._workers:
-            self.reactor.listenUNIXDatagram(self._notify_address(worker), Notices(worker))
+            address = self._notify_address(worker)
+            self.reactor.listenUNIXDatagram(address, NotifySocket(worker))
             self._start(worker)
         self._signals.install()
-        self._every(LOOK_SECONDS, self._look)
 
     def _notify_address(self, worker: WorkerProcess) -> str:
         assert self._folder is not None
         return f"{self._folder.path}/notify-{worker.number}"
 
     def _start(self, worker: WorkerProcess) -> None:
-        # What is dangerous in the settings has been said already, once.
+        # The warnings about the settings are logged already, once.
         settings = attrs.evolve(self.settings, warnings=())
         try:
             worker.start(self._spawn, Handover(settings, len(self._sockets), self._kept))
@@ -151,53 +144,47 @@ class Supervisor(Service):
             self._start_again(worker, f"could not be started: {e.strerror}")
 
     def _spawn(self, worker: WorkerProcess) -> None:
-        assert self._folder is not None
-        output: dict[int, Any] = {1: 1, 2: 2} if self._foreground else {1: "r", 2: "r"}
-        given = [*(s.fileno() for s in self._sockets), self._folder.lock]
+        folder = self._folder
+        assert folder is not None
+        address = self._notify_address(worker)
+        sockets = [each.fileno() for each in self._sockets]
         with held_for_workers():
             self.reactor.spawnProcess(
                 worker,
                 sys.executable,
                 self._command,
-                self._environment(worker),
-                childFDs={0: "w", **output, **dict(enumerate(given, FIRST_SOCKET))},
+                spawning.environment(os.environ, worker.number, folder.path, address),
+                childFDs=spawning.descriptors(self._foreground, sockets, folder.lock),
             )
 
-    def _environment(self, worker: WorkerProcess) -> Mapping[str, str]:
-        assert self._folder is not None
-        own = {name: value for name, value in os.environ.items() if not _NOT_INHERITED(name)}
-        return own | {
-            "PYTHONPATH": _PATH,
-            FOLDER_VARIABLE: self._folder.path,
-            "NOTIFY_SOCKET": self._notify_address(worker),
-            "WATCHDOG_USEC": _BEAT,
-            WORKER_NUMBER: str(worker.number),
-        }
-
     def _start_again(self, worker: WorkerProcess, why: str) -> None:
-        seconds, number = worker.next_start_in(), worker.number
-        said = f"the next starts in {seconds} s"
-        _log.error("worker {number} {why}; {said}", number=number, why=why, said=said)
-        self._timers[worker] = self.reactor.callLater(seconds, self._start, worker)
+        seconds = worker.next_start_in()
+        _log.error(
+            "worker {number} {why}; the next starts in {seconds} s",
+            number=worker.number,
+            why=why,
+            seconds=seconds,
+        )
+        self._restarts[worker] = self.reactor.callLater(seconds, self._start, worker)
 
     # -- while it runs -------------------------------------------------------------------------
 
-    def _heard(self) -> None:
-        """A worker serves by the settings that it was told last; see whether all do."""
+    def _worker_ready(self) -> None:
+        """A worker uses the settings that it was sent last. Tell systemd when all of them do."""
         if self._stopped is not None or not all(worker.ready for worker in self._workers):
             return
-        said = f"{len(self._workers)} workers serve"
+        status = f"{len(self._workers)} workers serve"
         if not self._announced:
             self._announced = True
-            _log.info("gatewayd: {said}", said=said)
-            self._systemd.ready(said)
-            if self._systemd.watchdog_seconds:
-                self._every(self._systemd.watchdog_seconds, self._systemd.alive)
+            _log.info("gatewayd: {status}", status=status)
+            self._systemd.ready(status)
+            if seconds := self._systemd.watchdog_seconds:
+                every(seconds, self._systemd.alive, self.reactor).setServiceParent(self)
         if self._reloading:
-            self._systemd.reloaded(said, self._failed)
+            self._systemd.reloaded(status, self._failed)
         self._reloading = False
 
-    def _ended(self, worker: WorkerProcess, reason: Failure) -> None:
+    def _worker_ended(self, worker: WorkerProcess, reason: Failure) -> None:
         number, why = worker.number, reason.value
         if self._folder is not None:
             forget_worker(number, self._folder.path)
@@ -208,61 +195,61 @@ class Supervisor(Service):
             _log.error("worker {number} ended while it stopped: {why}", number=number, why=why)
         self._stop_if_alone()
 
-    def _look(self) -> None:
+    def _check_workers(self) -> None:
         for worker in self._workers:
-            worker.look(self._stopped is not None)
-
-    def _every(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call again and again, each time after so many seconds."""
-
-        def now() -> None:
-            call()
-            self._every(seconds, call)
-
-        self._timers[call] = self.reactor.callLater(seconds, now)
+            worker.check(self._stopped is not None)
 
     def _metrics(self) -> bytes:
         assert self._folder is not None
         return shared_text(self._folder.path)
 
-    # -- reload and stop -----------------------------------------------------------------------
+    # -- reload --------------------------------------------------------------------------------
 
-    def _reload(self) -> None:
-        """Read the settings again, and have the workers use them; or say why not."""
+    def reload(self) -> None:
+        """Read the settings again and have the workers use them, or log why not."""
         if self._stopped is not None:
-            self._tell_all(None)
-            reloading.answer(failed=True)
+            self._send_all(None)
+            reload_command.answer(failed=True)
             return
         self._systemd.reloading()
-        self._reloading = self._failed = True
-        try:
-            settings, differences = keep_bound(self.settings, self._load())
-            build(settings, self.reactor, bytes)
-        except SettingsError as e:
-            for problem in e.problems:
-                _log.error("reload: {problem}", problem=problem)
-            _log.error("reload: the settings stay as they were")
-            self._tell_all(None)
-        except Exception:
-            _log.failure("reload: the settings stay as they were")
-            self._tell_all(None)
+        self._reloading = True
+        generation = prepare(self.settings, self._load, self._build)
+        self._failed = generation is None
+        if generation is None:
+            self._send_all(None)
         else:
-            self._accept(settings, differences)
-            self._failed = False
-        self._heard()
+            self._accept(generation.settings)
+        self._worker_ready()
 
-    def _accept(self, settings: Settings, differences: Sequence[str]) -> None:
+    def _accept(self, settings: Settings) -> None:
         self.settings = settings
         errorlog.set_level(settings.log.level)
-        for said in (*(f"reload: {said}" for said in differences), *dangers(settings)):
-            _log.warn("{said}", said=said)
+        for warning in warnings(settings):
+            _log.warn("{warning}", warning=warning)
         if self._metrics_site is not None:
             self._metrics_site.state.use(settings, CONNECTIONS)
-        self._tell_all(attrs.evolve(settings, warnings=()))
+        self._send_all(attrs.evolve(settings, warnings=()))
 
-    def _tell_all(self, settings: Settings | None) -> None:
+    def _send_all(self, settings: Settings | None) -> None:
         for worker in self._workers:
-            worker.tell(settings)
+            worker.send(settings)
+
+    # -- stop ----------------------------------------------------------------------------------
+
+    def stopService(self) -> Deferred[None]:
+        self._systemd.stopping("waits for the workers")
+        self._stopped = Deferred()
+        for restart in self._restarts.values():
+            if restart.active():
+                restart.cancel()
+        for given in self._sockets:
+            given.close()
+        if self._metrics_port is not None:
+            self._metrics_port.stopListening()
+        self._kill_all(signal.SIGTERM)
+        stopped = self._stopped.addCallback(self._finish)
+        self._stop_if_alone()
+        return stopped
 
     def _kill_all(self, number: int) -> None:
         for worker in self._workers:
@@ -270,33 +257,16 @@ class Supervisor(Service):
 
     def _stop_at_once(self) -> None:
         self._kill_all(signal.SIGQUIT)
-        self._timers["last"] = self.reactor.callLater(LAST_SECONDS, self._kill_all, signal.SIGKILL)
-
-    def stopService(self) -> Deferred[None]:
-        super().stopService()
-        self._systemd.stopping("waits for the workers")
-        self._stopped = Deferred()
-        self._stopped.addBoth(self._finish)
-        for worker in self._workers:
-            if worker in self._timers and self._timers[worker].active():
-                self._timers[worker].cancel()
-        for given in self._sockets:
-            given.close()
-        if self._metrics_port is not None:
-            self._metrics_port.stopListening()
-        self._kill_all(signal.SIGTERM)
-        self._stop_if_alone()
-        return self._stopped
+        self._last_kill = self.reactor.callLater(LAST_SECONDS, self._kill_all, signal.SIGKILL)
 
     def _stop_if_alone(self) -> None:
         assert self._stopped is not None
         if not any(worker.runs for worker in self._workers) and not self._stopped.called:
             self._stopped.callback(None)
 
-    def _finish(self, result: Any) -> Any:
-        for timer in self._timers.values():
-            if timer.active():
-                timer.cancel()
+    def _finish(self, _: None) -> Any:
+        if self._last_kill is not None and self._last_kill.active():
+            self._last_kill.cancel()
         if self._folder is not None:
             self._folder.remove()
-        return result
+        return super().stopService()

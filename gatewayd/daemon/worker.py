@@ -1,11 +1,11 @@
-"""A worker's side of its supervisor: what it is told over standard input.
+"""A worker's side of the pipe from its supervisor, which is its standard input.
 
-The supervisor writes messages there. The first is a :class:`Handover`; each later one holds the
-settings that the supervisor has read again and accepted, or None where it found a mistake in them.
-A worker reads no settings by itself, so all workers go by the same ones whenever they were started,
-and no key passes through a command line or an environment.
+The supervisor writes messages to the pipe. The first is a :class:`Handover`. Each later one holds
+the settings that the supervisor has read again and accepted, or None if they had a mistake. A
+worker reads no settings itself. So all workers use the same settings whenever they were started,
+and no key passes through a command line or an environment variable.
 
-The end of standard input says that the supervisor is gone.
+The end of standard input means that the supervisor has died.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from twisted.application.service import Service
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
@@ -24,14 +25,15 @@ from zope.interface import implementer
 
 from gatewayd.settings.model import Settings
 
-#: The variable that says which worker a process is; it is set in workers only.
+#: The environment variable with a worker's number; it is set in workers only.
 WORKER_NUMBER = "GATEWAYD_WORKER_NUMBER"
 
 #: The descriptor of the first listening socket that a worker is given.
 FIRST_SOCKET = 3
 
 _STDIN = 0
-_LENGTH = struct.Struct(">I")
+#: Precedes each message: its size in bytes.
+_SIZE = struct.Struct(">I")
 
 
 @attrs.frozen
@@ -52,26 +54,27 @@ class Handover:
 
 
 def message(content: Handover | Settings | None) -> bytes:
-    """As it is written to a worker."""
+    """A message in the form in which it is written to the pipe."""
     data = pickle.dumps(content)
-    return _LENGTH.pack(len(data)) + data
+    return _SIZE.pack(len(data)) + data
 
 
 def is_worker() -> bool:
+    """Whether a supervisor has started this process."""
     return WORKER_NUMBER in os.environ
 
 
 class Supervised:
-    """What this worker knows from its supervisor.
+    """What this worker has been told by its supervisor.
 
     Making one waits for the handover.
 
-    :raises SystemExit: the supervisor is gone.
+    :raises SystemExit: the supervisor has died.
     """
 
     def __init__(self) -> None:
         self.number = int(os.environ[WORKER_NUMBER])
-        (size,) = _LENGTH.unpack(_read(_LENGTH.size))
+        (size,) = _SIZE.unpack(_read(_SIZE.size))
         self.handover: Handover = pickle.loads(_read(size))
         self._settings: Settings = self.handover.settings
 
@@ -94,13 +97,13 @@ def _read(size: int) -> bytes:
 
 
 @implementer(IReadDescriptor)
-class Lifeline:
+class Lifeline(Service):
     """Reads the messages that come after the handover.
 
-    :param reload: called when other settings were accepted.
-    :param reopen: called when the supervisor was told to reload, but found a mistake.
-    :param lost: called when the supervisor is gone (a worker that went on alone would keep the
-        port from the next one), and when the reactor lets go of all descriptors.
+    :param reload: called when the supervisor has accepted new settings.
+    :param reopen: called when the supervisor was told to reload but found a mistake.
+    :param lost: called when the supervisor has died, and when the reactor closes all descriptors. A
+        worker that went on without a supervisor would keep the port from the next one.
     """
 
     def __init__(
@@ -109,12 +112,18 @@ class Lifeline:
         reload: Callable[[], None],
         reopen: Callable[[], None],
         lost: Callable[[], None],
+        reactor: Any,
     ) -> None:
         self._supervised = supervised
         self._reload = reload
         self._reopen = reopen
         self._lost = lost
+        self._reactor = reactor
         self._buffer = b""
+
+    def startService(self) -> None:
+        super().startService()
+        self._reactor.addReader(self)
 
     def fileno(self) -> int:
         return _STDIN
@@ -127,16 +136,16 @@ class Lifeline:
         if not data:
             return ConnectionDone()
         self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+        while len(self._buffer) >= _SIZE.size:
+            end = _SIZE.size + _SIZE.unpack_from(self._buffer)[0]
             if len(self._buffer) < end:
                 break
-            content = pickle.loads(self._buffer[_LENGTH.size : end])
+            content = pickle.loads(self._buffer[_SIZE.size : end])
             self._buffer = self._buffer[end:]
-            self._told(content)
+            self._received(content)
         return None
 
-    def _told(self, settings: Settings | None) -> None:
+    def _received(self, settings: Settings | None) -> None:
         if settings is None:
             self._reopen()
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from gatewayd.wire.errors import GatewayError
@@ -20,18 +20,16 @@ CHECK_TIMEOUT = 4.0
 
 
 class Prober:
-    """Checks the backends from :meth:`start` until :meth:`stop`."""
+    """:meth:`check` is to be called every :data:`RECHECK_SECONDS`."""
 
     def __init__(self, router: Router, clock: IReactorTime) -> None:
         self._router = router
         self._clock = clock
-        self._timer: IDelayedCall | None = None
         self._began: dict[Target, float] = {}  # when the latest check of each was begun
         self._under_way: set[Target] = set()
 
-    def start(self) -> None:
-        """Begin the checks that are due, and again every :data:`RECHECK_SECONDS`."""
-        self._timer = self._clock.callLater(RECHECK_SECONDS, self.start)
+    def check(self) -> None:
+        """Begin the checks that are due."""
         now = self._clock.seconds()
         for target in self._router.targets:
             healthy = target.health.state is State.HEALTHY
@@ -40,11 +38,6 @@ class Prober:
             if target not in self._under_way and now >= due:
                 self._began[target] = now
                 self._check(target)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _check(self, target: Target) -> None:
         check = target.backend.check()

@@ -16,7 +16,7 @@ from typing import Literal
 import attrs
 import twisted
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from gatewayd import __version__
 from gatewayd.exchange import Exchange
@@ -25,7 +25,7 @@ from .multiprocess import FOLDER_VARIABLE, shared_text
 from .process import ProcessMetrics
 from .requests import RequestMetrics
 
-#: Seconds between two measurements of the event loop's lag.
+#: Seconds between two calls of :meth:`PrometheusMetrics.tick`.
 LAG_SECONDS = 1.0
 
 
@@ -61,8 +61,7 @@ class PrometheusMetrics:
         self._clock = clock
         self._take_snapshot: Callable[[], Snapshot] | None = None
         self._backends: set[str] = set()
-        self._lag_timer: IDelayedCall | None = None
-        self._due = 0.0
+        self._due: float | None = None  # when the next tick should come
         self.registry = registry = CollectorRegistry()
 
         def gauge(
@@ -153,19 +152,14 @@ class PrometheusMetrics:
             else:
                 gauge.remove(backend)
 
-    # -- the event loop's lag ------------------------------------------------------------------
+    def tick(self) -> None:
+        """Update the states and the event loop's lag; called every :data:`LAG_SECONDS`.
 
-    def start(self) -> None:
-        self._due = self._clock.seconds() + LAG_SECONDS
-        self._lag_timer = self._clock.callLater(LAG_SECONDS, self._measure)
-
-    def _measure(self) -> None:
-        self._lag.set(max(0.0, self._clock.seconds() - self._due))
+        The lag is how late a call comes. Calls that the loop missed altogether are left out.
+        """
+        now = self._clock.seconds()
+        late = 0.0 if self._due is None else max(0.0, now - self._due)
+        self._due = now + LAG_SECONDS - late % LAG_SECONDS
+        self._lag.set(late)
         self._update_states()
         self._process.update_sometimes()
-        self.start()
-
-    def stop(self) -> None:
-        if self._lag_timer is not None:
-            self._lag_timer.cancel()
-            self._lag_timer = None

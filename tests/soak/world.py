@@ -84,7 +84,7 @@ class World:
         self.tokens = pick([False, True])
         self._variables = self._settings()
         self.service = GatewayService(self._load(), self._load, self._network)
-        self.service._access_log = self.service._open_access_log(self.service.settings)
+        self.service.recorder.startService()
         self.service.privilegedStartService()
         self._calls: list[tuple[float, Callable[[], Any]]] = []
 
@@ -237,7 +237,6 @@ class World:
         self._until(lambda: len(self.clients) == connections and all(c.done for c in self.clients))
         self.left_at = self._network.seconds()
         self._until(lambda: self._network.seconds() > self.left_at + SETTLED)
-        self.service._prober.stop()  # started by a reload
         gc.collect()
 
     def _until(self, reached: Callable[[], bool]) -> None:
@@ -324,6 +323,6 @@ class World:
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
     def close(self) -> None:
-        self.service._access_log.close()  # type: ignore[union-attr]
+        self.service.recorder.stopService()
         self._log.unlink(missing_ok=True)
         self._clock.stop()

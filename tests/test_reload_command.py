@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gatewayd.__main__ import main
-from gatewayd.daemon.reloading import ReloadError, answer, reload
+from gatewayd.daemon.reload_command import ReloadError, answer, reload
 
 StartDaemon = Callable[[str], int]
 
@@ -27,7 +27,7 @@ def start() -> Iterator[StartDaemon]:
         program = textwrap.dedent(
             f"""
             import signal
-            from gatewayd.daemon.reloading import answer
+            from gatewayd.daemon.reload_command import answer
             signal.signal(signal.SIGHUP, lambda *_: {on_signal})
             print("runs", flush=True)
             while True:
@@ -68,7 +68,7 @@ def test_no_other_process_can_answer(start: StartDaemon) -> None:
         ".sendto(b\"reloaded\", \"\\0gatewayd-reload-%d\" % os.getppid())'])"
     )
     with pytest.raises(ReloadError, match="has not answered"):
-        reload(start(other), patience=1)
+        reload(start(other), timeout=1)
 
 
 def test_a_process_that_is_not_there_cannot_be_told() -> None:

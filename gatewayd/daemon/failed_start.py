@@ -1,8 +1,8 @@
-"""A start that fails although systemd holds the sockets: clients that wait there are told.
+"""A start that fails while systemd holds the sockets: waiting clients get a 503.
 
-systemd tries the start again and again. Meanwhile clients can connect, because the sockets stay
-open, but nobody would answer them. So each try answers those that wait with a 503. Where the
-gateway speaks TLS they cannot read it; they learn at least that nothing comes.
+systemd repeats the start again and again. Meanwhile clients can connect, because the sockets stay
+open, but no process would answer them. So each failed start answers the waiting clients. If the
+gateway uses TLS, clients cannot read the answer, but they see that their connection has failed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from gatewayd.wire.errors import NotStarted
 
 from .listening import CannotStart, take
 
-#: The most connections that one try answers.
+#: The most connections that one failed start answers.
 MOST = 512
 
-#: How long clients may take to close. With unread bytes a close here would be a reset, and the
-#: answer might be lost.
+#: Seconds that clients get to close their connections. Closing a connection with unread bytes would
+#: reset it, and the answer might be lost.
 LINGER_SECONDS = 1.0
 
 
 def refuse_waiting(descriptors: Iterable[int]) -> None:
-    """Answer all connections that wait to be accepted on these sockets, and close them."""
+    """Accept all connections that wait on these sockets, answer them and close them."""
     clients: list[socket.socket] = []
     for descriptor in descriptors:
         with suppress(CannotStart, OSError), take(descriptor) as listening:
@@ -59,7 +59,7 @@ def _answer() -> bytes:
 
 
 def _linger(clients: list[socket.socket]) -> None:
-    """Read and drop what the clients send, until they have closed."""
+    """Read and discard what the clients send until they have closed."""
     open_ones = {client.fileno(): client for client in clients}
     poll = select.poll()
     for descriptor in open_ones:

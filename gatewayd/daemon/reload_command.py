@@ -1,9 +1,10 @@
-"""``gatewayd reload PID``: tell a running daemon to reload, and wait for what comes of it.
+"""``gatewayd reload PID``: tell a running daemon to reload, and wait for the result.
 
 SIGHUP alone has no answer, so a mistake in the settings would be seen in the log only. The command
-therefore binds a datagram socket whose name contains the daemon's process number, sends SIGHUP and
-waits. After each reload the daemon sends one word to the socket of that name, if there is one. The
-kernel says which process has sent a datagram, so no other process can answer in its place.
+therefore binds a datagram socket whose name contains the daemon's process ID, sends SIGHUP and
+waits (:func:`reload`). After each reload the daemon sends one word to the socket of that name, if
+there is one (:func:`answer`). The kernel reports which process has sent a datagram, so no other
+process can answer in the daemon's place.
 
 Source: unix(7), abstract sockets and ``SO_PASSCRED``; Linux only.
 """
@@ -17,8 +18,8 @@ import struct
 import time
 from contextlib import suppress
 
-#: How long a daemon may take: it reads files, and workers must take the settings up.
-PATIENCE_SECONDS = 60.0
+#: Seconds that a daemon gets: it reads files, and its workers must start to use the settings.
+TIMEOUT_SECONDS = 60.0
 
 _RELOADED, _FAILED = b"reloaded", b"failed"
 _CREDENTIALS = struct.Struct("3i")
@@ -29,21 +30,21 @@ class ReloadError(Exception):
 
 
 def answer(failed: bool) -> None:
-    """Called by the daemon after each reload. No error: usually no command waits for it.
+    """Called by the daemon after each reload. Does nothing if no command waits.
 
-    Not even where no descriptor is left: the reload has happened, and systemd knows.
+    It also does nothing if no file descriptor is left: the reload is over, and systemd knows.
     """
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         sender.sendto(_FAILED if failed else _RELOADED, _name(os.getpid()))
 
 
-def reload(pid: int, patience: float = PATIENCE_SECONDS) -> None:
+def reload(pid: int, timeout: float = TIMEOUT_SECONDS) -> None:
     """Have a daemon reload, and wait until it has.
 
-    :param pid: of its main process.
-    :param patience: seconds to wait.
-    :raises ReloadError: it did not, or nobody knows.
+    :param pid: the daemon's main process.
+    :param timeout: seconds to wait for its answer.
+    :raises ReloadError: it did not reload, or did not answer in time.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -52,7 +53,7 @@ def reload(pid: int, patience: float = PATIENCE_SECONDS) -> None:
             os.kill(pid, signal.SIGHUP)
         except OSError as error:
             raise ReloadError(f"process {pid} cannot be told: {error.strerror}") from None
-        if _wait(receiver, pid, time.monotonic() + patience) == _FAILED:
+        if _wait(receiver, pid, time.monotonic() + timeout) == _FAILED:
             raise ReloadError("the settings stay as they were; the daemon's log says why")
 
 

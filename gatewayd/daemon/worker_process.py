@@ -1,8 +1,9 @@
-"""One worker as its supervisor sees it, through all of its lives.
+"""One worker as its supervisor sees it, through all of its processes.
 
-A worker says over a socket of its own that it is ready, and then again and again that its loop
-turns, in the way in which a service says so to systemd. One that is silent hangs: SIGKILL ends it,
-which no process can miss, and the supervisor starts another.
+A worker reports over a socket of its own that it is ready, and then at regular intervals that its
+event loop runs, in the form in which services report to systemd. A worker that is silent for too
+long hangs: it is killed with SIGKILL, which no process can block, and the supervisor starts
+another.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from gatewayd.telemetry.errorlog import WORKERS
 from .worker import Handover, message
 
 _log = Logger()
-#: For lines that a worker has logged: the worker has decided already which are important enough.
+#: For lines that a worker has logged. They have passed the log level of the worker already.
 _lines = Logger(namespace=WORKERS)
 
-#: How often the supervisor looks whether workers were heard.
-LOOK_SECONDS = 1.0
-#: How many looks in a row may find that a worker was not heard and has used no processor time: it
-#: is stopped, or waits for what never comes. Looks are counted, not seconds: after a pause of the
-#: supervisor itself there is only one.
-IDLE_LOOKS = 10
-#: The same for one that starts, and for one that is busy: a client may send bodies whose JSON takes
-#: seconds to read, and must not be able to end the streams of others with them.
-SILENT_LOOKS = 60
+#: Seconds between two checks whether the workers have reported.
+CHECK_SECONDS = 1.0
+#: After so many checks in a row without a report and without use of processor time, a worker that
+#: has been ready hangs: it is stopped, or waits for something that never comes. Checks are counted,
+#: not seconds, because a supervisor that was itself paused makes only one check for the pause.
+IDLE_CHECKS = 10
+#: The same for a worker that starts or is busy. A client may send bodies whose JSON takes seconds
+#: to read, and must not be able to end the streams of other clients that way.
+SILENT_CHECKS = 60
 
-#: A worker that lived this long died of something new.
+#: A process that lived at least so many seconds has not failed for the reason of the one before.
 YOUNG_SECONDS = 10.0
 LONGEST_BACKOFF = 30.0
 
 
 def processor_time(pid: int) -> int | None:
-    """What a process has used, in ticks of the kernel's clock; None where nobody knows."""
+    """The processor time that a process has used, in clock ticks; None if it cannot be read."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             user, system = file.read().rpartition(")")[2].split()[11:13]
@@ -53,8 +54,8 @@ def processor_time(pid: int) -> int | None:
 
 class WorkerProcess(ProcessProtocol):
     """
-    :param heard: called when it has become ready, or has reloaded.
-    :param ended: called with the reason when its process is gone.
+    :param on_ready: called when it has become ready, or has reloaded.
+    :param on_end: called with the reason when its process has ended.
     """
 
     transport: Any
@@ -63,19 +64,19 @@ class WorkerProcess(ProcessProtocol):
         self,
         number: int,
         reactor: Any,
-        heard: Callable[[], None],
-        ended: Callable[[WorkerProcess, Failure], None],
+        on_ready: Callable[[], None],
+        on_end: Callable[[WorkerProcess, Failure], None],
     ) -> None:
         self.number = number
         self.runs = False
-        self.served = False
         self._reactor = reactor
-        self._heard = heard
-        self._ended = ended
-        self._awaited = 0  # how often it has still to say that it is ready
-        self._silent_looks = 0
-        self._idle_looks = 0
-        self._used: int | None = None
+        self._on_ready = on_ready
+        self._on_end = on_end
+        self._was_ready = False
+        self._awaited = 0  # how many reports of readiness are still to come
+        self._silent_checks = 0
+        self._idle_checks = 0
+        self._processor_time: int | None = None
         self._hangs = False
         self._backoff = 0.0
         self._began = 0.0
@@ -83,71 +84,74 @@ class WorkerProcess(ProcessProtocol):
 
     @property
     def ready(self) -> bool:
-        """Whether it serves by the settings that it was told last."""
+        """Whether it serves by the settings that it was sent last."""
         return self.runs and not self._awaited
 
-    def tell(self, settings: Settings | None) -> None:
-        """Have it use other settings, or, with None, only open its log anew."""
+    def send(self, settings: Settings | None) -> None:
+        """Have it use these settings, or, with None, only reopen its log."""
         if self.runs:
             self._awaited += settings is not None
             self._write(message(settings))
 
     def kill(self, number: int) -> None:
+        """Send a signal."""
         if self.runs:
             with suppress(ProcessExitedAlready):
                 self.transport.signalProcess(number)
 
-    def look(self, stopping: bool) -> None:
-        """End it if it was not heard for too long."""
+    def check(self, stopping: bool) -> None:
+        """Kill it if it has been silent for too long."""
         if not self.runs:
             return
         used = processor_time(self.transport.pid)
-        self._silent_looks += 1
-        self._idle_looks = self._idle_looks + 1 if used == self._used else 0
-        self._used = used
-        waits = (self.served or stopping) and self._idle_looks >= IDLE_LOOKS
-        if waits or self._silent_looks >= SILENT_LOOKS:
+        self._silent_checks += 1
+        self._idle_checks = self._idle_checks + 1 if used == self._processor_time else 0
+        self._processor_time = used
+        idle = (self._was_ready or stopping) and self._idle_checks >= IDLE_CHECKS
+        if idle or self._silent_checks >= SILENT_CHECKS:
             if not self._hangs:
-                seconds = self._silent_looks * LOOK_SECONDS
-                said = f"worker {self.number} hangs: it has said nothing for {seconds:g} s"
-                _log.error("{said} and is killed", said=said)
+                _log.error(
+                    "worker {number} hangs: it has said nothing for {seconds:g} s and is killed",
+                    number=self.number,
+                    seconds=self._silent_checks * CHECK_SECONDS,
+                )
             self._hangs = True
             self.kill(signal.SIGKILL)
 
     def next_start_in(self) -> float:
-        """Seconds until it may be started again: more and more while its lives are short."""
+        """Seconds until it may be started again; they grow while its processes live briefly."""
         lived = self._reactor.seconds() - self._began
-        later = min(self._backoff * 2 + 0.5, LONGEST_BACKOFF)
-        self._backoff = 0.0 if lived > YOUNG_SECONDS else later
+        longer = min(self._backoff * 2 + 0.5, LONGEST_BACKOFF)
+        self._backoff = 0.0 if lived > YOUNG_SECONDS else longer
         return self._backoff
 
     # -- its start -----------------------------------------------------------------------------
 
     def start(self, spawn: Callable[[WorkerProcess], None], handover: Handover) -> None:
-        """Have ``spawn`` start a process, and hand over.
+        """Have ``spawn`` start a process, and send it the handover.
 
         :raises OSError: none could be started.
         """
         self._began = self._reactor.seconds()
-        self._silent_looks = self._idle_looks = 0
+        self._silent_checks = self._idle_checks = 0
         self._hangs = False
         spawn(self)
-        self.runs, self.served, self._awaited = True, False, 1
+        self.runs, self._was_ready, self._awaited = True, False, 1
         self._write(message(handover))
 
     def _write(self, data: bytes) -> None:
-        with suppress(KeyError):  # how Twisted says that the pipe is closed: the process ends
+        with suppress(KeyError):  # Twisted raises it if the pipe is closed: the process ends
             self.transport.writeToChild(0, data)
 
     # -- what comes from it --------------------------------------------------------------------
 
     def notified(self, lines: list[str]) -> None:
         """It has sent what a service would send to systemd."""
-        self._silent_looks = self._idle_looks = 0
+        self._silent_checks = self._idle_checks = 0
         if "READY=1" in lines and self._awaited:
             self._awaited -= 1
-            self.served = True
-            self._heard()
+            self._was_ready = True
+            self._on_ready()
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         *lines, self._partial[childFD] = (self._partial.get(childFD, b"") + data).split(b"\n")
@@ -159,11 +163,11 @@ class WorkerProcess(ProcessProtocol):
             _lines.info("{line}", line=line.decode("utf-8", "replace"))
         self._partial.clear()
         self.runs = False
-        self._ended(self, reason)
+        self._on_end(self, reason)
 
 
-class Notices(DatagramProtocol):
-    """Hears what one worker says."""
+class NotifySocket(DatagramProtocol):
+    """Receives what one worker reports."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         self._worker = worker

@@ -1,12 +1,14 @@
-"""Settings -> all that serves requests by them: backends, routes, the API, the certificate.
+"""A generation: everything that serves requests by one set of settings.
 
-Start, reload and ``--check`` build it with :func:`build`, so a check says what a start would say.
-It is built whole before any of it is used: what cannot be built raises, and the world that serves
-has not been touched by then. Only :meth:`World.take_over` touches it, and that cannot fail.
+It holds the backends, routes, handlers and the certificate. A start, a reload and ``--check`` all
+make one with :func:`build`, so a check reports what a start would report. A generation is built
+whole before any of it is used. If something cannot be built, :func:`build` raises and the
+generation that serves now is untouched. Only :meth:`Generation.take_over` changes objects that
+serve already, and it cannot fail.
 
-A reload keeps the targets whose backend is still the same server: same name, URL, key and TLS.
-Those keep their connections, their requests in flight and what is known of their health; other
-settings of theirs change in place.
+A reload keeps each target whose backend is still the same server: same name, URL, key and TLS.
+Such a target keeps its connections, its requests in flight and its health; its other settings
+change in place.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from . import descriptors
 
 @attrs.frozen(eq=False)
 class Renewal:
-    """A target that is kept, and what becomes of it; see :meth:`Target.renew`."""
+    """A kept target and its new settings; see :meth:`Target.renew`."""
 
     target: Target
     backend: Backend
@@ -49,8 +51,8 @@ class Renewal:
 
 
 @attrs.frozen(eq=False)
-class World:
-    """:param certificate: with the gateway's own certificate; None without TLS."""
+class Generation:
+    """:param certificate: has the gateway's own certificate; None without TLS."""
 
     settings: Settings
     api: API
@@ -63,7 +65,7 @@ class World:
         return self.api.router.targets
 
     def take_over(self) -> None:
-        """Have the targets that are kept go on with the new settings. To be called once."""
+        """Give the kept targets their new settings. To be called once."""
         for renewal in self.renewals:
             renewal.take_over()
 
@@ -72,11 +74,11 @@ def build(
     settings: Settings,
     reactor: Any,
     metrics: Callable[[], bytes],
-    before: World | None = None,
-) -> World:
+    before: Generation | None = None,
+) -> Generation:
     """
     :param metrics: makes the page of metrics.
-    :param before: the world that serves now, to keep from it what stays the same.
+    :param before: the generation that serves now; what stays the same is kept from it.
     :raises SettingsError: something cannot be made from these settings.
     """
     problems: list[str] = []
@@ -90,16 +92,19 @@ def build(
         api = API(settings, router, reactor, metrics)
     else:
         api = before.api.replaced(settings, router)
-    return World(settings, api, api.resource(), certificate, renewals)
+    return Generation(settings, api, api.resource(), certificate, renewals)
 
 
-def dangers(settings: Settings) -> list[str]:
-    """What works but should be seen to, one sentence each, for the log of this process."""
+def warnings(settings: Settings) -> list[str]:
+    """What works with these settings but is dangerous or less than they ask for: a sentence each.
+
+    They are for the log of this process.
+    """
     return [*warnings_of(settings), *descriptors.warnings(settings)]
 
 
 def _targets(
-    settings: Settings, reactor: Any, before: World | None, problems: list[str]
+    settings: Settings, reactor: Any, before: Generation | None, problems: list[str]
 ) -> Iterator[Target | Renewal]:
     """The configured backends in their order, or the echo when there is none."""
     if not settings.backends:
@@ -116,7 +121,7 @@ def _targets(
             problems.append(f"[backend {own.name}]: cannot be used ({error})")
 
 
-def _echo(settings: Settings, reactor: Any, before: World | None) -> Target | Renewal:
+def _echo(settings: Settings, reactor: Any, before: Generation | None) -> Target | Renewal:
     backend = EchoBackend(settings.gateway.api_title)
     if before is None or before.settings.backends:
         return Target(backend, reactor)
@@ -127,11 +132,11 @@ _Server = tuple[object, ...]
 
 
 def _server(own: BackendSettings) -> _Server:
-    """What makes a backend the same server to the gateway."""
+    """The settings that tell one server from another; a change of any of them is a new server."""
     return own.name, own.url, own.api_key, own.tls_ca
 
 
-def _servers(before: World | None) -> dict[_Server, tuple[Target, OpenAIBackend]]:
+def _servers(before: Generation | None) -> dict[_Server, tuple[Target, OpenAIBackend]]:
     """The servers to which there may be connections already."""
     return {
         _server(target.backend.settings): (target, target.backend)
