@@ -3,24 +3,17 @@
 A handler that has a whole answer returns it (:mod:`.handling`). One that streams calls
 :meth:`Request.begin_stream` or :meth:`Request.begin_bytes`, then ``write`` and ``finish``.
 
-Handlers written for Klein or Twisted Web find the part of Twisted's request that they mostly use,
-with Twisted's meaning: ``method``, ``uri``, ``path``, ``content``, ``requestHeaders``,
-``getHeader``, ``setHeader``, ``setResponseCode``, ``write``, ``finish``, ``notifyFinish``,
-``registerProducer``. Headers are built only when they are asked for. The rest (cookies, ``args``,
-``responseHeaders``, sessions, addresses) is not there: using it raises AttributeError.
+Handlers written for Klein or Twisted Web may also use :mod:`.twistedrequest`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from io import BytesIO
-from typing import Any, AnyStr, Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
-from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from gatewayd.exchange import End, Exchange
@@ -33,12 +26,11 @@ from gatewayd.wire.errors import GatewayError
 from .outgoing import Outgoing
 from .security import ANYONE
 from .state import ServerState
+from .twistedrequest import TwistedRequest
 
 #: For the log: the client disconnected before it was answered. nginx uses the same number.
 CLIENT_CLOSED_REQUEST = 499
 
-#: Headers that a handler may not set: the gateway frames the answer and closes the connection.
-_FRAMING = frozenset({b"Connection", b"Content-Length", b"Transfer-Encoding"})
 _WITHOUT_BODY = frozenset({204, 304})
 
 HeaderPairs = Sequence[tuple[bytes, bytes]]
@@ -68,16 +60,13 @@ class Connection(Protocol):
 
 
 @implementer(IConsumer)
-class Request:
+class Request(TwistedRequest):
     """
     :param channel: the connection that it came on.
     :param fields: its headers.
     """
 
-    code = 200
-    _notify: tuple[Deferred[None], ...] = ()
     _error: GatewayError | None = None
-    _begun = False  # a head was made
     _head = b""  # of a body that was begun, until it is sent
     _head_unsent = True
     _events = False  # the body is an event stream
@@ -98,7 +87,7 @@ class Request:
         self.handling: Deferred[Any] | None = None
         self._outgoing = channel.outgoing
         self._chunks = line.minor == b"1" and line.method != b"HEAD"
-        self._headers: dict[bytes, bytes] = dict(channel.state.common_headers())
+        self._headers = dict(channel.state.common_headers())
         self._id_header = channel.state.id_header
         self._headers[self._id_header] = exchange.id.encode("ascii")
 
@@ -298,47 +287,3 @@ class Request:
     def when_taken(self, call: Callable[[], None]) -> None:
         """Call when the client has taken what it was sent, or is gone; at once if nothing waits."""
         self._outgoing.when_taken(call)
-
-    # -- as Twisted Web has it: built when asked for -------------------------------------------
-
-    @cached_property
-    def requestHeaders(self) -> Headers:
-        return Headers({name: self.fields.all(name) for name in self.fields})
-
-    @cached_property
-    def content(self) -> BytesIO:
-        return BytesIO(self.body)
-
-    def getHeader(self, key: AnyStr) -> AnyStr | None:
-        """The last value of a header of the request."""
-        values = self.requestHeaders.getRawHeaders(key)
-        return values[-1] if values else None
-
-    def setResponseCode(self, code: int) -> None:
-        """Set the status. Unlike Twisted's, it takes no reason phrase."""
-        self._check_not_begun()
-        self.code = code
-
-    def setHeader(self, name: str | bytes, value: str | bytes) -> None:
-        """Set a header of the answer; Twisted's ``Headers`` checks and cleans both.
-
-        :raises ValueError: only the gateway sets this header.
-        """
-        self._check_not_begun()
-        headers: Any = Headers()
-        headers.setRawHeaders(name, [value])
-        ((checked, (cleaned,)),) = headers.getAllRawHeaders()
-        key = checked.title()
-        if key in _FRAMING or key == self._id_header.title():
-            raise ValueError(f"The gateway sets the header {key.decode('ascii')} itself.")
-        self._headers[key] = cleaned
-
-    def notifyFinish(self) -> Deferred[None]:
-        """Fires with None when the answer was written, fails when the connection is lost first."""
-        notified: Deferred[None] = Deferred()
-        self._notify += (notified,)
-        return notified
-
-    def _check_not_begun(self) -> None:
-        if self._begun:
-            raise RuntimeError("The head of the answer was made already.")

@@ -1,0 +1,105 @@
+"""Requests for a backend: what their heads must say, whether they fit in, and their relay.
+
+The endpoints are the rows of :mod:`gatewayd.wire.endpoints`; :mod:`.app` makes a route of each.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from gatewayd.relaying.relay import Relay
+from gatewayd.routing.catalog import Catalog
+from gatewayd.routing.router import Router
+from gatewayd.settings.model import Settings
+from gatewayd.wire.call import Endpoint
+from gatewayd.wire.errors import Forbidden, UnsupportedMediaType
+
+from .limits import Admission
+from .request import Request
+
+_SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+#: Headers in which the openai SDKs (Python, Node) say how many seconds they wait for an answer.
+_PATIENCE = (b"x-stainless-read-timeout", b"x-stainless-timeout")
+
+
+class Dispatcher:
+    """
+    :param catalog: knows the models that a request without a model may go to.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        router: Router,
+        catalog: Catalog,
+        admission: Admission,
+        reactor: IReactorTime,
+    ) -> None:
+        self._settings = settings
+        self._router = router
+        self._catalog = catalog
+        self._admission = admission
+        self._reactor = reactor
+
+    def dispatch(self, request: Request, endpoint: Endpoint) -> Deferred[None]:
+        """Relay a request of this endpoint, or refuse it by raising a GatewayError.
+
+        It counts as under way until the client has taken the reply: a reply that waits in the
+        transport holds memory.
+        """
+        # A web page can send other media types without a preflight request (CORS).
+        content_type = endpoint.request.check_media_type(request.fields.all(b"content-type"))
+        _check_coding(request)
+        request.exchange.route = endpoint.path
+        request.set_headers(
+            self._admission.acquire(request.caller, self._settings.limits.in_flight)
+        )
+        try:
+            relayed = self._relay(request, endpoint, content_type)
+        except BaseException:
+            self._admission.release(request.caller)
+            raise
+        return relayed.addBoth(self._release_when_taken, request)
+
+    def _relay(
+        self, request: Request, endpoint: Endpoint, content_type: bytes
+    ) -> Deferred[None]:
+        exchange, caller, limits = request.exchange, request.caller, self._settings.limits
+        call = endpoint.request.parse(endpoint, request.body, content_type, limits.json_depth)
+        exchange.model, exchange.stream = call.model, call.stream
+        if not caller.may_use(call.model):
+            raise Forbidden("This API key may not use this model.", "model_not_allowed", "model")
+        relay = Relay(
+            request,
+            call,
+            limits,
+            self._reactor,
+            self._settings.timeouts.ping,
+            _patience(request),
+        )
+        names = self._catalog.names
+        return relay.run(self._router.route(call.model, lambda: filter(caller.may_use, names())))
+
+    def _release_when_taken(self, result: Any, request: Request) -> Any:
+        request.when_taken(lambda: self._admission.release(request.caller))
+        return result
+
+
+def _check_coding(request: Request) -> None:
+    codings = b",".join(request.fields.all(b"content-encoding")).lower().split(b",")
+    if any(coding.strip(b" \t") not in (b"", b"identity") for coding in codings):
+        raise UnsupportedMediaType("Send the body as it is, without a Content-Encoding.")
+
+
+def _patience(request: Request) -> float:
+    """How many seconds the client waits for an answer; 0 if it does not say."""
+    for name in _PATIENCE:
+        values = request.fields.all(name)
+        if len(values) == 1 and _SECONDS.fullmatch(values[0]):
+            return float(values[0])
+    return 0.0

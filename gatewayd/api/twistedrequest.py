@@ -1,0 +1,78 @@
+"""The part of Twisted Web's request that is offered to handlers, with Twisted's meaning.
+
+Handlers written for Klein or Twisted Web mostly use ``method``, ``uri``, ``path``, ``content``,
+``requestHeaders``, ``getHeader``, ``setHeader``, ``setResponseCode``, ``write``, ``finish``,
+``notifyFinish`` and ``registerProducer``. Headers and body are built only when they are asked for.
+The rest (cookies, ``args``, ``responseHeaders``, sessions, addresses) is not there: using it raises
+AttributeError. :class:`gatewayd.api.request.Request` writes the answers.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from io import BytesIO
+from typing import Any, AnyStr
+
+from twisted.internet.defer import Deferred
+from twisted.web.http_headers import Headers
+
+from gatewayd.http1.head import Fields
+
+#: Headers that a handler may not set: the gateway frames the answer and closes the connection.
+_FRAMING = frozenset({b"Connection", b"Content-Length", b"Transfer-Encoding"})
+
+
+class TwistedRequest:
+    """Base of the request. Subclasses set the attributes that stand here without a value."""
+
+    fields: Fields
+    body: bytes
+    _headers: dict[bytes, bytes]  # of the answer, by name as it is sent
+    _id_header: bytes  # the name of the header with the request's id
+
+    #: The status of the answer.
+    code = 200
+    _begun = False  # the head of the answer was made
+    _notify: tuple[Deferred[None], ...] = ()
+
+    @cached_property
+    def requestHeaders(self) -> Headers:
+        return Headers({name: self.fields.all(name) for name in self.fields})
+
+    @cached_property
+    def content(self) -> BytesIO:
+        return BytesIO(self.body)
+
+    def getHeader(self, key: AnyStr) -> AnyStr | None:
+        """The last value of a header of the request."""
+        values = self.requestHeaders.getRawHeaders(key)
+        return values[-1] if values else None
+
+    def setResponseCode(self, code: int) -> None:
+        """Set the status. Unlike Twisted's, it takes no reason phrase."""
+        self._check_not_begun()
+        self.code = code
+
+    def setHeader(self, name: str | bytes, value: str | bytes) -> None:
+        """Set a header of the answer; Twisted's ``Headers`` checks and cleans both.
+
+        :raises ValueError: only the gateway sets this header.
+        """
+        self._check_not_begun()
+        headers: Any = Headers()
+        headers.setRawHeaders(name, [value])
+        ((checked, (cleaned,)),) = headers.getAllRawHeaders()
+        key = checked.title()
+        if key in _FRAMING or key == self._id_header.title():
+            raise ValueError(f"The gateway sets the header {key.decode('ascii')} itself.")
+        self._headers[key] = cleaned
+
+    def notifyFinish(self) -> Deferred[None]:
+        """Fires with None when the answer was written, fails when the connection is lost first."""
+        notified: Deferred[None] = Deferred()
+        self._notify += (notified,)
+        return notified
+
+    def _check_not_begun(self) -> None:
+        if self._begun:
+            raise RuntimeError("The head of the answer was made already.")
