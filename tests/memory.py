@@ -336,3 +336,15 @@ def _dechunk(data: bytes) -> tuple[bytes, bool]:
             assert not data
             return body, True
     return body, False
+
+
+def echo_gateway(**values: str) -> Gateway:
+    """A gateway without a backend, with some settings set."""
+    return Gateway(settings=settings(**values))
+
+
+def send_raw(gateway: Gateway, data: bytes) -> ClientTransport:
+    """Send bytes on a connection of their own."""
+    transport = gateway.connect()
+    transport.protocol.dataReceived(data)
+    return transport

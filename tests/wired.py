@@ -6,6 +6,7 @@ tests of clients that do not read need both. The loop turns only when a test cal
 
 from __future__ import annotations
 
+import json
 import select
 import socket
 import ssl
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address
 from twisted.internet.main import CONNECTION_LOST
@@ -31,6 +33,12 @@ from tests.memory import Gateway
 
 #: Bytes of the kernel's buffers, for each direction of a connection.
 BUFFER = 16 * 1024
+KIB = 1024
+tls_or_not = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+#: With 0 there is no time-out: then only the end of a connection bounds it.
+client_write = pytest.mark.parametrize("client_write", ["60", "0"])
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
+CHAT = "/v1/chat/completions"
 #: Seconds after which the kernel reports nothing more: an acknowledgement may take 40 ms.
 QUIET = 0.06
 
@@ -279,3 +287,18 @@ class Client:
     def close(self) -> None:
         self._sock.close()
         self.raw.close()
+
+
+def chat_body(stream: bool = False, size: int = 2, **more: object) -> bytes:
+    """The body of a chat request with a message of this size; the echo's answer is as long."""
+    messages = [{"role": "user", "content": "x" * size}]
+    return json.dumps({"messages": messages, "stream": stream, **more}).encode()
+
+
+def closed_by(wired: Wired, client: Client, seconds: float) -> None:
+    """Check that the connection is closed after this time, and not before."""
+    wired.wait(seconds - 0.2)
+    wired.settle()
+    assert not client.is_gone
+    wired.wait(0.4)
+    assert client.is_gone

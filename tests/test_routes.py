@@ -1,0 +1,70 @@
+"""Which paths and methods have a handler, and what the others are answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.memory import (
+    Answer,
+    FakeBackend,
+    Gateway,
+    echo_gateway,
+    settings,
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/v1", "/v1/chat/completions/", "//v1/models", "/v1%2fmodels", "/v1/../healthz"),
+        *("/v1/models;x", "/%ff", "/v1/models%00", "/HEALTHZ"),
+    ],
+)
+def test_a_path_is_matched_exactly_or_is_a_404(path: str) -> None:
+    answer = Answer(echo_gateway().request("GET", path))
+    assert (answer.status, answer.code) == (404, "unknown_url")
+
+
+def test_a_method_that_a_route_does_not_take_is_a_405_with_allow() -> None:
+    answer = Answer(echo_gateway().request("GET", "/v1/chat/completions"))
+    assert (answer.status, answer.header("allow")) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/models/", "/v1/models"),
+        ("//v1//models", "/v1/models"),
+        ("/v1/healthz", "/healthz"),
+        ("/v1/completions/x", None),
+        ("/", None),
+        ("/v1" * 1000 + "/models", None),
+    ],
+)
+@pytest.mark.parametrize("root", ["", "/llm"])
+def test_a_path_that_is_nearly_right_is_answered_with_the_one_that_is_meant(
+    path: str, meant: str | None, root: str
+) -> None:
+    gateway = Gateway(FakeBackend(), settings=settings(gateway_root_path=root))
+    for asked in {path, root + path} - {root + (meant or "")}:
+        answer = Answer(gateway.request("GET", asked))
+        assert (answer.status, answer.code) == (404, "unknown_url")
+        said = answer.json["error"]["message"].partition(" Did you mean ")[2]
+        assert said == (f"{root}{meant}?" if meant else "")
+
+
+@pytest.mark.parametrize(
+    ("path", "logged"),
+    [
+        ("/api/generate?key=secret", "/api/generate"),
+        ("/v1/sk-0123456789abcdef0123456789", "/v1/*"),
+        ("/x%0a\"y/z", "/*/z"),
+        ("/a" * 1000, "/a" * 100),
+    ],
+)
+def test_the_path_of_a_404_is_logged_as_far_as_it_is_plain(path: str, logged: str) -> None:
+    gateway = echo_gateway()
+    assert Answer(gateway.request("GET", path)).status == 404
+    assert gateway.ended[0].detail == logged
