@@ -24,7 +24,7 @@ class Reading(ChatReader):
     """Reads a reply whose events have no names."""
 
     def next(self, payload: bytes) -> bytes | None:
-        return self.take(b"", payload)
+        return self.read_event(b"", payload)
 
 
 def reading(*, choices: int = 1, include_usage: bool = False, model: str | None = None) -> Reading:
@@ -44,45 +44,45 @@ def test_a_stream_is_whole_when_its_choice_is_finished() -> None:
     assert not reader.started
     for payload, whole in ((chunk(), False), (chunk("stop"), True), (USAGE, True)):
         reader.next(payload)
-        assert reader.complete(done=False) is reader.complete(done=True) is whole
+        assert reader.is_complete(done=False) is reader.is_complete(done=True) is whole
     assert reader.started
 
 
 def test_done_alone_proves_nothing() -> None:
     reader = reading()
-    assert not reader.complete(done=True)
+    assert not reader.is_complete(done=True)
     reader.next(chunk())
-    assert not reader.complete(done=True)
+    assert not reader.is_complete(done=True)
 
 
 def test_a_choice_that_was_asked_for_and_never_begun_is_not_open() -> None:
     """A backend that ignores ``n`` makes one choice."""
     reader = reading(choices=3)
     reader.next(chunk("stop", 0))
-    assert reader.complete(done=True) and reader.complete(done=False)
+    assert reader.is_complete(done=True) and reader.is_complete(done=False)
 
 
 def test_without_framing_every_choice_that_was_asked_for_must_be_there() -> None:
     reader = reading(choices=3)
     for index in (2, 0):
         reader.next(chunk("length", index))
-        assert not reader.complete(done=False, framed=False)
+        assert not reader.is_complete(done=False, framed=False)
     reader.next(chunk("stop", 1))
-    assert reader.complete(done=False, framed=False)
+    assert reader.is_complete(done=False, framed=False)
 
 
 def test_a_stream_without_a_choice_is_never_whole() -> None:
     reader = reading()
     reader.next(b'{"choices":[]}')
     reader.next(b'{"object":"chat.completion.chunk"}')
-    assert reader.started and not reader.complete(done=True)
+    assert reader.started and not reader.is_complete(done=True)
 
 
 def test_a_stream_may_begin_so_many_choices_and_no_more() -> None:
     reader = reading()
     for index in range(4096):
         reader.next(chunk("stop", index))
-    assert reader.complete(done=False)
+    assert reader.is_complete(done=False)
     with pytest.raises(BadReply):
         reader.next(chunk("stop", 4096))
 
@@ -93,32 +93,32 @@ def test_a_choice_without_an_index_has_its_place_in_the_list(index: str | None) 
     reader = reading()
     reader.next(f'{{"choices":[{{{member}"delta":{{}}}},{{{member}"delta":{{}}}}]}}'.encode())
     reader.next(f'{{"choices":[{{{member}"finish_reason":"stop"}}]}}'.encode())
-    assert not reader.complete(done=True)
+    assert not reader.is_complete(done=True)
     reader.next(chunk("stop", 1))
-    assert reader.complete(done=True)
+    assert reader.is_complete(done=True)
 
 
 def test_every_choice_that_was_begun_must_be_finished() -> None:
     reader = reading()
     reader.next(chunk("stop", 0))
     reader.next(chunk(None, 1))
-    assert not reader.complete(done=True)
+    assert not reader.is_complete(done=True)
     reader.next(chunk("tool_calls", 1))
-    assert reader.complete(done=False)
+    assert reader.is_complete(done=False)
 
 
 def test_choices_may_finish_in_one_chunk() -> None:
     reader = reading(choices=2)
     reader.next(b'{"choices":[{"finish_reason":"stop"},{"index":1,"finish_reason":"stop"}]}')
-    assert reader.complete(done=False)
+    assert reader.is_complete(done=False)
 
 
 def test_an_empty_finish_reason_counts_only_with_done() -> None:
     reader = reading(choices=2)
     reader.next(chunk("", 0))
     reader.next(chunk("stop", 1))
-    assert not reader.complete(done=False)
-    assert reader.complete(done=True)
+    assert not reader.is_complete(done=False)
+    assert reader.is_complete(done=True)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_timings_on_a_usage_chunk_that_was_not_asked_for_are_kept(choices: bytes
         "usage": None,
         "timings": {"prompt_n": 3},
     }
-    assert reader.usage == Usage(3, 0) and reader.complete(done=False)
+    assert reader.usage == Usage(3, 0) and reader.is_complete(done=False)
     padded = payload.replace(b'"timings":{"prompt_n":3}', b'"timings":{ },"obfuscation":"xyz"')
     assert reader.next(padded) is None
 
@@ -224,7 +224,7 @@ def test_an_empty_chunk_is_not_content(kind: str) -> None:
 @pytest.mark.parametrize("name", [b"ping", b"keepalive"])
 def test_a_ping_is_left_out(name: bytes) -> None:
     reader = reading()
-    assert reader.take(name, b'{"type":"ping"}') is None
+    assert reader.read_event(name, b'{"type":"ping"}') is None
     assert not reader.started and not reader.content
 
 
@@ -272,14 +272,14 @@ def test_the_model_of_a_reply_is_the_alias_that_was_asked_for() -> None:
         b'{"id":"req-1","choices":[], "model" : "mine"}'
     )
     assert aliased.next(b'{"id":"x","choices":[]}') == b'{"id":"req-1","choices":[]}'
-    assert aliased.whole(b'{"model":null,"id":"x","choices":[{"model":"real"}]}') == (
+    assert aliased.read_document(b'{"model":null,"id":"x","choices":[{"model":"real"}]}') == (
         b'{"model":"mine","id":"req-1","choices":[{"model":"real"}]}'
     )
 
 
 def test_without_an_id_and_an_alias_every_byte_is_kept() -> None:
     payload = b'{ "id":"x" ,"choices":[],"model":"real"}'
-    assert ChatReader(None, False, 1, DEPTH).take(b"", payload) == payload
+    assert ChatReader(None, False, 1, DEPTH).read_event(b"", payload) == payload
 
 
 def test_usage_is_counted_whether_or_not_the_client_asked_for_it() -> None:
@@ -297,7 +297,7 @@ def test_usage_is_counted_whether_or_not_the_client_asked_for_it() -> None:
         reader.next(chunk(usage={"prompt_tokens": "many"}))
         assert reader.usage == counted
     whole = reading()
-    whole.whole(chunk("stop", usage=usage))
+    whole.read_document(chunk("stop", usage=usage))
     assert whole.usage == counted
 
 
@@ -405,9 +405,9 @@ def test_any_event_is_relayed_left_out_or_refused(payload: bytes | str) -> None:
 
 def test_a_completion_gets_the_request_id_and_keeps_its_bytes() -> None:
     body = b'{ "x":1.50 ,"id" : "chatcmpl-1","choices":[{"message":{"id":"y"}}]}\r\n'
-    assert reading().whole(body) == body.replace(b'"chatcmpl-1"', b'"req-1"')
+    assert reading().read_document(body) == body.replace(b'"chatcmpl-1"', b'"req-1"')
     bare = b'{"choices":[{}]}'
-    assert reading().whole(bare) == b'{"id":"req-1","choices":[{}]}'
+    assert reading().read_document(bare) == b'{"id":"req-1","choices":[{}]}'
 
 
 @pytest.mark.parametrize(
@@ -432,13 +432,13 @@ def test_a_completion_gets_the_request_id_and_keeps_its_bytes() -> None:
 )
 def test_a_body_that_is_not_a_completion_is_a_bad_reply(body: bytes) -> None:
     with pytest.raises(BadReply):
-        reading().whole(body)
+        reading().read_document(body)
 
 
 def test_an_error_in_place_of_a_completion_keeps_its_bytes() -> None:
     body = b'{"error": {"message":"no", "code":404}}'
     with pytest.raises(BackendFailed) as caught:
-        reading().whole(body)
+        reading().read_document(body)
     assert (caught.value.payload, caught.value.status) == (body, 404)
 
 

@@ -18,11 +18,11 @@ def reader(include_usage: bool = False) -> ChatReader:
 
 def test_an_encoded_completion_is_valid_and_can_be_streamed() -> None:
     body = encode("req-1", 17, "echo", 'hi "you" 🎉', 3, 4)
-    assert reader().whole(body) == body
+    assert reader().read_document(body) == body
     streamed = reader(include_usage=True)
     for payload in to_chunks(body, include_usage=True):
-        assert streamed.take(b"", payload) == payload
-    assert streamed.complete(done=False)
+        assert streamed.read_event(b"", payload) == payload
+    assert streamed.is_complete(done=False)
 
 
 WHOLE = (
@@ -112,7 +112,7 @@ def test_every_choice_crosses_and_has_an_index() -> None:
 def test_a_message_that_is_not_valid_is_a_bad_reply(message: bytes) -> None:
     body = b'{"choices":[{"message":%b}]}' % message
     with pytest.raises(BadReply):
-        to_chunks(reader().whole(body), include_usage=False)
+        to_chunks(reader().read_document(body), include_usage=False)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,6 @@ def test_a_message_that_is_not_valid_is_a_bad_reply(message: bytes) -> None:
 )
 def test_half_of_a_surrogate_pair_crosses_as_it_came(body: bytes) -> None:
     """A reply cut off at ``max_tokens`` may end within an emoji."""
-    payload, *_ = to_chunks(reader().whole(body), include_usage=True)
+    payload, *_ = to_chunks(reader().read_document(body), include_usage=True)
     [half] = re.findall(rb"\\ud[0-9a-f]{3}", body)
     assert half in payload

@@ -46,12 +46,12 @@ def segment(*payloads: str) -> bytes:
 def reader(first: str, model: str | None = None, id: str | None = "mine") -> ChatReader:
     """A reader that has decoded a first chunk."""
     made = ChatReader(id, False, 1, 64, model)
-    made.take(b"", first.encode())
+    made.read_event(b"", first.encode())
     return made
 
 
 def decoded(read: ChatReader, *payloads: str) -> list[bytes]:
-    taken = (read.take(b"", payload.encode()) for payload in payloads)
+    taken = (read.read_event(b"", payload.encode()) for payload in payloads)
     return [sse.encode(crossing) for crossing in taken if crossing is not None]
 
 
@@ -68,7 +68,7 @@ def test_tokens_as_servers_send_them_take_the_fast_path(shape: str, model: str |
 def test_the_fast_path_needs_a_chunk_that_was_decoded() -> None:
     nothing_yet = ChatReader("mine", False, 1, 64)
     assert nothing_yet.frames(segment(VLLM % "a")) is None
-    nothing_yet.take(b"", (VLLM % "").encode())  # it has no text, so nothing is learned
+    nothing_yet.read_event(b"", (VLLM % "").encode())  # it has no text, so nothing is learned
     assert nothing_yet.frames(segment(VLLM % "a")) is None
 
 
@@ -150,13 +150,13 @@ def test_the_limit_of_depth_holds_on_the_fast_path() -> None:
     read = reader(at_limit % "x")
     assert read.frames(segment(at_limit % "a")) and not read.frames(segment(deeper % "a"))
     with pytest.raises(GatewayError):
-        read.take(b"", (deeper % "a").encode())
+        read.read_event(b"", (deeper % "a").encode())
 
 
 def test_another_choice_takes_the_fast_path_once_it_was_decoded() -> None:
     read, other = reader(VLLM % "x"), VLLM.replace('"index":0', '"index":1')
     assert read.frames(segment(other % "a")) is None
-    read.take(b"", (other % "a").encode())
+    read.read_event(b"", (other % "a").encode())
     tokens = other % "b", VLLM % "b"
     assert read.frames(segment(*tokens)) == decoded(read, *tokens)
 
@@ -165,7 +165,7 @@ def test_few_kinds_of_chunks_are_remembered() -> None:
     kinds = [VLLM.replace('"index":0', f'"index":{index}') for index in range(20)]
     read = reader(kinds[0] % "x")
     for kind in kinds[1:]:
-        read.take(b"", (kind % "x").encode())
+        read.read_event(b"", (kind % "x").encode())
     known = [kind for kind in kinds if read.frames(segment(kind % "a"))]
     assert known == kinds[-8:]
 

@@ -41,14 +41,14 @@ class Document(Receiver):
         reader = self._reader
         received, self._body = bytes(self._body), bytearray()  # never three copies at a time
         try:
-            body = reader.whole(received)
+            body = reader.read_document(received)
             del received
             if not self._stream:
                 return Step(outcome=Whole(body))
             payloads = reader.as_stream(body)
         except GatewayError as problem:
             return Step(outcome=judged(problem, exact))
-        if not reader.complete(done=True):
+        if not reader.is_complete(done=True):
             said = "The backend's reply has a choice that was not finished."
             return Step(outcome=Truncated(said))
         frames = b"".join([*map(sse.encode, payloads), sse.DONE])

@@ -60,14 +60,14 @@ class Events(Receiver):
                 outcome = self._judge(done=True)
                 break
             try:
-                crossing = reader.take(name, payload)
+                crossing = reader.read_event(name, payload)
             except GatewayError as problem:
                 outcome = problem
                 break
             content = content or reader.content
             if crossing is not None:
                 frames.append(sse.encode(crossing, b"" if reader.ends_with_done else name))
-            if not reader.ends_with_done and reader.complete(done=False, framed=False):
+            if not reader.ends_with_done and reader.is_complete(done=False, framed=False):
                 outcome = self._judge(done=True)
                 break
         count = len(frames)
@@ -87,7 +87,7 @@ class Events(Receiver):
         """
         if not self._reader.started:
             return judged(BadReply("The backend's stream ended without an event."), framed)
-        if not self._reader.complete(done, framed):
+        if not self._reader.is_complete(done, framed):
             return Truncated("The backend ended the stream before the reply was finished.")
         return Whole()
 

@@ -127,22 +127,22 @@ class Endpoint:
 class Reader(Protocol):
     """Judges one reply, and decides what of it the client gets. It does no I/O.
 
-    A reply is either one document, which is given to :meth:`whole`, or a stream, whose events are
-    given to :meth:`take` in their order. An exception from either method ends the reply: the reader
-    must not be used after it.
+    A reply is either one document, which is given to :meth:`read_document`, or a stream, whose
+    events are given to :meth:`read_event` in their order. An exception from either method ends the
+    reply: the reader must not be used after it.
     """
 
     #: Whether the event ``[DONE]`` ends the stream. Then the receiver does not give that event to
     #: the reader and sends one of its own at the end, and the names of events do not cross.
     ends_with_done: bool
-    #: Whether an event was taken that is more than a ping or an empty payload.
+    #: Whether an event was read that is more than a ping or an empty payload.
     started: bool
-    #: Whether the last event taken was content: something that a client would show or count.
+    #: Whether the last event read was content: something that a client would show or count.
     content: bool
     #: The tokens that the backend has reported so far; None if it has reported none.
     usage: Usage | None
 
-    def whole(self, body: bytes) -> bytes:
+    def read_document(self, body: bytes) -> bytes:
         """Judge a reply that is one document; return it as the client gets it.
 
         :raises BackendFailed: the document is an error.
@@ -152,11 +152,11 @@ class Reader(Protocol):
     def as_stream(self, body: bytes) -> list[bytes]:
         """The payloads of the stream that a document makes, for a client that asked for a stream.
 
-        :param body: what :meth:`whole` returned.
+        :param body: what :meth:`read_document` returned.
         :raises BadReply: this kind of document cannot be made into a stream.
         """
 
-    def take(self, name: bytes, payload: bytes) -> bytes | None:
+    def read_event(self, name: bytes, payload: bytes) -> bytes | None:
         """Judge the next event; return its payload as the client gets it, None to leave it out.
 
         :param name: of the event; empty if it has none.
@@ -168,11 +168,11 @@ class Reader(Protocol):
         """The fast path: what crosses for a segment of the stream, each event framed.
 
         :param segment: bytes that begin with a new event.
-        :returns: None unless every event of the segment is a token like one that :meth:`take` has
-            seen. Then nothing was taken, and the segment must be parsed.
+        :returns: None unless every event of the segment is a token like one that :meth:`read_event`
+            has read. Then nothing was read, and the segment must be parsed.
         """
 
-    def complete(self, done: bool, framed: bool = True) -> bool:
+    def is_complete(self, done: bool, framed: bool = True) -> bool:
         """Whether the reply is complete if nothing more comes.
 
         :param done: whether ``[DONE]`` has come.

@@ -108,7 +108,7 @@ class ChatReader:
         self.content = False
         self.usage: Usage | None = None
 
-    def whole(self, body: bytes) -> bytes:
+    def read_document(self, body: bytes) -> bytes:
         reply = _read(body, self._depth, "a reply")
         if not reply.choices:
             raise BadReply("The backend sent a reply without 'choices'.")
@@ -120,7 +120,7 @@ class ChatReader:
     def as_stream(self, body: bytes) -> list[bytes]:
         return to_chunks(body, self._include_usage)
 
-    def take(self, name: bytes, payload: bytes) -> bytes | None:
+    def read_event(self, name: bytes, payload: bytes) -> bytes | None:
         self.content = False
         if is_blank(payload) or name.decode("latin-1") in PINGS:
             return None
@@ -146,7 +146,7 @@ class ChatReader:
             self._learn(payload, crossing)
         return crossing
 
-    def complete(self, done: bool, framed: bool = True) -> bool:
+    def is_complete(self, done: bool, framed: bool = True) -> bool:
         """Whether every choice that was begun is finished, and at least one was begun.
 
         ``[DONE]`` alone proves nothing: vLLM sends it after an error too. But with it a

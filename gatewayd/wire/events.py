@@ -83,7 +83,7 @@ class EventReader:
         self.content = False
         self.usage: Usage | None = None
 
-    def whole(self, body: bytes) -> bytes:
+    def read_document(self, body: bytes) -> bytes:
         if not self._ends and body.lstrip().startswith(b"["):  # some servers rerank like this
             self._decode(body, list[Raw], "a reply")
             return body
@@ -96,7 +96,7 @@ class EventReader:
     def as_stream(self, body: bytes) -> list[bytes]:
         raise BadReply("The backend sent a whole reply where a stream was asked for.")
 
-    def take(self, name: bytes, payload: bytes) -> bytes | None:
+    def read_event(self, name: bytes, payload: bytes) -> bytes | None:
         self.content = False
         if is_blank(payload):
             return None
@@ -116,7 +116,7 @@ class EventReader:
     def frames(self, segment: bytes) -> None:
         """There is no fast path: the type of each event must be read."""
 
-    def complete(self, done: bool, framed: bool = True) -> bool:
+    def is_complete(self, done: bool, framed: bool = True) -> bool:
         """Whether an event has come that ends the stream well."""
         return self._ended
 

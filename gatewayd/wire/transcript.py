@@ -20,18 +20,18 @@ class TranscriptReader(EventReader):
         super().__init__(ends, depth, model)
         self._typed = self._chunks = self._done = False
 
-    def take(self, name: bytes, payload: bytes) -> bytes | None:
+    def read_event(self, name: bytes, payload: bytes) -> bytes | None:
         self._typed |= name.startswith(b"transcript.")
         if payload.lstrip().startswith(b"[DONE]"):
             self._done = True
             return payload
         try:
-            return super().take(name, payload)
+            return super().read_event(name, payload)
         except BadReply:  # it is text
             self.started = self.content = True
             return payload
 
-    def complete(self, done: bool, framed: bool = True) -> bool:
+    def is_complete(self, done: bool, framed: bool = True) -> bool:
         """Whether the stream has ended as streams of its kind end."""
         if self._typed:
             return self._ended
