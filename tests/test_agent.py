@@ -19,8 +19,10 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IResponse
 
-from gatewayd.backend.agent import Agent, BytesProducer
-from gatewayd.backend.connection import DRAIN_SECONDS, IDLE_SECONDS
+from gatewayd.backend.agent import Agent
+from gatewayd.backend.connection import IDLE_SECONDS
+from gatewayd.backend.discarding import DISCARD_SECONDS
+from gatewayd.backend.treqclient import BytesProducer
 from gatewayd.wire import errors
 from tests.backendside import ServerTransport, connected
 
@@ -299,7 +301,7 @@ def test_a_released_body_keeps_its_connection_if_it_ends_soon() -> None:
         body.transport.loseConnection()  # type: ignore[union-attr]
         if ends_soon:
             transport.protocol.dataReceived(b"1\r\nx\r\n0\r\n\r\n")
-        world.reactor.advance(DRAIN_SECONDS)
+        world.reactor.advance(DISCARD_SECONDS)
         assert transport.aborted is not ends_soon
         assert body.data == b"hi" and body.reason is None
         world.agent.close()

@@ -7,7 +7,7 @@ from OpenSSL import SSL
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
-from gatewayd.backend.tls import ClientTLS, explain
+from gatewayd.backend.tls import ClientTLS, handshake_problem
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from gatewayd.backend.tls import ClientTLS, explain
     ids=lambda value: repr(value)[:30],
 )
 def test_whatever_openssl_says_is_put_into_words(problem: Exception, said: str) -> None:
-    assert explain(Failure(problem), None).startswith(said)
+    assert handshake_problem(Failure(problem), None).startswith(said)
 
 
 @pytest.mark.parametrize("host", ["llama_server", "gpu1.lan", "127.0.0.1", "::1", "localhost"])

@@ -18,6 +18,7 @@ from gatewayd.routing.evidence import ClientLeft
 from gatewayd.routing.target import Target
 from gatewayd.settings.load import load
 from gatewayd.settings.model import BackendSettings, Settings
+from tests.backendside import connected
 from tests.certificates import certificate
 from tests.memory import fails
 
@@ -92,10 +93,8 @@ class Reloads(SynchronousTestCase):
         """Send a chat; return what the backend is sent, behind the port that it was sent to."""
         self.send(CHAT)
         (_, port, factory, _, _) = self.reactor.tcpClients[-1]
-        self.connection: Any = factory.buildProtocol(None)
-        transport = Socket()
-        self.connection.makeConnection(transport)
-        sent: bytes = transport.value()
+        self.backend = connected(factory)
+        sent: bytes = self.backend.value()
         return b"%d " % port + sent
 
     def answer(self) -> None:
@@ -103,17 +102,7 @@ class Reloads(SynchronousTestCase):
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         body = b'{"object": "chat.completion", "choices": [{"index": 0, "message": '
         body += b'{"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}'
-        self.connection.dataReceived(head % len(body) + body)
-
-
-class Socket(StringTransport):
-    """With what only sockets have."""
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """As TCP has it."""
-
-    def abortConnection(self) -> None:
-        self.abort_called = True
+        self.backend.protocol.dataReceived(head % len(body) + body)
 
 
 class FailedReloads(Reloads):
@@ -204,17 +193,17 @@ class KeptTargets(Reloads):
         target.begin()
         assert target.full
         target.settle(0, ClientLeft())
-        self.connection.transport.clear()
+        self.backend.clear()
         self.send(CHAT)
-        assert self.connection.transport.value().startswith(b"POST ")
+        assert self.backend.value().startswith(b"POST ")
         assert len(self.reactor.tcpClients) == before
 
     def test_the_connect_timeout_and_the_limit_of_a_head_reach_the_connections(self) -> None:
         self.serve(backend("a", 1))
         self.reload("[limits]\nrequest_head = 1 KiB\n" + backend("a", 1, connect=3))
         self.ask()
-        self.connection.dataReceived(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000)
-        assert self.connection.transport.abort_called
+        self.backend.protocol.dataReceived(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000)
+        assert self.backend.aborted
         client = self.send(CHAT)
         self.reactor.pump([2.9, 0.2, 0.1])
         assert client.value().startswith(b"HTTP/1.1 504 ")
@@ -226,7 +215,7 @@ class KeptTargets(Reloads):
         self.reload("[limits]\nrequest_head = 1 KiB\n" + backend("a", 1))
         client = self.send(CHAT)
         assert len(self.reactor.tcpClients) == 1
-        self.connection.dataReceived(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000)
+        self.backend.protocol.dataReceived(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000)
         assert client.value().startswith(b"HTTP/1.1 502 ")
 
     def test_another_order_moves_no_backend(self) -> None:

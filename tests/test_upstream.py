@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from gatewayd.backend import endpoint
 from gatewayd.backend.openai import OpenAIBackend
+from gatewayd.backend.treqclient import TreqClient
 from gatewayd.exchange import End
 from gatewayd.routing.health import State
 from gatewayd.settings.model import BackendSettings, LimitSettings
@@ -379,12 +380,11 @@ def test_what_a_call_raises_settles_the_attempt(
     method: str, monkeypatch: pytest.MonkeyPatch, logged_failures: Callable[[], int]
 ) -> None:
     world = World("http://127.0.0.1:9", FakeBackend(), health="/health")
-    caller = world.target.backend._caller  # type: ignore[attr-defined]
 
     def broken(*_: object) -> None:
         raise KeyError("a fault of our own code")
 
-    monkeypatch.setattr(caller, method, broken)
+    monkeypatch.setattr(TreqClient, method, broken)
     if method == "post":
         assert Answer(world.gateway.chat()).status == 500
         assert world.target.in_flight == 0

@@ -1,4 +1,4 @@
-"""The backend when none is configured: it answers with what it was told."""
+"""The backend that is used when none is configured: it answers with the user's last message."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MODEL = "echo"
 
 
 def approximate_tokens(text: str) -> int:
-    """A token count good to the eye: one for every four bytes, at least one for any text."""
+    """A plausible token count: one for every four bytes, rounded up."""
     return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
 
 class EchoBackend:
-    """Replies ``Echo: <last user message>``, whole: it cannot stream."""
+    """Replies ``Echo: <last user message>``. It cannot stream."""
 
     name = "echo"
     clocks = Clocks()
@@ -39,13 +39,13 @@ class EchoBackend:
         return execute(self._reply, call, request_id)
 
     def check(self) -> None:
-        """It is always well."""
+        """It has no health path."""
 
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
         return succeed({MODEL: models.entry(MODEL, 0, self._title)})
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No-op: it has no connections."""
 
     def _reply(self, request: Call, request_id: str) -> Reply:
         if not isinstance(request, ChatCall):
@@ -60,17 +60,17 @@ class EchoBackend:
             approximate_tokens(prompt),
             approximate_tokens(content),
         )
-        return Reply(200, "application/json", (), _InHand(body))
+        return Reply(200, "application/json", (), _WholeBody(body))
 
 
 @attrs.frozen
-class _InHand:
-    """A body that is already here."""
+class _WholeBody:
+    """A body in memory."""
 
     body: bytes
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        protocol.makeConnection(_NoTransport())  # type: ignore[arg-type]  # has what Body asks for
+        protocol.makeConnection(_NoTransport())  # type: ignore[arg-type]  # has what Body requires
         protocol.dataReceived(self.body)
         protocol.connectionLost(Failure(ResponseDone()))
 

@@ -1,8 +1,8 @@
-"""Opens TCP connections to a backend's host and port, whichever of its addresses answers first.
+"""Opens TCP connections to a backend's host and port, to the first address that accepts one.
 
-In place of Twisted's ``HostnameEndpoint``. That one refuses host names with an underscore, never
-ends when a look-up fails with an ``OSError`` (no descriptor left), hides why it failed, looks a
-name up anew for each connection, and gives up after 30 seconds whatever ``connect`` says.
+It replaces Twisted's ``HostnameEndpoint``, which refuses host names with an underscore, never ends
+if a look-up fails with an ``OSError`` (no descriptor left), hides why it failed, looks up the name
+for each connection, and gives up after 30 seconds whatever ``connect`` is set to.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from zope.interface import implementer
 
 from gatewayd.wire.errors import Exhausted, GatewayError, UnknownHost
 
-from .failures import no_address, not_connected
+from .failures import lookup_failed, tcp_failed
 from .shared import Shared
 
-#: While an address has not answered for this long, the next one is tried too (RFC 8305, section 5).
+#: After this time without an answer from one address, the next is tried too (RFC 8305, section 5).
 STAGGER_SECONDS = 0.3
 
 Address = IPv4Address | IPv6Address
@@ -39,7 +39,7 @@ Address = IPv4Address | IPv6Address
 @implementer(IStreamClientEndpoint)
 class Endpoint:
     """
-    It has no clock of its own: who connects cancels when it takes too long.
+    It has no clock: the caller cancels an attempt that takes too long.
 
     :param host: a name, or an IP address without brackets.
     """
@@ -49,8 +49,8 @@ class Endpoint:
         self._host = host
         self._port = port
         self._literal = _literal(host, port)
-        # A look-up holds a thread of the reactor's small pool until the system's resolver gives up.
-        # Shared by all who wait, one that hangs holds one thread for its backend.
+        # A look-up occupies a thread of the reactor's small pool until the system's resolver gives
+        # up. It is shared, so that a resolver that hangs occupies one thread for each backend.
         self._lookup = Shared(self._look_up, cancels=False)
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
@@ -61,7 +61,7 @@ class Endpoint:
         if not addresses:
             return fail(UnknownHost("The backend's host name has no address."))
         race = _Race(self._reactor, addresses, factory)
-        race.go_on()
+        race.try_next()
         return race.winner
 
     def _addresses(self) -> Deferred[list[Address]]:
@@ -76,13 +76,13 @@ class Endpoint:
         def begin() -> Deferred[Any]:  # raises if no further thread can be started
             return deferToThreadPool(self._reactor, pool, socket.getaddrinfo, *args)
 
-        return maybeDeferred(begin).addCallbacks(_known, _unknown)
+        return maybeDeferred(begin).addCallbacks(_addresses, _lookup_failed)
 
 
 class _Race:
-    """Connects to the first of several addresses that answers.
+    """Connects to the first of several addresses that accepts a connection.
 
-    The next address is tried when all before it have failed, or are silent for
+    The next address is tried as soon as all earlier attempts have failed, or after
     :data:`STAGGER_SECONDS`.
     """
 
@@ -90,19 +90,20 @@ class _Race:
         self, reactor: Any, addresses: Sequence[Address], factory: IProtocolFactory
     ) -> None:
         self._reactor = reactor
-        self._left = list(addresses)
+        self._untried = list(addresses)
         self._factory = factory
         self._running: list[Deferred[Any]] = []
         self._problem: GatewayError | None = None
         self._timer: IDelayedCall | None = None
+        #: Fires with the protocol of the first connection.
         self.winner: Deferred[IProtocol] = Deferred(lambda _: self._stop())
 
-    def go_on(self) -> None:
+    def try_next(self) -> None:
         """Try the next address."""
         self._timer = None
-        address = self._left.pop(0)
-        if self._left:
-            self._timer = self._reactor.callLater(STAGGER_SECONDS, self.go_on)
+        address = self._untried.pop(0)
+        if self._untried:
+            self._timer = self._reactor.callLater(STAGGER_SECONDS, self.try_next)
         attempt: Deferred[Any] = _tcp(self._reactor, address).connect(self._factory)
         self._running.append(attempt)
         attempt.addCallbacks(self._won, self._lost, (attempt,), {}, (attempt, address), {})
@@ -114,14 +115,15 @@ class _Race:
 
     def _lost(self, reason: Failure, attempt: Deferred[Any], address: Address) -> None:
         if attempt not in self._running:
-            return  # cancelled
+            return  # it was cancelled
         self._running.remove(attempt)
-        if not isinstance(self._problem, Exhausted):  # then it is not known whether it would answer
-            self._problem = not_connected(reason, address)
-        if self._left:
+        # Without resources of its own, the gateway cannot know whether an address would answer.
+        if not isinstance(self._problem, Exhausted):
+            self._problem = tcp_failed(reason, address)
+        if self._untried:
             if self._timer is not None:
                 self._timer.cancel()
-            self.go_on()
+            self.try_next()
         elif not self._running:
             assert self._problem is not None
             self.winner.errback(self._problem)
@@ -130,7 +132,7 @@ class _Race:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._left.clear()
+        self._untried.clear()
         running, self._running = self._running, []
         for attempt in running:
             attempt.cancel()
@@ -144,8 +146,8 @@ def _literal(host: str, port: int) -> Address | None:
     return IPv6Address("TCP", host, port) if version == 6 else IPv4Address("TCP", host, port)
 
 
-def _known(found: Sequence[tuple[Any, ...]]) -> list[Address]:
-    """The addresses in what ``getaddrinfo`` returned, in its order."""
+def _addresses(found: Sequence[tuple[Any, ...]]) -> list[Address]:
+    """The addresses that ``getaddrinfo`` returned, in its order."""
     addresses: list[Address] = []
     for family, _, _, _, where in found:
         if family == socket.AF_INET:
@@ -155,12 +157,12 @@ def _known(found: Sequence[tuple[Any, ...]]) -> list[Address]:
     return addresses
 
 
-def _unknown(reason: Failure) -> Failure:
-    return Failure(no_address(reason))
+def _lookup_failed(reason: Failure) -> Failure:
+    return Failure(lookup_failed(reason))
 
 
 def _tcp(reactor: Any, address: Address) -> IStreamClientEndpoint:
     kind = TCP6ClientEndpoint if isinstance(address, IPv6Address) else TCP4ClientEndpoint
-    never: Any = None  # the caller's clock is the only one
-    endpoint: IStreamClientEndpoint = kind(reactor, address.host, address.port, timeout=never)
+    no_timeout: Any = None  # the caller has the clock
+    endpoint: IStreamClientEndpoint = kind(reactor, address.host, address.port, timeout=no_timeout)
     return endpoint

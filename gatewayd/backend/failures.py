@@ -1,8 +1,8 @@
-"""Why no connection to a backend came about, as an error of :mod:`gatewayd.wire.errors`.
+"""Errors for connections to a backend that could not be opened.
 
-What the kernel, the resolver, OpenSSL and Twisted say is put into the error's ``detail``.
-
-What the gateway itself ran out of is told apart: it says nothing about the backend.
+What the kernel, the resolver, OpenSSL and Twisted report goes into the error's ``detail``. Where
+the gateway itself has run out of a resource, the error is :class:`~gatewayd.wire.errors.Exhausted`,
+because that says nothing about the backend.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from gatewayd.wire.errors import (
     Unreachable,
 )
 
-#: What a system call says when this process or machine has no more to give.
+#: Error numbers that mean: this process or this machine has no more of a resource.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-def why(reason: Failure) -> str:
-    """A failure in words, for the log."""
+def describe(reason: Failure) -> str:
+    """A failure as a text for the log."""
     return f"{type(reason.value).__name__}: {reason.getErrorMessage()}"
 
 
-def not_connected(reason: Failure, address: IAddress) -> GatewayError:
-    """Why TCP could not connect to an address."""
-    detail = why(reason)
+def tcp_failed(reason: Failure, address: IAddress) -> GatewayError:
+    """The error for a TCP connection to ``address`` that failed."""
+    detail = describe(reason)
     number = getattr(reason.value, "osError", None)
     if number in _EXHAUSTED or (number == errno.EADDRNOTAVAIL and _has_route(address)):
         return _exhausted(detail)
@@ -44,21 +44,23 @@ def not_connected(reason: Failure, address: IAddress) -> GatewayError:
     return Unreachable("The backend could not be reached.", detail=detail)
 
 
-def no_address(reason: Failure) -> GatewayError:
-    """Why a host name has no address. ``reason`` is what ``getaddrinfo`` raised.
+def lookup_failed(reason: Failure) -> GatewayError:
+    """The error for a name look-up that failed.
 
-    A ``RuntimeError`` is what Python raises where no thread can be started for it.
+    :param reason: what ``getaddrinfo`` raised. A ``RuntimeError`` means that Python could not start
+        a thread for it.
     """
     number = getattr(reason.value, "errno", None)
     no_thread = reason.check(RuntimeError) is not None
-    if no_thread or number in _EXHAUSTED or _no_descriptor_left():  # resolvers hide why they fail
-        return _exhausted(why(reason))
-    return UnknownHost("The backend's host name could not be resolved.", detail=why(reason))
+    if no_thread or number in _EXHAUSTED or _no_descriptor_left():  # resolvers do not say why
+        return _exhausted(describe(reason))
+    detail = describe(reason)
+    return UnknownHost("The backend's host name could not be resolved.", detail=detail)
 
 
-def no_tls(detail: str) -> GatewayError:
-    """Why TLS did not come about, in the words of ``detail``."""
-    if _no_descriptor_left():  # OpenSSL reads the system's trust store when it needs it
+def tls_failed(detail: str) -> GatewayError:
+    """The error for a TLS handshake that failed."""
+    if _no_descriptor_left():  # OpenSSL opens the system's trust store during the handshake
         return _exhausted(detail)
     return TLSFailed("No TLS connection to the backend could be made.", detail=detail)
 
@@ -76,10 +78,10 @@ def _no_descriptor_left() -> bool:
 
 
 def _has_route(address: IAddress) -> bool:
-    """Whether this machine has an address from which that one can be reached.
+    """Whether this machine has an address from which ``address`` can be reached.
 
-    ``EADDRNOTAVAIL`` means "no free port" if it has, and "no such network" (``::1`` without IPv6)
-    if it has not. Connecting a datagram socket sends nothing.
+    If it has, ``EADDRNOTAVAIL`` means that no port is free; if not, that there is no such network
+    (``::1`` without IPv6). Connecting a datagram socket sends nothing.
     """
     host, port = getattr(address, "host", ""), getattr(address, "port", 0)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

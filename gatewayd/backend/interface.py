@@ -1,4 +1,4 @@
-"""What the rest of the house knows of a backend: it answers a request with a :class:`Reply`."""
+"""A backend as the other rooms see it: it is sent a call and answers with a :class:`Reply`."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from gatewayd.wire.call import Call
 
 
 class Body(Protocol):
-    """Where a reply's body comes from; Twisted's ``IResponse`` is one."""
+    """The body of a reply. Twisted's ``IResponse`` is one."""
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """Give the body to ``protocol``.
 
-        ``protocol.transport`` has ``pauseProducing``, ``resumeProducing``, ``abortConnection`` (the
-        backend sees its peer leave) and ``loseConnection`` (the rest does not matter, the
-        connection may be kept); after either of these nothing more comes. Else ``connectionLost``
-        says how the body ended: ``ResponseDone``, ``PotentialDataLoss`` (the connection closed and
-        nothing said how long the body is), or a :class:`gatewayd.wire.errors.UpstreamError`.
+        ``protocol.transport`` has ``pauseProducing``, ``resumeProducing``, ``abortConnection``
+        (closes the connection to the backend) and ``loseConnection`` (drops the rest of the body,
+        and may keep the connection). After either of the last two, ``protocol`` is not called
+        again. Otherwise ``connectionLost`` gives the reason of the body's end: ``ResponseDone``,
+        ``PotentialDataLoss`` (the connection closed, and the length was not known), or a
+        :class:`gatewayd.wire.errors.UpstreamError`.
         """
 
 
 @attrs.frozen
 class Reply:
-    """A backend's answer up to its body, which must be delivered.
+    """The head of a backend's reply, and its body, which must be delivered.
 
-    :param media_type: of the content type, lower case, without parameters.
+    :param media_type: from the content type, in lower case, without parameters.
     :param headers: those that may cross to the client.
-    :param parameters: of the content type, with the ``;`` before them, as far as they may cross.
-    :param connect_seconds: what it took to have a connection; 0 where one was at hand.
-    :param key: the backend's, which no error that leaves may show; "" if it has none.
+    :param parameters: of the content type, with the ``;`` before them; "" if they may not cross.
+    :param connect_seconds: time spent on opening a connection; 0 if an idle one was used.
+    :param key: the backend's API key, which no error text may contain; "" if it has none.
     """
 
     status: int
@@ -47,11 +48,11 @@ class Reply:
 
 @attrs.frozen
 class Clocks:
-    """How long a backend may take, in seconds; 0 is for ever.
+    """How long a backend may take, in seconds; 0 means no limit.
 
     :param first_byte: from the request until the first byte of content.
-    :param idle: between bytes of content; comments and pings are none.
-    :param total: from the request to the end of the reply; tries of other backends count.
+    :param idle: between two bytes of content. Comments and pings are not content.
+    :param total: from the request to the end of the reply, including attempts at other backends.
     """
 
     first_byte: float = 0.0
@@ -59,36 +60,34 @@ class Clocks:
     total: float = 0.0
 
     def at_most(self, seconds: float) -> Clocks:
-        """The same with no wait longer than ``seconds``, but for the whole."""
+        """The same clocks with ``first_byte`` and ``idle`` limited to ``seconds``."""
         first_byte = min(self.first_byte or seconds, seconds)
         return Clocks(first_byte, min(self.idle or seconds, seconds), self.total)
 
 
 class Backend(Protocol):
-    """Something that answers requests. Errors are :class:`gatewayd.wire.errors.GatewayError`."""
+    """Answers requests. Its methods never raise: an error is the failure of the Deferred.
+
+    Expected errors are :class:`gatewayd.wire.errors.GatewayError`.
+    """
 
     name: str
     clocks: Clocks
 
     def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
-        """Send a request. Cancelling the Deferred aborts it at once, in any phase.
+        """Send a call. Cancelling the Deferred aborts it immediately, in any phase.
 
-        It never raises: what goes wrong is the Deferred's failure, so that the attempt is settled.
-
-        :param traceparent: the caller's trace, to go on with it.
+        :param traceparent: the client's W3C trace context, to be passed on.
         """
 
     def check(self) -> Deferred[bool] | None:
-        """Ask how it is, where a way is configured: True is well, False is not ready yet.
+        """Request the health path; None if none is configured.
 
-        Never raises, as :meth:`send`.
+        The Deferred fires with True if the backend is healthy, False if it is still loading.
         """
 
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
-        """The models that it serves: entries of the models list, by name.
-
-        Never raises, as :meth:`send`.
-        """
+        """The models that the backend serves: entries of the models list, by name."""
 
     def close(self) -> None:
-        """Drop idle connections."""
+        """Close idle connections."""

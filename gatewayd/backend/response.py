@@ -1,40 +1,49 @@
-"""A reply's head, and what its body's receiver may do to the connection while the body lasts."""
+"""A reply's head, and the way from its body to the body's receiver."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from twisted.internet.interfaces import IProtocol
+from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
 from gatewayd.http1.replies import ReplyParser
 
-from .headers import ReadyHeaders
+from .headers import UncheckedHeaders
+
+
+class BodyReceiver(Protocol):
+    """Takes a body: its bytes, then the reason of its end."""
+
+    def dataReceived(self, data: bytes) -> None: ...
+    def connectionLost(self, reason: Failure) -> None: ...
 
 
 class Source(Protocol):
-    """Where a body comes from: :class:`gatewayd.backend.connection.Connection`."""
+    """The connection that a body comes from: :class:`gatewayd.backend.connection.Connection`."""
 
     response: Response | None
     connect_seconds: float
     replies: int
 
-    def deliver(self, response: Response, receiver: IProtocol) -> None: ...
+    def deliver_to(self, receiver: BodyReceiver) -> None: ...
+    def discard_rest(self) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
-    def leave(self) -> None: ...
-    def drain(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 @implementer(IResponse)
 class Response:
-    """A reply's head; its body waits until :meth:`deliverBody`.
+    """A reply's head. Its body is held until :meth:`deliverBody`.
 
-    It is also the transport of the body's receiver, see
-    :class:`gatewayd.backend.interface.Body`, for as long as that body is the connection's: once it
-    has ended or was left, the receiver can no longer touch the connection, which may be at
-    another request.
+    It is also the transport of the body's receiver (:class:`gatewayd.backend.interface.Body`). Once
+    the body has ended or the receiver has left, these methods are no-ops: the connection may serve
+    another request by then.
+
+    :param held: the part of the body that arrived with the head.
     """
 
     version = (b"HTTP", 1, 1)
@@ -42,18 +51,38 @@ class Response:
     request = None
     previousResponse = None
 
-    def __init__(self, connection: Source, reply: ReplyParser) -> None:
+    def __init__(self, connection: Source, reply: ReplyParser, held: bytes) -> None:
         self.code = reply.code
-        self.headers = ReadyHeaders(reply.fields)
+        self.headers = UncheckedHeaders(reply.fields)
         self.length = UNKNOWN_LENGTH if reply.length is None else reply.length
         self.connect_seconds = connection.connect_seconds if connection.replies == 0 else 0.0
         self._connection = connection
-
-    def deliverBody(self, protocol: IProtocol) -> None:
-        self._connection.deliver(self, protocol)
+        self._held = held
+        self._end: Failure | None = None  # why the body ended, if it did while it was held
+        self._left = False  # by the receiver
 
     def setPreviousResponse(self, response: IResponse) -> None:
-        """Redirects are never followed, so there is none."""
+        """No-op: redirects are not followed."""
+
+    # -- the body's receiver until deliverBody ---------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        self._held += data
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._end = reason
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        if self._connection.response is self:
+            self._connection.deliver_to(protocol)
+        protocol.makeConnection(self)  # type: ignore[arg-type]  # has what a body's receiver calls
+        held, self._held = self._held, b""
+        if held and not self._left:
+            protocol.dataReceived(held)
+        if self._end is not None and not self._left:
+            protocol.connectionLost(self._end)
+
+    # -- the receiver's transport ----------------------------------------------------------------
 
     def pauseProducing(self) -> None:
         if self._connection.response is self:
@@ -64,13 +93,15 @@ class Response:
             self._connection.resume()
 
     def abortConnection(self) -> None:
-        """The receiver wants no more, nor to be told of the end."""
+        """Close the connection. The receiver is not called again."""
+        self._left = True
         if self._connection.response is self:
-            self._connection.leave()
+            self._connection.abort()
 
     stopProducing = abortConnection
 
     def loseConnection(self) -> None:
-        """The receiver has all it needs: keep the connection if the body ends soon."""
+        """Drop the rest of the body, and keep the connection if that rest is short."""
+        self._left = True
         if self._connection.response is self:
-            self._connection.drain()
+            self._connection.discard_rest()

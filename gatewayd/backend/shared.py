@@ -1,4 +1,4 @@
-"""One operation for all who want its result while it is under way."""
+"""One operation whose result is shared by all that wait for it."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ T = TypeVar("T")
 class Shared(Generic[T]):
     """
     :param begin: begins the operation.
-    :param cancels: whether to cancel it when nobody waits any more; a call in a thread goes on.
+    :param cancels: whether to cancel the operation when no waiter is left. A call in a thread
+        cannot be cancelled.
     """
 
     def __init__(self, begin: Callable[[], Deferred[T]], cancels: bool) -> None:
         self._begin = begin
         self._cancels = cancels
         self._running: Deferred[Any] | None = None
-        self._waiting: list[Deferred[T]] = []
+        self._waiters: list[Deferred[T]] = []
 
     def get(self) -> Deferred[T]:
-        """The result of the operation that is under way, or of a new one.
+        """The result of the running operation, or of a new one if none is running.
 
-        Cancelling the Deferred concerns nobody else who waits.
+        Cancelling the Deferred does not affect other waiters.
         """
-        waiting: Deferred[T] = Deferred(self._leave)
-        self._waiting.append(waiting)
+        waiter: Deferred[T] = Deferred(self._cancelled)
+        self._waiters.append(waiter)
         if self._running is None:
             running = self._running = maybeDeferred(self._begin)
             running.addBoth(self._ended)
-        return waiting
+        return waiter
 
-    def _leave(self, waiting: Deferred[T]) -> None:
-        if waiting in self._waiting:
-            self._waiting.remove(waiting)
-        if self._cancels and not self._waiting and self._running is not None:
+    def _cancelled(self, waiter: Deferred[T]) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+        if self._cancels and not self._waiters and self._running is not None:
             self._running.cancel()
 
     def _ended(self, result: T | Failure) -> None:
         self._running = None
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            if deferred.called:
-                pass  # cancelled by one that was told before it
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if waiter.called:
+                pass  # cancelled by an earlier waiter's callback
             elif isinstance(result, Failure):
-                deferred.errback(result)
+                waiter.errback(result)
             else:
-                deferred.callback(result)
+                waiter.callback(result)

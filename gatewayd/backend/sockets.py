@@ -1,6 +1,6 @@
-"""What the kernel holds of a connection: bytes its peer has not taken, bytes nobody has read.
+"""What the kernel holds for a connection: bytes that its peer has not taken, bytes not yet read.
 
-A connection with either is not one to send the next request on.
+A connection with either must not be used for another request.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 
 from twisted.internet.tcp import Connection
 
-#: A request up to this size is in the peer's hands, read or not, when the peer has answered.
+#: A request up to this size fits into the peer's buffers: once the peer has replied, it has it.
 _SMALL_BYTES = 16 * 1024
 
 
 def has_unsent(transport: Any, size: int) -> bool:
     """Whether the peer has not taken all that was written.
 
-    :param size: bytes of the request. The kernel is asked for large ones only: a system call.
+    :param size: of the request, in bytes. Only for a large one is the kernel asked, because that
+        costs a system call.
     """
     tcp = transport
-    if not isinstance(tcp, Connection):  # TLS, which wraps it
+    if not isinstance(tcp, Connection):  # TLS, which wraps the TCP transport
         if getattr(transport, "_appSendBuffer", None):
             return True
         tcp = getattr(transport, "transport", None)
@@ -41,7 +42,7 @@ def has_unsent(transport: Any, size: int) -> bool:
 
 
 def has_unread(transport: Any) -> bool:
-    """Whether something has come that was not read yet: bytes, or the connection's end."""
+    """Whether bytes, or the end of the connection, have arrived and were not read."""
     tcp = transport if isinstance(transport, Connection) else getattr(transport, "transport", None)
     if not isinstance(tcp, Connection):
         return False

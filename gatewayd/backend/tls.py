@@ -1,8 +1,8 @@
-"""TLS to a backend: always verified, and with the reason where it fails.
+"""TLS to a backend: the certificate is always verified, and a failure has its reason.
 
-In place of Twisted's ``optionsForClientTLS``, which refuses host names with an underscore, loses
-why a certificate was refused, and verifies in a callback from C, which a process that must not
-make memory executable (systemd's ``MemoryDenyWriteExecute``) cannot have.
+It replaces Twisted's ``optionsForClientTLS``, which refuses host names with an underscore, does not
+tell why a certificate was refused, and verifies in a callback from C. Such a callback needs memory
+that is writable and executable, which systemd's ``MemoryDenyWriteExecute`` forbids.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .failures import why
+from .failures import describe
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class ClientTLS:
     """
-    :param host: a name, or an IP address without brackets, for which the certificate must be.
+    :param host: the name, or IP address without brackets, that the certificate must be valid for.
     :param trusted: certificates to trust in place of the system's store.
-    :raises ValueError: no certificate can be for such a host.
+    :raises ValueError: no certificate can be valid for such a host.
     """
 
     def __init__(self, host: str, trusted: Iterable[X509] | None) -> None:
@@ -58,45 +58,45 @@ class ClientTLS:
         return connection
 
     def mismatch(self, connection: SSL.Connection) -> str | None:
-        """Why the certificate, which is trusted, is not for this host. None: it is.
+        """Why the peer's trusted certificate is not valid for this host; None if it is.
 
-        To be called when the handshake is complete, before anything is sent.
+        Call it when the handshake is complete, before anything is sent.
         """
         certificate: Any = connection.get_peer_certificate(as_cryptography=True)
         try:
             verify_service_identity(extract_patterns(certificate), [self._identity], [])
         except VerificationError:
             return f"certificate verify failed: it is not for {self._host}"
-        except Exception as problem:  # what is in a certificate is up to whoever made it
+        except Exception as problem:  # a certificate can hold anything
             return f"certificate verify failed: {type(problem).__name__}: {problem}"
         return None
 
 
-def explain(reason: Failure, connection: SSL.Connection | None) -> str:
+def handshake_problem(reason: Failure, connection: SSL.Connection | None) -> str:
     """Why a connection was lost before its handshake was complete.
 
-    :param connection: OpenSSL's, which knows what was wrong with a certificate.
+    :param connection: OpenSSL's connection, which knows why a certificate was refused.
     """
     if not isinstance(reason.value, SSL.Error):
-        return why(reason)
-    refused = _refusal(connection)
-    return _said(reason.value) + (f": {refused}" if refused else "")
+        return describe(reason)
+    refused = _verify_error(connection)
+    return _reasons(reason.value) + (f": {refused}" if refused else "")
 
 
-def _said(problem: SSL.Error) -> str:
+def _reasons(problem: SSL.Error) -> str:
     """``[("SSL routines", "", "wrong version number")]`` -> ``wrong version number``."""
     queue = problem.args[0] if problem.args and isinstance(problem.args[0], list) else []
     reasons = [entry[2] for entry in queue if isinstance(entry, tuple) and len(entry) == 3]
     return ", ".join(filter(None, reasons)) or repr(problem)
 
 
-def _refusal(connection: Any) -> str:
-    """What OpenSSL has against the peer's certificate. pyOpenSSL tells it to callbacks only."""
+def _verify_error(connection: Any) -> str:
+    """Why OpenSSL refused the peer's certificate. pyOpenSSL passes that to callbacks only."""
     try:
         library: Any = SSL
         code = library._lib.SSL_get_verify_result(connection._ssl)
         text: bytes = library._ffi.string(library._lib.X509_verify_cert_error_string(code))
-    except AttributeError:  # not public: another version may lack them
+    except AttributeError:  # private names, which another version of pyOpenSSL may lack
         return ""
     return text.decode("ascii", "replace") if code else ""
 
