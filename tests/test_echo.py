@@ -7,10 +7,8 @@ import time
 
 import pytest
 
-from tests.memory import (
-    Answer,
-    echo_gateway,
-)
+from gatewayd.backend.echo import approximate_tokens
+from tests.memory import Answer, echo_gateway
 
 
 def test_the_echo_answers_with_the_last_user_message() -> None:
@@ -48,3 +46,14 @@ def test_the_echo_streams_one_chunk_and_usage_if_asked(usage: bool) -> None:
 def test_the_echo_needs_a_user_message() -> None:
     answer = Answer(echo_gateway().chat(messages=[{"role": "system", "content": "x"}]))
     assert (answer.status, answer.json["error"]["param"]) == (400, "messages")
+
+
+def test_the_echo_has_only_chat_completions() -> None:
+    assert Answer(echo_gateway().post("/v1/embeddings", input="hi")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2), ("\u00e9" * 3, 2)]
+)
+def test_tokens_are_approximated_by_bytes(text: str, tokens: int) -> None:
+    assert approximate_tokens(text) == tokens

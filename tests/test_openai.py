@@ -1,19 +1,24 @@
-"""The backend that speaks the OpenAI API: what it sends of a request."""
+"""The backend that speaks the OpenAI API: what it sends, and what ends an attempt."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from gatewayd.backend.openai import OpenAIBackend
-from tests.memory import settings
+from gatewayd.backend.treqclient import TreqClient
+from tests.backendside import GatewayWorld
+from tests.memory import Answer, FakeBackend, Gateway, settings
 from tests.replies import CHAT, COMPLETIONS, MESSAGES, RESPONSES, endpoint
 
 
@@ -93,3 +98,62 @@ def test_otherwise_the_request_stays_as_it_is(path: str, count_usage: str, strea
     body = ASKS % b', "stream_options":{"include_usage":false}'
     body = body if stream else body.replace(b"true", b"false")
     assert sent(path, body, count_usage) == body
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged_failures() -> Iterator[Callable[[], int]]:
+    """How many failures were logged since it was asked last."""
+    seen = 0
+    with capturedLogs() as events:
+
+        def count() -> int:
+            nonlocal seen
+            before, seen = seen, len(events)
+            return sum("log_failure" in event for event in events[before:])
+
+        yield count
+
+
+@pytest.mark.parametrize("method", ["post", "get"])
+def test_what_a_call_raises_settles_the_attempt(
+    method: str, monkeypatch: pytest.MonkeyPatch, logged_failures: Callable[[], int]
+) -> None:
+    world = GatewayWorld("http://127.0.0.1:9", FakeBackend(), health="/health")
+
+    def broken(*_: object) -> None:
+        raise KeyError("a fault of our own code")
+
+    monkeypatch.setattr(TreqClient, method, broken)
+    if method == "post":
+        assert Answer(world.gateway.chat()).status == 500
+        assert world.target.in_flight == 0
+    else:
+        looking = world.target.backend.check()
+        assert looking is not None
+        failed: list[Failure] = []
+        looking.addErrback(failed.append)
+        assert failed
+        assert [m["id"] for m in world.models().json["data"]] == ["m"]  # of the other one
+    assert logged_failures() == 1
+
+
+@pytest.mark.parametrize("how", ["raises", "fails"])
+def test_one_backend_that_is_broken_does_not_take_the_list_from_the_others(
+    how: str, logged_failures: Callable[[], int]
+) -> None:
+    class Broken(FakeBackend):
+        def models(self, request_id: str) -> Deferred[dict[str, Any]]:
+            if how == "raises":
+                raise KeyError("x")
+            return fail(KeyError("x"))
+
+    gateway = Gateway(Broken("broken"), FakeBackend("good"))
+    answer = Answer(gateway.request("GET", "/v1/models"))
+    assert [entry["id"] for entry in answer.json["data"]] == ["m"]
+    assert logged_failures() == 1
+    alone = Gateway(Broken("broken"))
+    assert Answer(alone.request("GET", "/v1/models")).status == 500
+    assert logged_failures() == 1

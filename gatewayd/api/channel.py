@@ -50,7 +50,7 @@ from twisted.python.failure import Failure
 
 from gatewayd.exchange import End, request_id, traceparent
 from gatewayd.http1.head import Fields, Framing
-from gatewayd.http1.requests import Incoming
+from gatewayd.http1.requests import RequestParser
 from gatewayd.http1.writing import CONTINUE, response_head
 from gatewayd.wire.errors import (
     GatewayError,
@@ -99,7 +99,7 @@ class Channel(Protocol):
         self._admit = admit
         self._have_handled = handle
         self._settings = state.settings
-        self._incoming = Incoming()
+        self._incoming = RequestParser()
         self._phase = Phase.HEAD
         self._request: Request | None = None  # in BODY and HANDLING, and while a head is judged
         self._persistent = True

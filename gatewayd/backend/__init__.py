@@ -1,1 +1,1 @@
-"""What answers: backends and the HTTP client that reaches them."""
+"""Backends, and the HTTP client that sends requests to them."""

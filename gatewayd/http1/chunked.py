@@ -1,9 +1,9 @@
-"""A chunked body of a request, read strictly.
+"""Reads a chunked request body strictly.
 
-Where it ends decides what is taken for the next request, so nothing is guessed: each line ends with
-CR LF and is short, sizes are plain hexadecimal numbers. Extensions and trailers must have their
-grammar's form, and are dropped. White space stands directly behind a size in no request: some
-servers take it for the end of the line.
+Its end decides where the next request begins, so nothing is guessed: each line must be short and
+end with CR LF, and each size must be a plain hexadecimal number. Extensions and trailers must be
+valid, and are dropped. White space directly after a size is refused, because some servers take it
+for the end of the line.
 
 Source: RFC 9112, section 7.1.
 """
@@ -14,7 +14,7 @@ import re
 
 from gatewayd.wire.errors import BadHTTP, HeadTooLarge, RequestTooLarge
 
-#: The longest size line, extensions included.
+#: The longest size line in bytes, extensions included.
 LINE_BYTES = 1024
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -26,67 +26,67 @@ _TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 
 class Chunked:
     """
-    :param limit: the most bytes of the body.
-    :param trailers: the most bytes of all trailers together.
+    :param limit: the largest body, in bytes.
+    :param trailers: the largest size of all trailers together, in bytes.
     """
 
     def __init__(self, limit: int, trailers: int) -> None:
         self.body = bytearray()
         self._limit = limit
         self._trailers = trailers
-        self._left = 0  # bytes to come of this chunk, with the CR LF behind them
-        self._last = False
+        self._remaining = 0  # bytes of the current chunk, with the CR LF after them
+        self._last = False  # the last chunk was read; trailers follow
 
     def take(self, buffer: bytearray) -> bool:
-        """Take what is here of the body off the buffer. True: it is whole.
+        """Remove the bytes of the body from the buffer. Returns True if the body is complete.
 
-        :raises BadHTTP: it is not one.
-        :raises RequestTooLarge, HeadTooLarge: a limit is passed, or will be.
+        :raises BadHTTP: the body is not valid.
+        :raises RequestTooLarge, HeadTooLarge: the body or its trailers exceed a limit.
         """
         while not self._last:
-            if self._left:
+            if self._remaining:
                 if not self._take_data(buffer):
                     return False
             elif (line := self._line(buffer, LINE_BYTES)) is None:
                 return False
             else:
-                self._begin(line)
+                self._begin_chunk(line)
         while (line := self._line(buffer, self._trailers)) is not None:
             if not line:
                 return True
             self._trailers -= len(line) + 2
             if not _TRAILER.fullmatch(line):
-                raise BadHTTP("The request's chunked body has a trailer that is none.")
+                raise BadHTTP("The request's chunked body has an invalid trailer.")
         return False
 
-    def _begin(self, line: bytes) -> None:
+    def _begin_chunk(self, line: bytes) -> None:
         match = _SIZE.fullmatch(line)
         if match is None:
-            raise BadHTTP("The request's chunked body has a size that is none.")
+            raise BadHTTP("The request's chunked body has an invalid chunk size.")
         size = int(match[1], 16)
         if len(self.body) + size > self._limit:
             raise RequestTooLarge(f"The request body is larger than {self._limit} bytes.")
-        self._left, self._last = size + 2 if size else 0, not size
+        self._remaining, self._last = size + 2 if size else 0, not size
 
     def _take_data(self, buffer: bytearray) -> bool:
-        data = max(0, self._left - 2)
+        data = max(0, self._remaining - 2)
         if data:
             part = buffer[:data]
             self.body += part
             del buffer[: len(part)]
-            self._left -= len(part)
-        if self._left > 2 or len(buffer) < 2:
-            if self._left == 2 and bytes(buffer) not in (b"", b"\r"):
-                raise BadHTTP("The request's chunked body has a chunk of another size.")
+            self._remaining -= len(part)
+        if self._remaining > 2 or len(buffer) < 2:
+            if self._remaining == 2 and bytes(buffer) not in (b"", b"\r"):
+                raise BadHTTP("The request's chunked body has a chunk of the wrong size.")
             return False
         if not buffer.startswith(b"\r\n"):
-            raise BadHTTP("The request's chunked body has a chunk of another size.")
+            raise BadHTTP("The request's chunked body has a chunk of the wrong size.")
         del buffer[:2]
-        self._left = 0
+        self._remaining = 0
         return True
 
     def _line(self, buffer: bytearray, limit: int) -> bytes | None:
-        """Take a line off the buffer, without its end; None if it is not all there."""
+        """Remove a line from the buffer and return it without CR LF; None if it is incomplete."""
         end = buffer.find(b"\n", 0, limit + 2)
         if end < 0:
             if len(buffer) > limit + 1:

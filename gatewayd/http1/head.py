@@ -1,7 +1,7 @@
-"""The head of an HTTP/1.1 request: what two parsers could read differently is refused here.
+"""Checks the head of a request, and refuses what two parsers could read differently.
 
-llhttp has parsed it already, strictly. Left for this module are the points on which llhttp is
-lenient (request lines, transfer codings) or silent (``Host``, ``Expect``).
+llhttp parses the head strictly. This module adds what llhttp is lenient about (request lines,
+transfer codings) and what it does not check (``Host``, ``Expect``).
 
 Source: RFC 9112.
 """
@@ -25,18 +25,18 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.([0
 _TARGET = re.compile(rb"/.*|[A-Za-z][A-Za-z0-9+.-]*://.*")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-#: What a request of an unknown method, or for a tunnel, is told.
+#: The header of the answer to an unknown method, or to ``CONNECT``.
 ALLOW = ((b"allow", b"GET, HEAD, POST, OPTIONS"),)
-#: Header lines of a request. Twisted's own limit; other servers take 100.
+#: The most header lines of a request. It is Twisted's limit; other servers take 100.
 MAX_HEADERS = 500
 
 
 class Fields:
-    """Header fields by lower-case name, in the order in which they came.
+    """Header fields by lower-case name, in their order.
 
-    The part of Twisted's ``Headers`` that is used here, and ten times as quick: names and values
-    were checked by llhttp. Spaces and tabs around a value are no part of it (RFC 9110, 5.5), and
-    no other character is taken for white space.
+    It has the part of Twisted's ``Headers`` that is used here, and is ten times faster, because
+    llhttp has checked names and values. Spaces and tabs around a value are not part of it
+    (RFC 9110, 5.5); no other character counts as white space.
     """
 
     __slots__ = ("_values",)
@@ -51,11 +51,14 @@ class Fields:
                 self._values[name] = [value]
 
     def all(self, name: bytes) -> list[bytes]:
-        """Every value of a field, by its lower-case name."""
+        """All values of a field.
+
+        :param name: in lower case.
+        """
         return self._values.get(name, [])
 
     def __len__(self) -> int:
-        """How many lines there were."""
+        """The number of header lines."""
         return sum(map(len, self._values.values()))
 
     def __contains__(self, name: bytes) -> bool:
@@ -70,11 +73,14 @@ class Fields:
 class RequestLine:
     method: bytes
     target: bytes
-    minor: bytes  # of HTTP/1.x: b"0" or b"1", which a later one is read as (RFC 9110, 2.5)
+    minor: bytes  # of HTTP/1.x: b"0" or b"1". A later version is read as 1.1 (RFC 9110, 2.5)
 
     @classmethod
     def parse(cls, line: bytes) -> RequestLine:
-        """Read a line up to and without its LF."""
+        """Parse a request line.
+
+        :param line: with its CR, without its LF.
+        """
         match = _REQUEST_LINE.fullmatch(line)
         if match is None:
             raise BadHTTP("The request line is not 'METHOD target HTTP/1.1' and CR LF.")
@@ -82,9 +88,9 @@ class RequestLine:
         return cls(method, target, min(minor, b"1"))
 
     def check_target(self) -> None:
-        """Refuse a target whose form the method cannot have (RFC 9112, 3.2).
+        """Check that the target has a form that the method allows (RFC 9112, 3.2).
 
-        :raises BadHTTP, MethodNotAllowed: it is not one to go on with.
+        :raises BadHTTP, MethodNotAllowed: it has not.
         """
         if self.method == b"CONNECT":
             raise MethodNotAllowed("This server opens no tunnels.", headers=ALLOW)
@@ -95,7 +101,7 @@ class RequestLine:
 
     @property
     def path(self) -> bytes:
-        """The target's path, as it came; without query, scheme and authority."""
+        """The path of the target as it was received, without query, scheme and authority."""
         scheme, separator, rest = self.target.partition(b"://")
         if separator and scheme.lower() in (b"http", b"https"):
             _, slash, rest = rest.partition(b"?")[0].partition(b"/")
@@ -105,9 +111,11 @@ class RequestLine:
 
 @attrs.frozen
 class Framing:
-    """How a request's body is framed and what becomes of its connection.
+    """How a request's body is framed, and whether its connection can be used again.
 
-    :param length: bytes of the body; None where it is chunked.
+    :param length: of the body, in bytes; None if the body is chunked.
+    :param persistent: whether the client allows another request on the connection.
+    :param wants_continue: whether the client waits for ``100 Continue`` before it sends the body.
     """
 
     length: int | None
@@ -116,10 +124,10 @@ class Framing:
 
     @classmethod
     def of(cls, line: RequestLine, fields: Fields) -> Framing:
-        """Judge a head.
+        """Read the framing from a head.
 
-        :raises BadHTTP, ExpectationFailed, HeadTooLarge, MethodNotAllowed, RequestTooLarge: it is
-            not one to go on with.
+        :raises BadHTTP, ExpectationFailed, HeadTooLarge, MethodNotAllowed, RequestTooLarge: the
+            request cannot be accepted.
         """
         line.check_target()
         values = fields.all
@@ -132,14 +140,14 @@ class Framing:
             raise BadHTTP("The Host header is not a host name or address with an optional port.")
         codings, lengths = values(b"transfer-encoding"), values(b"content-length")
         if codings and [c.lower() for c in codings] != [b"chunked"]:
-            raise BadHTTP("The only transfer coding that is understood is one 'chunked'.")
+            raise BadHTTP("The only supported transfer coding is a single 'chunked'.")
         if codings and (lengths or line.minor == b"0"):
-            raise BadHTTP("A chunked body comes in HTTP/1.1 and without a Content-Length.")
+            raise BadHTTP("A chunked body requires HTTP/1.1 and excludes a Content-Length.")
         if lengths and not _LENGTH.fullmatch(lengths[0]):
             raise RequestTooLarge("The request body is too large.")
         expectations = values(b"expect")
         if expectations and [e.lower() for e in expectations] != [b"100-continue"]:
-            raise ExpectationFailed("The only expectation that is understood is '100-continue'.")
+            raise ExpectationFailed("The only supported expectation is '100-continue'.")
         options = b",".join(values(b"connection")).lower()
         closes = options != b"keep-alive" and b"close" in (
             option.strip(b" \t") for option in options.split(b",")

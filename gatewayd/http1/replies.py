@@ -1,7 +1,8 @@
-"""One reply as a backend sends it: llhttp, and what it leaves open.
+"""Parses one reply of a backend.
 
-llhttp parses, strictly. Added here: limits on the head and on interim replies, framing told apart
-(chunked, length, until close), codings refused because none was asked for, surplus bytes.
+llhttp parses strictly. This module adds limits on the head, on interim replies and on framing; it
+tells how the end of the body is known (chunks, length, end of the connection); and it refuses
+content codings, because none is requested, and bytes after the reply.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import httptools
 
 from gatewayd.wire.errors import BadReply, UpstreamError
 
-#: Interim (1xx) replies before the real one. Each costs work and says nothing.
+#: The most interim (1xx) replies before the final one.
 MAX_INTERIM = 1000
 
 _LARGE = "The head of the backend's reply is too large."
@@ -23,83 +24,86 @@ _KEEP_ALIVE = re.compile(rb"(timeout|max)\s*=\s*(\d{1,9})", re.IGNORECASE)
 
 
 class ReplyParser:
-    """Reads one reply; :meth:`feed` it, then look at what is known.
+    """Parses one reply. Call :meth:`feed`, then read the attributes.
 
-    :param max_head: the most bytes that its head may take; also the most in a row that are no body
-        (sizes of chunks, their extensions, trailers). llhttp gathers a field until its line ends.
+    :param max_head: the largest head, in bytes. It is also the limit of consecutive bytes that do
+        not belong to the body (chunk sizes, extensions, trailers): llhttp buffers a header field
+        until its line ends.
     """
 
     def __init__(self, max_head: int) -> None:
         self._max_head = max_head
         self._lines_size = self._interim = 0
-        self._head_ended = False  # within what is fed
-        self._empty = 0  # bytes since a head ended or since the last byte of the body
+        self._head_ended = False  # within the bytes of this call of feed
+        self._overhead = 0  # bytes since the end of a head or the last byte of the body
         self._lines: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._begun = False
-        #: Whether any byte came.
+        #: Whether any byte was received.
         self.answered = False
-        #: Of the head; 0 until it is complete.
+        #: The status code; 0 until the head is complete.
         self.code = 0
-        #: Values by name, as in ``Content-Type``; without those of framing, cookies, connection.
+        #: Header fields: values by names such as ``Content-Type``. Those on framing, cookies and
+        #: the connection are left out.
         self.fields: dict[bytes, list[bytes]] = {}
-        #: Bytes of the body, where a Content-Length says so.
+        #: The Content-Length, if there is one.
         self.length: int | None = None
-        #: Whether something but the connection's end says where the body ends.
+        #: False if only the end of the connection ends the body.
         self.framed = False
         self.complete = False
-        #: Why it cannot be read any further.
+        #: Why the rest cannot be parsed.
         self.problem: UpstreamError | None = None
-        #: Whether the connection can take another request, and what was said about that.
+        #: Whether the connection can be used again, and what Keep-Alive says: for how many seconds
+        #: it may be idle, and how many replies it may carry.
         self.keep_alive = False
         self.keep_alive_seconds: float | None = None
         self.keep_alive_replies: int | None = None
-        self.on_body = self._body.append  # before the parser is made: it looks for that once
+        self.on_body = self._body.append  # set first: the parser looks it up when it is created
         self._parser: Any = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> bytes:
-        """Take what came; return the bytes of the body in it."""
+        """Parse received bytes. Returns the part of the body in them."""
         self.answered = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._wrong(BadReply("The backend switched to another protocol."))
+            self._set_problem(BadReply("The backend switched to another protocol."))
         except httptools.HttpParserError as e:
             cause = e.__context__
-            self._wrong(
+            self._set_problem(
                 cause
                 if isinstance(cause, UpstreamError)
                 else BadReply("The backend's reply is not valid HTTP.", detail=str(e))
             )
         body = self._body
         if not body:
-            self._count_empty(len(data))
+            self._count_overhead(len(data))
             return b""
-        self._empty = 0
+        self._overhead = 0
         received = body[0] if len(body) == 1 else b"".join(body)
         body.clear()
         return received
 
-    def _count_empty(self, size: int) -> None:
-        """Bytes came and none of the body: of a head, or of framing and trailers."""
+    def _count_overhead(self, size: int) -> None:
+        """Limit the bytes of a head, of framing and of trailers."""
         if self._head_ended:
-            self._head_ended, self._empty = False, 0
+            self._head_ended, self._overhead = False, 0
             return
-        self._empty += size
-        if self._empty > self._max_head and self.problem is None:
-            self._wrong(BadReply(_ENDLESS if self.code else _LARGE))
+        self._overhead += size
+        if self._overhead > self._max_head and self.problem is None:
+            self._set_problem(BadReply(_ENDLESS if self.code else _LARGE))
 
     def close(self) -> None:
-        """Nothing more will be read. The parser holds this, and this holds it."""
+        """Break the reference cycle with llhttp's parser. Nothing more can be fed."""
         self._parser = None
 
-    def _wrong(self, problem: UpstreamError) -> None:
-        if self.complete:  # what follows a whole reply is nobody's; whose it is next is not known
+    def _set_problem(self, problem: UpstreamError) -> None:
+        if self.complete:  # the reply is good; the bytes after it make the connection useless
             self.keep_alive = False
         else:
             self.problem = problem
 
-    # -- llhttp calls these while it is fed; what they raise comes out of feed_data ----------
+    # -- called by llhttp; an exception here is the context of the one that feed_data raises ------
 
     def on_message_begin(self) -> None:
         if self._begun and self.complete:
@@ -107,8 +111,9 @@ class ReplyParser:
         self._begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.code:  # else it is a trailer: nothing here reads those
-            self._lines.append((name.lower(), value.strip(b" \t")))  # no part of it: RFC 9110, 5.5
+        if not self.code:  # otherwise it is a trailer, and is dropped
+            # White space around a value is not part of it (RFC 9110, 5.5).
+            self._lines.append((name.lower(), value.strip(b" \t")))
             self._lines_size += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:
@@ -131,11 +136,9 @@ class ReplyParser:
         self.code = code
 
     def on_message_complete(self) -> None:
-        if self.code:  # else it was an interim reply
+        if self.code:  # otherwise it was an interim reply
             self.complete = True
             self.keep_alive = self._parser.should_keep_alive()
-
-    # ----------------------------------------------------------------------------------------
 
     def _read_head(self) -> None:
         fields = self.fields

@@ -1,8 +1,8 @@
-"""What a client sends: bytes in, heads and bodies out, within limits.
+"""Parses the requests of one connection: bytes in, heads and bodies out, within limits.
 
-A head is gathered until its empty line and given to llhttp whole; a body is gathered in memory.
-What cannot be read for certain raises a :class:`gatewayd.wire.errors.GatewayError`, and nothing
-behind it is to be read.
+A head is collected until its empty line, then llhttp parses it whole. A body is collected in
+memory. What is not valid raises a :class:`gatewayd.wire.errors.GatewayError`; the bytes after it
+must not be parsed.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from .head import ALLOW, Fields, RequestLine
 _UNKNOWN_LINE = RequestLine(b"GET", b"", b"1")
 
 
-class Incoming:
-    """The bytes of one connection: heads and bodies in turns."""
+class RequestParser:
+    """Append received bytes to :attr:`buffer`, then call :meth:`head` and :meth:`body` in turns."""
 
-    __slots__ = ("_body", "_body_left", "_chunked", "_headers", "_parser", "buffer", "line")
+    __slots__ = ("_body", "_chunked", "_headers", "_parser", "_remaining", "buffer", "line")
 
     def __init__(self) -> None:
         self.buffer = bytearray()
-        #: The request line of the head that is being read, as soon as that is known.
+        #: The request line of the current head, once it is complete.
         self.line = _UNKNOWN_LINE
         self._headers: list[tuple[bytes, bytes]] = []
         self._parser: Any = None
         self._body = bytearray()
-        self._body_left = 0  # bytes to come
-        self._chunked: Chunked | None = None  # reads the body, if it is chunked
+        self._remaining = 0  # bytes of the body that were not received
+        self._chunked: Chunked | None = None  # if the body is chunked
 
     @property
     def gathered(self) -> int:
-        """Bytes of a body that is not whole yet."""
+        """Bytes in memory of a body that is not complete."""
         return len(self._body if self._chunked is None else self._chunked.body)
 
     def clear(self) -> None:
-        """Let go of all that came: nothing of it is wanted any more."""
+        """Drop all received bytes."""
         self.buffer.clear()
         self._body = bytearray()
         self._chunked = None
 
     def close(self) -> None:
-        """Nothing more will be read. The parser holds this, and this holds it."""
+        """Break the reference cycle with llhttp's parser. Nothing more can be parsed."""
         self._parser = None
 
     def head(self, limit: int) -> Fields | None:
-        """Take a head off the buffer; None: more bytes are needed.
+        """Remove a head from the buffer and parse it; None if more bytes are needed.
 
-        :param limit: the most bytes it may have.
+        :param limit: the largest head, in bytes.
         """
-        self.line = _UNKNOWN_LINE  # no longer that of the request before
+        self.line = _UNKNOWN_LINE  # not that of the previous request
         buffer = self.buffer
         if buffer.startswith(b"\r\n"):
-            del buffer[:2]  # some old clients end a body with one too many
+            del buffer[:2]  # some old clients send an empty line after a body
         end = buffer.find(b"\r\n\r\n", 0, limit + 4) + 4
-        # llhttp lets some request lines pass that another parser would read differently.
+        # llhttp accepts some request lines that another parser would read differently.
         line, newline, _ = bytes(buffer[: end if end > 3 else limit + 2]).partition(b"\n")
         if newline:
             self.line = RequestLine.parse(line)
@@ -71,55 +71,55 @@ class Incoming:
             return None
         head = bytes(buffer[:end])
         del buffer[:end]
-        if line[-2:-1] > b"1":  # llhttp knows no later version
+        if line[-2:-1] > b"1":  # llhttp does not know HTTP/1.2 and later
             head = line[:-2] + b"1" + head[len(line) - 1 :]
         self._parse(head)
         fields = Fields(self._headers)
-        self._headers.clear()  # a connection may be idle for long
+        self._headers.clear()  # free the memory: the connection may be idle for long
         return fields
 
     def expect_body(self, length: int | None, limit: int, line_limit: int) -> None:
-        """A body follows.
+        """Parse a body next.
 
-        :param length: its bytes; None where it is chunked.
-        :param limit: the most bytes it may have, if it is; ``line_limit`` the same for its lines.
+        :param length: in bytes; None if the body is chunked.
+        :param limit: the largest chunked body, in bytes.
+        :param line_limit: the largest size of its trailers, in bytes.
         """
         if length is None:
             self._chunked = Chunked(limit, line_limit)
-            self._parser = None  # it would read the body, too
+            self._parser = None  # llhttp would expect the chunks
         else:
-            self._body_left = length
+            self._remaining = length
 
     def body(self) -> bytes | None:
-        """Take what is here of the body off the buffer; return it when it is whole, else None."""
+        """Remove the bytes of the body from the buffer. Returns the body if it is complete."""
         if self._chunked is not None:
             if not self._chunked.take(self.buffer):
                 return None
             body, self._chunked = bytes(self._chunked.body), None
             return body
-        data = bytes(self.buffer[: self._body_left])
+        data = bytes(self.buffer[: self._remaining])
         del self.buffer[: len(data)]
         if self._parser is not None:
-            self._parser.feed_data(data)  # it counts along
-        self._body_left -= len(data)
-        if not self._body_left and not self._body:
-            return data  # it came at once, as most do
+            self._parser.feed_data(data)  # llhttp counts the bytes until the next head
+        self._remaining -= len(data)
+        if not self._remaining and not self._body:
+            return data  # received in one piece, as most bodies are
         self._body += data
-        if self._body_left:
+        if self._remaining:
             return None
         body, self._body = bytes(self._body), bytearray()
         return body
 
     def _parse(self, head: bytes) -> None:
-        """Give a head to llhttp."""
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
         self._headers.clear()
         try:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
-            # A server may ignore that wish. llhttp would take the body for the new protocol's, so
-            # the body is counted here and the parser made anew for the next request.
+            # A server may ignore a request to upgrade. llhttp would take the body for data of the
+            # new protocol, so it is not fed the body; the next request has a new parser.
             self._parser = None
         except httptools.HttpParserInvalidMethodError:
             raise MethodNotAllowed("This method is not known.", headers=ALLOW) from None
@@ -127,5 +127,5 @@ class Incoming:
             raise BadHTTP(f"The request is not valid HTTP: {e}.") from None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """llhttp calls this while it is fed."""
+        """Called by llhttp."""
         self._headers.append((name, value))

@@ -1,0 +1,56 @@
+"""Which header fields of a reply cross to the client."""
+
+from __future__ import annotations
+
+import pytest
+
+from gatewayd.backend.headers import UncheckedHeaders, crossing
+from tests.backendside import GatewayWorld, reply
+from tests.memory import Answer
+
+
+def test_only_listed_fields_cross_and_their_names_are_in_lower_case() -> None:
+    fields = {b"Retry-After": [b"1"], b"Server": [b"x"], b"Content-Type": [b"A/B; c"]}
+    assert crossing(UncheckedHeaders(fields)) == ("a/b", "; c", ((b"retry-after", b"1"),))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (b"audio/mpeg; rate=24000", "audio/mpeg; rate=24000"),
+        (b"Audio/L16;rate=24000;channels=1", "audio/l16;rate=24000;channels=1"),
+        (b"text/plain; charset=utf-8", "text/plain; charset=utf-8"),
+        (b'audio/x; a="b;c"', 'audio/x; a="b;c"'),
+        (b"audio/mpeg", "audio/mpeg"),
+        (b"audio/mpeg ;", "audio/mpeg"),
+        (b"audio/mpeg; a=\xff", "audio/mpeg"),
+        (b"audio/mpeg; a=\tb", "audio/mpeg"),
+        (b"audio/mpeg; a=" + b"b" * 300, "audio/mpeg"),
+        (b"audio/mpeg, text/html", None),
+        (b"audio/\xe9", None),
+        (b"audio", None),
+        (b"text/html; charset=utf-8", None),
+        (b"a/" + b"b" * 300, None),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_content_type_crosses_with_its_parameters(theirs: bytes, ours: str | None) -> None:
+    world = GatewayWorld()
+    client = world.speech()
+    world.accept().protocol.dataReceived(reply(b"sound", theirs))
+    if ours is None:
+        assert Answer(client).code == "upstream_bad_response"
+    else:
+        assert Answer(client).header("content-type") == ours
+        assert Answer(client).body == b"sound"
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"a\tb", b"9" * 300])
+def test_a_header_that_crosses_is_short_and_printable_or_stays_behind(value: bytes) -> None:
+    world = GatewayWorld()
+    client = world.speech()
+    more = b"X-RateLimit-Odd: %b\r\nX-RateLimit-Limit: 5\r\n" % value
+    answer = reply(b"sound", b"audio/mpeg").replace(b"\r\n", b"\r\n" + more, 1)
+    world.accept().protocol.dataReceived(answer)
+    assert Answer(client).header("x-ratelimit-limit") == "5"
+    assert Answer(client).header("x-ratelimit-odd") is None
