@@ -49,8 +49,8 @@ class Document(Receiver):
         except GatewayError as problem:
             return Step(outcome=judged(problem, exact))
         if not reader.is_complete(done=True):
-            said = "The backend's reply has a choice that was not finished."
-            return Step(outcome=Truncated(said))
+            message = "The backend's reply has a choice that was not finished."
+            return Step(outcome=Truncated(message))
         frames = b"".join([*map(sse.encode, payloads), sse.DONE])
         return Step(frames, len(payloads), outcome=Whole())
 
@@ -82,8 +82,8 @@ class Bytes(Receiver):
     def close(self, exact: bool) -> Step:
         if exact:
             return Step(outcome=Whole())
-        said = "The backend closed the connection without saying it was done."
-        return Step(outcome=Truncated(said))
+        message = "The backend closed the connection without saying it was done."
+        return Step(outcome=Truncated(message))
 
 
 def error_of(reply: Reply, body: bytes = b"") -> BackendFailed:
