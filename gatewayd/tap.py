@@ -22,10 +22,16 @@ from gatewayd import __version__
 from gatewayd.daemon.worker import Supervised, is_worker
 from gatewayd.settings.checks import warnings_of
 from gatewayd.settings.load import SettingsError, load
-from gatewayd.settings.model import Settings
+from gatewayd.settings.model import OPTIONS, SETTINGS, Settings
 from gatewayd.telemetry import errorlog
 
-_OPTIONS = ("listen", "port", "backend-url")
+
+def _option(name: str, short: str) -> tuple[str, str, None, str]:
+    """An option of the command line that gives a setting, for :class:`Options`."""
+    section, key = OPTIONS[name]
+    setting = SETTINGS[section.kind][key]
+    default = f" (default: {setting.default})" if setting.default else ""
+    return name, short, None, setting.doc.removesuffix(".") + default
 
 
 class Options(usage.Options):
@@ -39,9 +45,9 @@ class Options(usage.Options):
     )
     optParameters = (
         ("config", "c", None, "Ini file to read (default: the one GATEWAYD_CONFIG names, or none)"),
-        ("port", "p", None, "Port to listen on, 0 for any free one (default: 8000)"),
-        ("listen", "l", None, "IP address to listen on (default: 127.0.0.1)"),
-        ("backend-url", "b", None, "Base URL of the first backend, with or without /v1"),
+        _option("port", "p"),
+        _option("listen", "l"),
+        _option("backend-url", "b"),
     )
     optFlags = (("check", None, "Check the settings, report mistakes, and exit"),)
 
@@ -84,7 +90,7 @@ class Options(usage.Options):
             install()
 
     def _read(self) -> None:
-        given = {name: self[name] for name in _OPTIONS if self[name] is not None}
+        given = {name: self[name] for name in OPTIONS if self[name] is not None}
         path = self["config"] or os.environ.get("GATEWAYD_CONFIG")
         # The daemon may run in another folder when it reads the files again.
         path = path and os.path.abspath(path)

@@ -25,7 +25,7 @@ def test_the_shipped_file_is_the_defaults() -> None:
 
 
 def test_the_shipped_file_is_the_defaults_with_every_line_in_use(tmp_path: Path) -> None:
-    """Except for the keys of backends, which cannot be empty or are elsewhere."""
+    """Without the keys of backends, which must not be empty or are in other files."""
     text = re.sub(r"(?m)^# (?=\[|\w+ =)", "", SHIPPED)
     text = re.sub(r"(?m)^api_key(_file)? =.*\n", "", text)
     text = text.replace("sha256 =", f"sha256 = {'ab' * 32}")

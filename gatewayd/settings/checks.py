@@ -1,7 +1,7 @@
 """Checks of settings that depend on each other, and secrets that are read from a file.
 
-Each value has been parsed on its own before, and a value that could not be parsed has been
-reported: no check here reports that it is missing.
+Each value has already been parsed on its own. A value that could not be parsed has been reported,
+so no check reports it as missing.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from .values import Secret
 
 
 def warnings_of(settings: Settings) -> tuple[str, ...]:
-    """What works but is dangerous: found in the sources, or in the address to listen on."""
+    """Settings that work but are dangerous: warnings of the sources, and of the listen address."""
     listen = settings.gateway.listen
     if settings.tokens or ipaddress.ip_address(listen).is_loopback:
         return settings.warnings

@@ -1,8 +1,8 @@
-"""A draft of the settings: the values that the sources have given so far, and what is wrong.
+"""A draft of the settings: the values given so far, their places, mistakes and warnings.
 
-The sources fill it (:mod:`.sources`), the checks complete it (:mod:`.checks`), and
-:mod:`.load` makes the settings from it. Every value is parsed when it is given, also one that a
-later source overrides: a mistake must not stay hidden until that source is removed.
+:mod:`.sources` fills a draft, :mod:`.checks` completes it, and :mod:`.load` makes the settings from
+it. Every value is parsed when it is given, even if a later source overrides it. Otherwise its
+mistake would appear only when that source is removed.
 """
 
 import os
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from .model import SETTINGS, SectionId
 
-#: Listed problems; a file that is not an ini file has one in each line.
+#: The number of problems that are listed; a wrong file may have one in each line.
 MOST_PROBLEMS = 100
 
 
 class Source(IntEnum):
-    """In the order in which they are read; the last one to give a value wins."""
+    """The sources in the order in which they are read; a later one overrides an earlier one."""
 
     FILE = 0
     ENVIRONMENT = 1
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     line: int
     """0 in a source without lines, and for the file as a whole."""
     text: str
-    """As the message begins: ``FILE:4: [gateway] port``."""
+    """The beginning of a message: ``FILE:4: [gateway] port``."""
 
 
 class Section:
@@ -64,36 +64,36 @@ class Draft:
         self.problems: list[tuple[Place, str]] = []
         self._warnings: list[str] = []
 
-    def begin(self, section: SectionId, start: Place) -> Section:
-        """The section, made if it does not exist yet."""
-        return self.sections.setdefault(section, Section(start))
+    def begin(self, id: SectionId, start: Place) -> Section:
+        """The section; it is made if it does not exist yet."""
+        return self.sections.setdefault(id, Section(start))
 
     def of_kind(self, kind: str) -> list[SectionId]:
-        return [section for section in self.sections if section.kind == kind]
+        return [id for id in self.sections if id.kind == kind]
 
     def values(self, kind: str) -> dict[str, Any]:
-        """The values of a section of which there is only one."""
+        """The values of the only section of its kind."""
         section = self.sections.get(SectionId(kind))
         return section.values if section else {}
 
-    def put(self, section: SectionId, key: str, text: str, place: Place) -> None:
-        """Parse a value and keep it, in the place of an earlier one."""
-        draft = self.begin(section, place)
-        draft.places[key] = place
-        setting, text = SETTINGS[section.kind][key], text.strip()
+    def put(self, id: SectionId, key: str, text: str, place: Place) -> None:
+        """Parse a value and keep it; it replaces an earlier one."""
+        section = self.begin(id, place)
+        section.places[key] = place
+        setting, text = SETTINGS[id.kind][key], text.strip()
         if setting.is_file and text not in ("", "-"):
             text = os.path.join(self._folder, text)
         try:
-            draft.values[key] = setting.parse(text)
+            section.values[key] = setting.parse(text)
         except ValueError as error:
-            draft.values.pop(key, None)
+            section.values.pop(key, None)
             self.problem(place, str(error))
 
     def problem(self, place: Place, reason: str) -> None:
         self.problems.append((place, reason))
 
-    def missing(self, section: SectionId, key: str, expected: str) -> None:
-        source, line, text = self.sections[section].start
+    def missing(self, id: SectionId, key: str, expected: str) -> None:
+        source, line, text = self.sections[id].start
         place = Place(source, line, text + (key.upper() if source is Source.ENVIRONMENT else key))
         self.problem(place, f"is missing, expected {expected}")
 

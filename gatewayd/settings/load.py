@@ -58,7 +58,7 @@ def load(
 
 
 def _settings(draft: Draft) -> Settings:
-    """Check the draft as a whole; what has a mistake is left out of the settings."""
+    """Check the draft as a whole. Backends and tokens with mistakes are left out."""
     single: dict[str, Any] = {
         kind: cls(**draft.values(kind)) for kind, cls in SECTIONS.items() if kind not in NAMED
     }
@@ -74,7 +74,7 @@ def _settings(draft: Draft) -> Settings:
 
 
 def _backends_in_order(draft: Draft) -> list[SectionId]:
-    """As in the file; before them the backend of ``BACKEND_URL``, if the file does not have it."""
+    """In the order of the file; a backend that ``BACKEND_URL`` makes is the first."""
     backends = draft.of_kind("backend")
     default = draft.sections.get(DEFAULT_BACKEND)
     if default and default.start.source is not Source.FILE:

@@ -160,7 +160,9 @@ class BackendSettings:
     """One ``[backend NAME]``; `url` has neither ``/v1`` nor a slash at its end."""
 
     name: str
-    url: str = _declare(Setting(None, base_url, "The base URL of its API, with or without /v1."))
+    url: str = _declare(
+        Setting(None, base_url, "The base URL of a backend's API, with or without /v1.")
+    )
     api_key: Secret | None = _declare(
         Setting("", secret, "The bearer token to send to it; left out = none.", is_secret=True),
         None,

@@ -77,7 +77,7 @@ def _begin_section(draft: Draft, path: str, header: ini.Header) -> SectionId | N
     if section in draft.sections:
         draft.problem(place, "occurs twice, expected once")
     start = _in_file(path, header.line, f"{section} ")
-    draft.begin(section, start).start = start  # of several headers the last one
+    draft.begin(section, start).start = start  # the last header of a section counts
     return section
 
 
@@ -110,7 +110,7 @@ def _key_shown(key: str, known: Iterable[str]) -> str:
 def read_environment(draft: Draft, environ: Mapping[str, str]) -> None:
     """Read ``GATEWAYD_<SECTION>_<KEY>`` and the variables with short names.
 
-    To be read after the ini file: a variable finds a section of the file by a part of its name.
+    The ini file must be read before: the name of a variable is matched with its sections.
     """
     for name, (section, key) in VARIABLES.items():
         if environ.get(name, "").strip():
