@@ -7,14 +7,7 @@ import re
 import pytest
 
 from gatewayd.exchange import End
-from tests.memory import (
-    Answer,
-    FakeBackend,
-    Gateway,
-    completion,
-    echo_gateway,
-    send_raw,
-)
+from tests.memory import Answer, FakeBackend, Gateway, completion, echo_gateway, send_raw
 
 
 def test_promise_1_every_request_has_one_end() -> None:

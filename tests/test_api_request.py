@@ -12,11 +12,7 @@ from twisted.python.failure import Failure
 
 from gatewayd.exchange import End
 from tests.handlers import serving
-from tests.memory import (
-    Answer,
-    ClientTransport,
-    echo_gateway,
-)
+from tests.memory import Answer, ClientTransport, echo_gateway
 
 
 def test_head_has_headers_and_no_body() -> None:
@@ -33,7 +29,7 @@ def test_the_log_counts_the_bytes_that_were_sent() -> None:
 
 
 def plain(request: Any) -> None:
-    """A handler as one writes it for Klein."""
+    """A handler as it is written for Klein."""
     request.setResponseCode(202)
     request.setHeader("content-type", "text/plain")
     request.setHeader(b"X-Sent", request.getHeader("x-custom") or "-")

@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 from gatewayd.exchange import End
-from tests.memory import (
-    Answer,
-    FakeBackend,
-    Gateway,
-    chunk,
-    completion,
-    echo_gateway,
-    send_raw,
-)
+from tests.memory import Answer, FakeBackend, Gateway, chunk, completion, echo_gateway, send_raw
 from tests.wired import CHAT, HEALTH, KIB, Wired, chat_body, tls_or_not
 
 JSON = {"Content-Type": "application/json"}
@@ -64,8 +56,8 @@ def test_many_pipelined_requests_do_not_nest() -> None:
 
 
 @pytest.mark.parametrize("before", [0, 15, 16, 31])
-def test_a_connection_that_closes_is_read_whatever_came_before(before: int) -> None:
-    """And it waits for no further turn: what comes is only dropped."""
+def test_a_closing_connection_is_read_after_any_number_of_requests(before: int) -> None:
+    """It waits for no further turn, because what it receives is only dropped."""
     gateway = echo_gateway()
     health = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
     closing = health[:-2] + b"Connection: close\r\n\r\n"
@@ -98,7 +90,7 @@ def test_a_request_to_switch_protocols_is_answered_in_this_one() -> None:
     assert client.value().count(b"HTTP/1.1 200 OK") == 2
 
 
-def test_a_body_is_waited_for_only_when_it_was_let_in() -> None:
+def test_a_body_is_awaited_only_if_its_head_was_accepted() -> None:
     gateway = echo_gateway(limits_request_body="1000")
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
     client = send_raw(gateway, head + b"Content-Length: 1001\r\n\r\n")
@@ -150,7 +142,7 @@ def test_after_the_last_answer_the_rest_is_dropped_and_the_connection_ends() -> 
 def test_no_further_request_is_handled_while_what_was_answered_before_waits(
     tls: bool, tmp_path: Path
 ) -> None:
-    """However many it sends, only so much is answered as it takes."""
+    """Requests are answered only as fast as the client takes the answers."""
     count, size = 60, 50 * KIB
     with Wired(folder=tmp_path) as wired:
         client = wired.connect(tls)
@@ -197,7 +189,7 @@ def test_a_stream_behind_a_reply_that_waits_begins_when_that_was_taken(
 
 
 def test_a_stream_that_begins_while_the_transport_is_full_waits() -> None:
-    """Under TLS what was written is gathered first: the transport may fill up a turn later."""
+    """Under TLS, written data is gathered first, so the transport may become full a turn later."""
     backend = FakeBackend()
     with Wired(backend) as wired:
         client = wired.connect()
@@ -215,7 +207,7 @@ def test_a_stream_that_begins_while_the_transport_is_full_waits() -> None:
 def test_a_client_that_leaves_behind_many_pipelined_requests_is_noticed(
     tls: bool, before: int, tmp_path: Path
 ) -> None:
-    """Some requests are handled in one turn of the loop; what waits meanwhile is read again."""
+    """The requests need more than one turn of the loop; the socket is read again after them."""
     backend = FakeBackend()
     with Wired(backend, folder=tmp_path) as wired:
         client = wired.connect(tls)

@@ -1,4 +1,4 @@
-"""The clocks of a client's connection, with time in hand."""
+"""The clocks of a client's connection; the test controls the time."""
 
 import socket
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from gatewayd.api.clocks import Deadline, WriteClock, pending
 
 
 class Calls:
-    """Something that can be too late, and when it was."""
+    """A callback of a clock, and the times at which it was called."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -137,7 +137,7 @@ def test_a_busy_connection_costs_few_timers(clock: Clock, late: Calls) -> None:
         max_size=30,
     )
 )
-def test_whatever_is_done_to_a_deadline_the_last_one_counts(actions: list[tuple[str, int]]) -> None:
+def test_the_last_deadline_counts(actions: list[tuple[str, int]]) -> None:
     clock = Clock()
     late = Calls(clock)
     deadline = Deadline(clock)

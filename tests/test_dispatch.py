@@ -6,14 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.memory import (
-    Answer,
-    FakeBackend,
-    Gateway,
-    completion,
-    echo_gateway,
-    settings,
-)
+from tests.memory import Answer, FakeBackend, Gateway, completion, echo_gateway, settings
 from tests.wired import CHAT, KIB, Wired, chat_body, tls_or_not
 
 JSON = {"Content-Type": "application/json"}
@@ -53,7 +46,7 @@ def test_a_coding_is_refused_of_uploads_too(coding: str) -> None:
         assert (answer.status, answer.code) == (415, "unsupported_media_type")
 
 
-def test_what_is_over_the_limit_in_flight_is_refused_at_once() -> None:
+def test_a_request_over_the_limit_in_flight_is_refused_at_once() -> None:
     backend = FakeBackend()
     gateway = Gateway(backend, settings=settings(limits_in_flight="1"))
     first = gateway.chat()
@@ -68,7 +61,7 @@ def test_what_is_over_the_limit_in_flight_is_refused_at_once() -> None:
 
 @tls_or_not
 def test_a_reply_that_waits_to_be_taken_is_still_in_flight(tls: bool, tmp_path: Path) -> None:
-    """What is kept for clients that do not read is bounded by ``in_flight``, too."""
+    """So ``in_flight`` also bounds the memory for clients that do not read."""
     backend = FakeBackend()
     limits = settings(limits_in_flight="2")
     with Wired(backend, folder=tmp_path, settings=limits) as wired:
@@ -92,8 +85,8 @@ def test_a_reply_that_waits_to_be_taken_is_still_in_flight(tls: bool, tmp_path: 
         assert clients[2].read().count(b"HTTP/1.1 200 OK") == 3
 
 
-def test_a_caller_has_its_place_back_when_it_has_read_the_reply() -> None:
-    """Whoever asks one thing after the other is never in its own way."""
+def test_a_request_is_no_longer_in_flight_when_its_reply_was_read() -> None:
+    """A client that sends one request after the other never exceeds the limit."""
     backend = FakeBackend()
     with Wired(backend, settings=settings(limits_in_flight="1")) as wired:
         client, headers = wired.connect(), ["Connection: close"]

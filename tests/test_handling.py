@@ -15,13 +15,10 @@ from gatewayd.api.request import Request
 from gatewayd.exchange import End
 from gatewayd.wire.errors import ModelNotFound
 from tests.handlers import serving
-from tests.memory import (
-    Answer,
-    echo_gateway,
-)
+from tests.memory import Answer, echo_gateway
 
 
-def test_a_fault_of_our_own_is_a_500_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_a_handler_is_a_500_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = echo_gateway()
     monkeypatch.setattr(gateway.api.router, "route", None)  # what a bug might do
     with capturedLogs() as events:

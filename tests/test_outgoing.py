@@ -6,11 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.memory import (
-    FakeBackend,
-    chunk,
-    settings,
-)
+from tests.memory import FakeBackend, chunk, settings
 from tests.wired import (
     CHAT,
     HEALTH,
@@ -42,7 +38,7 @@ def test_an_idle_connection_is_closed_on_time(tls: bool, client_write: str, tmp_
 def test_a_silent_connection_is_closed_on_time(
     tls: bool, client_write: str, shakes: bool, tmp_path: Path
 ) -> None:
-    """Also one that never says a word of TLS."""
+    """Also one that never begins the TLS handshake."""
     clocks = settings(timeouts_request_head="2", timeouts_client_write=client_write)
     with Wired(folder=tmp_path, settings=clocks) as wired:
         closed_by(wired, wired.connect(tls, shakes), 2)
@@ -53,7 +49,7 @@ def test_a_silent_connection_is_closed_on_time(
 def test_a_slow_head_is_answered_and_the_connection_is_closed(
     tls: bool, client_write: str, tmp_path: Path
 ) -> None:
-    """Within the time that it may linger, although this client never sends a ``close_notify``."""
+    """The connection lingers no longer than allowed, although no ``close_notify`` arrives."""
     clocks = settings(timeouts_request_head="2", timeouts_client_write=client_write)
     with Wired(folder=tmp_path, settings=clocks) as wired:
         client = wired.connect(tls)
@@ -65,7 +61,7 @@ def test_a_slow_head_is_answered_and_the_connection_is_closed(
 
 @tls_or_not
 @client_write
-def test_a_stop_closes_who_has_no_request_at_once(
+def test_a_shutdown_closes_connections_without_a_request_at_once(
     tls: bool, client_write: str, tmp_path: Path
 ) -> None:
     clocks = settings(timeouts_client_write=client_write)
@@ -108,10 +104,10 @@ def test_what_waits_is_sent_before_an_idle_connection_is_closed(
 @tls_or_not
 @client_write
 @pytest.mark.parametrize("closes", [False, True])
-def test_who_takes_nothing_of_an_answer_is_reset_in_the_end(
+def test_a_client_that_takes_nothing_of_an_answer_is_reset_in_the_end(
     tls: bool, client_write: str, closes: bool, tmp_path: Path
 ) -> None:
-    """With ``client_write = 0`` too, once the connection is to be closed."""
+    """Also with ``client_write = 0``, once the connection is closing."""
     clocks = settings(timeouts_client_idle="3", timeouts_client_write=client_write)
     with Wired(folder=tmp_path, settings=clocks) as wired:
         client = wired.connect(tls)
@@ -125,7 +121,7 @@ def test_who_takes_nothing_of_an_answer_is_reset_in_the_end(
 
 
 def streams_over_http_1_0(wired: Wired, tls: bool) -> Client:
-    """A client that has asked for a stream."""
+    """A client that has asked for a stream over HTTP/1.0."""
     client = wired.connect(tls)
     data = client.request("POST", CHAT, chat_body(stream=True))
     client.send(data.replace(b"HTTP/1.1", b"HTTP/1.0"))
@@ -137,7 +133,7 @@ def streams_over_http_1_0(wired: Wired, tls: bool) -> Client:
 def test_a_reply_that_broke_off_does_not_look_whole_over_http_1_0(
     tls: bool, size: int, tmp_path: Path
 ) -> None:
-    """All that was sent comes, and then a reset in place of the end that would make it whole."""
+    """The client gets all that was sent, then a reset instead of a normal end."""
     backend = FakeBackend()
     with Wired(backend, folder=tmp_path) as wired:
         client = streams_over_http_1_0(wired, tls)

@@ -1,16 +1,10 @@
-"""Which paths and methods have a handler, and what the others are answered."""
+"""Which paths and methods have a handler, and the errors for the others."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.memory import (
-    Answer,
-    FakeBackend,
-    Gateway,
-    echo_gateway,
-    settings,
-)
+from tests.memory import Answer, FakeBackend, Gateway, echo_gateway, settings
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,7 @@ import pytest
 from gatewayd.exchange import End
 from gatewayd.telemetry.access import fields
 from gatewayd.wire import errors
-from tests.memory import (
-    Answer,
-    Gateway,
-    backends,
-    chunk,
-    completion,
-    gateway_of,
-    settings,
-    told,
-)
+from tests.memory import Answer, Gateway, backends, chunk, completion, gateway_of, settings, told
 
 MODELS = "small, llama-*, fast = llama-3-8b, qwen[12]?"
 

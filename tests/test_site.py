@@ -1,4 +1,4 @@
-"""What the site offers to TLS."""
+"""The protocols that the site offers to TLS."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.wired import HEALTH, Wired
         (("h2", "http/1.0", "http/1.1"), "http/1.1"),
     ],
 )
-def test_tls_agrees_on_what_is_spoken_here(
+def test_tls_agrees_on_http_1(
     offers: tuple[str, ...], agreed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HTTP/2 is not, although Twisted would offer it where its parser is installed."""
+    """HTTP/2 is not offered, although Twisted would offer it if its parser were installed."""
     monkeypatch.setattr(http, "H2_ENABLED", True)
     with Wired(folder=tmp_path) as wired:
         client = wired.connect(tls=True, offers=offers)

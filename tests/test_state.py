@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.memory import (
-    Answer,
-    echo_gateway,
-    settings,
-)
-from tests.wired import (
-    CHAT,
-    HEALTH,
-    KIB,
-    Wired,
-    chat_body,
-    client_write,
-    closed_by,
-    tls_or_not,
-)
+from tests.memory import Answer, echo_gateway, settings
+from tests.wired import CHAT, HEALTH, KIB, Wired, chat_body, client_write, closed_by, tls_or_not
 
 
-def test_one_connection_too_many_is_told_so() -> None:
+def test_a_surplus_connection_is_refused_with_an_error() -> None:
     gateway = echo_gateway(limits_connections="2")
     first, second = gateway.connect(), gateway.connect()
     third = gateway.connect()
@@ -33,7 +20,7 @@ def test_one_connection_too_many_is_told_so() -> None:
 
 
 def test_bodies_on_their_way_are_bounded_together() -> None:
-    """As many bytes as ``in_flight`` requests may have; one more ends the body it belongs to."""
+    """The limit is that of ``in_flight`` bodies; a body that exceeds it is refused."""
     limits = settings(limits_in_flight="2", limits_request_body="100 KiB")
     with Wired(settings=limits) as wired:
         clients = [wired.connect() for _ in range(4)]
@@ -59,7 +46,7 @@ def test_bodies_on_their_way_are_bounded_together() -> None:
 
 @tls_or_not
 @client_write
-def test_a_connection_too_many_is_told_so_and_closed(
+def test_a_surplus_connection_is_refused_and_closed(
     tls: bool, client_write: str, tmp_path: Path
 ) -> None:
     few = settings(limits_connections="1", timeouts_client_write=client_write)
@@ -72,7 +59,7 @@ def test_a_connection_too_many_is_told_so_and_closed(
         closed_by(wired, silent, 2)
 
 
-def test_who_is_too_many_takes_no_place(tmp_path: Path) -> None:
+def test_a_refused_connection_does_not_count(tmp_path: Path) -> None:
     with Wired(folder=tmp_path, settings=settings(limits_connections="1")) as wired:
         first, surplus = wired.connect(), wired.connect(tls=True, shakes=False)
         first.close()

@@ -1,1 +1,1 @@
-"""What clients see: the listening side, its routes, who may call and how much."""
+"""The client's side: connections, routes, who may call, and how much."""

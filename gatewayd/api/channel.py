@@ -52,12 +52,7 @@ from gatewayd.exchange import End, request_id, traceparent
 from gatewayd.http1.head import Fields, Framing
 from gatewayd.http1.requests import RequestParser
 from gatewayd.http1.writing import CONTINUE, response_head
-from gatewayd.wire.errors import (
-    GatewayError,
-    Overloaded,
-    RequestTimeout,
-    RequestTooLarge,
-)
+from gatewayd.wire.errors import GatewayError, Overloaded, RequestTimeout, RequestTooLarge
 
 from .clocks import Deadline
 from .outgoing import Outgoing
@@ -75,6 +70,8 @@ _METHODS = frozenset(b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT".spl
 
 
 class Phase(enum.Enum):
+    """The phase of a connection; see the table above."""
+
     HEAD = enum.auto()
     BODY = enum.auto()
     HANDLING = enum.auto()

@@ -29,7 +29,7 @@ _PATIENCE = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 
 class Dispatcher:
     """
-    :param catalog: knows the models that a request without a model may go to.
+    :param catalog: gives the model names that an error about an unknown model may list.
     """
 
     def __init__(
@@ -66,9 +66,7 @@ class Dispatcher:
             raise
         return relayed.addBoth(self._release_when_taken, request)
 
-    def _relay(
-        self, request: Request, endpoint: Endpoint, content_type: bytes
-    ) -> Deferred[None]:
+    def _relay(self, request: Request, endpoint: Endpoint, content_type: bytes) -> Deferred[None]:
         exchange, caller, limits = request.exchange, request.caller, self._settings.limits
         call = endpoint.request.parse(endpoint, request.body, content_type, limits.json_depth)
         exchange.model, exchange.stream = call.model, call.stream

@@ -2,8 +2,8 @@
 
 As in Klein, a handler returns its answer or a Deferred of it, and a coroutine counts as a Deferred.
 The answer is an :class:`Answer`, or None from a handler that has written to the request and ended
-it, as a relay does. Klein also takes text, bytes, elements and resources; here they are errors,
-and so is None while the request has no end: the client receives a 500, and the log the reason.
+it, as a relay does. Klein also accepts text, bytes, elements and resources. Here they are errors,
+and so is None while the request has no end: the client receives a 500, and the reason is logged.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class WrongResult(Exception):
 
 
 def handle(request: Request, handler: Callable[[Request], Any]) -> None:
-    """Have ``handler`` answer the request. Whatever it raises or returns, the request ends."""
+    """Call the handler of a request. The request ends whatever the handler returns or raises."""
     handling: Deferred[Any] = maybeDeferred(handler, request)
     request.handling = handling
     handling.addCallback(_answer, request).addErrback(_fail, request)

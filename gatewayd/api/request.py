@@ -1,4 +1,4 @@
-"""One request as handlers see it, and the ways to answer it; each ends its exchange.
+"""One request as handlers see it, and the ways to answer it. Each of them ends its exchange.
 
 A handler that has a whole answer returns it (:mod:`.handling`). One that streams calls
 :meth:`Request.begin_stream` or :meth:`Request.begin_bytes`, then ``write`` and ``finish``.
@@ -67,7 +67,7 @@ class Request(TwistedRequest):
     """
 
     _error: GatewayError | None = None
-    _head = b""  # of a body that was begun, until it is sent
+    _head = b""  # a head that is made and not sent
     _head_unsent = True
     _events = False  # the body is an event stream
     _bytes_sent = 0  # of the body
@@ -94,7 +94,10 @@ class Request(TwistedRequest):
     # -- answering -----------------------------------------------------------------------------
 
     def set_headers(self, headers: HeaderPairs) -> None:
-        """Set headers of the answer, whatever it will be. Names in lower case, all checked."""
+        """Set headers of the answer, also if it will be an error.
+
+        :param headers: names in lower case; names and values must hold no line break.
+        """
         for name, value in headers:
             self._headers[name.title()] = value
 
@@ -121,7 +124,7 @@ class Request(TwistedRequest):
         self._finish(head + body)
 
     def fail(self, error: GatewayError) -> None:
-        """Answer with an error envelope, or cut a body that was begun; end as the error says."""
+        """Answer with an error envelope, or cut a body that was begun. The error names the end."""
         if self._begun:
             self.cut(error, b"")
             return
@@ -153,10 +156,7 @@ class Request(TwistedRequest):
         self._begin()
 
     def write(self, data: bytes) -> None:
-        """Send a part of the body; the first part takes the head along.
-
-        No-op after a disconnect.
-        """
+        """Send a part of the body, and the head before the first part. No-op after a disconnect."""
         channel, size = self.channel, len(data)
         if channel is None or not size:
             return
@@ -168,7 +168,7 @@ class Request(TwistedRequest):
         send(channel.transport, data)
 
     def finish(self) -> None:
-        """End a body: it is whole. No-op after a disconnect."""
+        """End the body, which is complete. No-op after a disconnect."""
         head = self._take_head() if self._head_unsent else b""
         self._finish(head + b"0\r\n\r\n" if self._chunks else head)
 
@@ -185,11 +185,11 @@ class Request(TwistedRequest):
             notified.callback(None)
 
     def cut(self, error: GatewayError, name: bytes) -> None:
-        """End a body that is not whole: with an error event in a stream, and without a last chunk.
+        """End a body that is incomplete: an error event if it is a stream, and no last chunk.
 
-        Without chunks (HTTP/1.0), only a reset tells the client that the body is not whole.
+        Without chunks (HTTP/1.0), only a reset tells the client that the body is incomplete.
 
-        :param name: of the event, in streams whose events have names.
+        :param name: of the error event; empty in streams whose events have no names.
         """
         if self.exchange.end is not None or self.channel is None:
             return
@@ -213,7 +213,7 @@ class Request(TwistedRequest):
         self._head = self._make_head(self.code)
 
     def _take_head(self) -> bytes:
-        """The head of the body, for which it is time to be sent."""
+        """Return the head, which is about to be sent; make it if no ``begin_`` method has."""
         if not self._begun:
             self._begin()
         self._head_unsent = False
@@ -255,7 +255,7 @@ class Request(TwistedRequest):
             self.exchange.finish(end, self._now(), detail=detail)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The connection is gone; what answers this request is cancelled."""
+        """The connection is gone; the handler is cancelled."""
         self.abandon(End.CLIENT_GONE, "")
         self.channel = None
         if self.handling is not None:

@@ -1,8 +1,8 @@
-"""Finds the handler of a request in Klein's table of routes, and has it called.
+"""Finds the handler of a request in Klein's table of routes, and calls it.
 
 Klein's own resource takes the host and the scheme from the request, unquotes the path and binds a
 matcher for each request. This one matches the raw path with a matcher that is bound once, and
-remembers the routes without a variable part. What handlers may return is said by :mod:`.handling`.
+remembers the routes without a variable part. :mod:`.handling` says what handlers may return.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Routes:
             ) from None
         except HTTPException:
             raise self._unknown(path) from None
-        if not variables:  # so there are as many entries as there are routes and methods
+        if not variables:  # this bounds the entries by the number of routes and methods
             self._found[method, path] = endpoint
         return endpoint, dict(variables)
 

@@ -1,8 +1,8 @@
 """Accepts connections: makes a channel for each, and passes its requests to the application.
 
-Twisted Web's own ``Site`` is not used: apart from its channel, which :mod:`.channel` replaces, it
-writes an access log and keeps a clock for dates, which :mod:`gatewayd.telemetry` and :mod:`.state`
-do here.
+Twisted Web's own ``Site`` is not used. It makes Twisted's channel, which :mod:`.channel` replaces,
+writes an access log, as :mod:`gatewayd.telemetry` does here, and has a clock for the date, which
+:mod:`.state` has here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .state import ServerState
 
 
 class Resource(Protocol):
-    """Answers requests: :class:`gatewayd.api.routes.Routes`, for one."""
+    """Answers requests, as :class:`gatewayd.api.routes.Routes` does."""
 
     def render(self, request: Request) -> Any:
         """Return what a handler may return: see :mod:`.handling`."""
@@ -33,8 +33,8 @@ class Resource(Protocol):
 @implementer(IProtocolNegotiationFactory)
 class Site(Factory):
     """
-    :param resource: renders each request.
-    :param admit: called with each request whose head is good, before its body is read; raises a
+    :param resource: answers the requests.
+    :param admit: called with each request whose head is valid, before its body is read; raises a
         :class:`gatewayd.wire.errors.GatewayError` to refuse it.
     :param on_end: called with each exchange that has ended.
     :param max_connections: connections that are served; further ones are refused.
@@ -54,7 +54,7 @@ class Site(Factory):
         self._admit = admit
 
     def replace(self, resource: Resource, admit: Callable[[Request], None]) -> None:
-        """Answer new requests with these."""
+        """Use these for new requests."""
         self._resource, self._admit = resource, admit
 
     # -- Twisted's hooks -----------------------------------------------------------------------
@@ -66,7 +66,7 @@ class Site(Factory):
         """What TLS may agree on (ALPN). A client that offers none of them is refused."""
         return [b"http/1.1", b"http/1.0"]
 
-    # -- what channels call; a reload replaces what is behind it -------------------------------
+    # -- what channels call: the latest ``admit`` and ``resource`` ------------------------------
 
     def _admit_request(self, request: Request) -> None:
         self._admit(request)

@@ -1,7 +1,7 @@
 """What all connections of one site share: settings, clock, what is under way, common headers.
 
-It knows neither requests nor handlers. :class:`gatewayd.api.site.Site` makes it, its connections
-read and update it, and a shutdown goes through what is under way.
+It knows neither requests nor handlers. :class:`gatewayd.api.site.Site` makes one, its connections
+read and update it, and a shutdown ends the connections and exchanges that it lists.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ServerState:
         self.use(settings, max_connections)
 
     def use(self, settings: Settings, max_connections: int) -> None:
-        """Go by other settings. Requests that are being handled keep what they began with."""
+        """Use other settings. Requests that are being handled keep the settings they began with."""
         self.settings = settings
         name = settings.gateway.request_id_header.encode("ascii")
         self.id_header = name.title() if name.islower() else name
@@ -70,7 +70,7 @@ class ServerState:
     # -- exchanges -----------------------------------------------------------------------------
 
     def begin_exchange(self, id: str, client: str) -> Exchange:
-        """A request's head has been read.
+        """Make the exchange of a request whose head was read.
 
         :param client: the address of the client.
         """
@@ -88,7 +88,8 @@ class ServerState:
         """The headers that every answer has; made again each second because of the date."""
         now = int(time.time())  # the reactor's clock is monotonic and has no date
         if now != self._common_headers_at or not self._common_headers:
-            self._common_headers_at, self._common_headers = now, (
+            self._common_headers_at = now
+            self._common_headers = (
                 (b"Server", self.settings.gateway.api_title.encode("ascii")),
                 (b"Date", datetimeToString(now)),
                 (b"X-Content-Type-Options", b"nosniff"),

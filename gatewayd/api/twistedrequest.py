@@ -23,7 +23,7 @@ _FRAMING = frozenset({b"Connection", b"Content-Length", b"Transfer-Encoding"})
 
 
 class TwistedRequest:
-    """Base of the request. Subclasses set the attributes that stand here without a value."""
+    """Base class of the request, which sets the attributes that have no value here."""
 
     fields: Fields
     body: bytes
@@ -54,7 +54,7 @@ class TwistedRequest:
         self.code = code
 
     def setHeader(self, name: str | bytes, value: str | bytes) -> None:
-        """Set a header of the answer; Twisted's ``Headers`` checks and cleans both.
+        """Set a header of the answer. Twisted's ``Headers`` checks the name and cleans the value.
 
         :raises ValueError: only the gateway sets this header.
         """
@@ -68,11 +68,14 @@ class TwistedRequest:
         self._headers[key] = cleaned
 
     def notifyFinish(self) -> Deferred[None]:
-        """Fires with None when the answer was written, fails when the connection is lost first."""
+        """A Deferred that fires with None once the answer was written.
+
+        It fails if the connection is lost before.
+        """
         notified: Deferred[None] = Deferred()
         self._notify += (notified,)
         return notified
 
     def _check_not_begun(self) -> None:
         if self._begun:
-            raise RuntimeError("The head of the answer was made already.")
+            raise RuntimeError("The head of the answer has been made.")
