@@ -1,4 +1,4 @@
-"""Where a backend is: addresses, look-ups of its name, and which address is used."""
+"""Where a backend is: addresses, lookups of its name, and which address is used."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_backend_is_reached_at_an_address_as_it_is_written(
 
 
 class Lookups:
-    """The system's resolver: each look-up waits until the test answers it."""
+    """The system's resolver: each lookup waits until the test answers it."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[bytes, Deferred[Any]]] = []

@@ -35,7 +35,7 @@ from tests.memory import Gateway
 BUFFER = 16 * 1024
 KIB = 1024
 tls_or_not = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-#: With 0 there is no time-out: then only the end of a connection bounds it.
+#: With 0 there is no timeout: then only the end of a connection bounds it.
 client_write = pytest.mark.parametrize("client_write", ["60", "0"])
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
 CHAT = "/v1/chat/completions"

@@ -111,7 +111,7 @@ class WriteClock:
             self._schedule()
 
     def _remaining(self) -> float:
-        """Seconds until the time-out. One method, so that timer and check round alike."""
+        """Seconds until the timeout. One method, so that timer and check round alike."""
         return self._since + self._seconds - self._reactor.seconds()
 
 

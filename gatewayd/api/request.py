@@ -41,7 +41,7 @@ def _size(size: int) -> bytes:
     return b"%x\r\n" % size
 
 
-#: The lines before chunks of a token's size: a look-up takes a third of the time of formatting.
+#: The lines before chunks of a token's size: a lookup takes a third of the time of formatting.
 _SIZES = [_size(size) for size in range(1024)]
 
 

@@ -40,7 +40,7 @@ class Agent:
     """
     :param base: scheme, host and port of the backend. A request to another server is an error.
     :param tls: opens TLS; None for plain HTTP.
-    :param connect_timeout: seconds for name look-up, TCP and TLS together.
+    :param connect_timeout: seconds for name lookup, TCP and TLS together.
     :param max_head: the largest head of a reply, in bytes.
     """
 
@@ -72,7 +72,7 @@ class Agent:
     ) -> Deferred[IResponse]:
         """Send a request. The Deferred fires with the head of its reply.
 
-        Cancelling it has an immediate effect in every phase: look-up, connecting, TLS, waiting.
+        Cancelling it has an immediate effect in every phase: lookup, connecting, TLS, waiting.
 
         :raises GatewayError: there is no reply, or its head is not valid.
         """

@@ -23,7 +23,7 @@ class Connecting(Protocol):
 
     :param connection: takes over the transport then.
     :param tls: opens TLS and checks the backend's certificate; None for plain TCP.
-    :param seconds: for name look-up, TCP and TLS together.
+    :param seconds: for name lookup, TCP and TLS together.
     """
 
     transport: Any = None

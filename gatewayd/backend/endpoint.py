@@ -1,7 +1,7 @@
 """Opens TCP connections to a backend's host and port, to the first address that accepts one.
 
 It replaces Twisted's ``HostnameEndpoint``, which refuses host names with an underscore, never ends
-if a look-up fails with an ``OSError`` (no descriptor left), hides why it failed, looks up the name
+if a lookup fails with an ``OSError`` (no descriptor left), hides why it failed, looks up the name
 for each connection, and gives up after 30 seconds whatever ``connect`` is set to.
 """
 
@@ -49,7 +49,7 @@ class Endpoint:
         self._host = host
         self._port = port
         self._literal = _literal(host, port)
-        # A look-up occupies a thread of the reactor's small pool until the system's resolver gives
+        # A lookup occupies a thread of the reactor's small pool until the system's resolver gives
         # up. It is shared, so that a resolver that hangs occupies one thread for each backend.
         self._lookup = Shared(self._look_up, cancels=False)
 

@@ -45,7 +45,7 @@ def tcp_failed(reason: Failure, address: IAddress) -> GatewayError:
 
 
 def lookup_failed(reason: Failure) -> GatewayError:
-    """The error for a name look-up that failed.
+    """The error for a name lookup that failed.
 
     :param reason: what ``getaddrinfo`` raised. A ``RuntimeError`` means that Python could not start
         a thread for it.

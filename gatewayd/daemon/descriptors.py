@@ -18,7 +18,7 @@ from gatewayd.settings.model import Settings
 
 from .listening import ACCEPTED_AT_ONCE, CannotStart
 
-#: For the process itself: logs, ports, the event loop, the files that workers share, name look-ups,
+#: For the process itself: logs, ports, the event loop, the files that workers share, name lookups,
 #: files that it reads.
 _OWN = 48
 #: For surplus connections: those that linger, those accepted in this turn of the loop, and those of

@@ -59,8 +59,8 @@ def install() -> None:
 def use_monotonic_time(reactor: Any) -> None:
     """Have this reactor measure time with a clock that cannot be set.
 
-    Twisted's reactors use ``time.time``. If the wall clock is set forward, every time-out is due at
-    once; if it is set back, no time-out is due until it has caught up. All reactors, and all code
+    Twisted's reactors use ``time.time``. If the wall clock is set forward, every timeout is due at
+    once; if it is set back, no timeout is due until it has caught up. All reactors, and all code
     that is given a reactor, call ``reactor.seconds``. Code that needs the date calls ``time.time``.
     """
     difference = time.monotonic() - reactor.seconds()

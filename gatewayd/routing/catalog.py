@@ -30,7 +30,7 @@ _log = Logger()
 #: Seconds after which a backend's list is fetched again. The old list is used meanwhile.
 FRESH_SECONDS = 10.0
 #: Seconds that a backend may take to list its models. Only requests that come before the first
-#: time-out wait for it; later ones do without its list.
+#: timeout wait for it; later ones do without its list.
 WAIT_SECONDS = 2.0
 
 #: Entries of the models list, by name.

@@ -120,7 +120,7 @@ class TimeoutSettings:
         "60", seconds, "Client: while it accepts none of the pending bytes; 0 = no limit."
     )
     connect: float = setting(
-        "5", positive_seconds, "Backend: name look-up, connection and TLS handshake together."
+        "5", positive_seconds, "Backend: name lookup, connection and TLS handshake together."
     )
     first_byte: float = setting(
         "600", seconds, "Backend: from the request to the first byte of content; 0 = no limit."

@@ -108,7 +108,7 @@ def matching(pattern: str, expected: str) -> Callable[[str], str]:
 
 
 def ip_address(text: str) -> str:
-    """An IP address; not a host name: a look-up may block, and may return several addresses."""
+    """An IP address; not a host name: a lookup may block, and may return several addresses."""
     try:
         return str(ipaddress.ip_address("127.0.0.1" if text == "localhost" else text))
     except ValueError:

@@ -131,7 +131,7 @@ class RequestMetrics:
         return next((glob for glob in self._globs if fnmatchcase(model, glob)), "other")
 
     def _child(self, metric: Any, *labels: str) -> Any:
-        """A metric with its labels, cached: the look-up takes longer than the counting."""
+        """A metric with its labels, cached: the lookup takes longer than the counting."""
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:

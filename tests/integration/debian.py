@@ -144,7 +144,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         # The tests' own guard against hanging knows 120 seconds, a first boot takes minutes; each
-        # step here has a time-out of its own.
+        # step here has a timeout of its own.
         faulthandler.cancel_dump_traceback_later()
         tree = _tree()
         (python,) = (tree / "usr" / "lib").glob("python3.*")
