@@ -230,7 +230,7 @@ def test_a_ping_is_left_out(name: bytes) -> None:
 
 @pytest.mark.parametrize("payload", [b"null", b" null ", b" ", b"\n"])
 def test_null_or_nothing_in_place_of_a_chunk_is_left_out(payload: bytes) -> None:
-    """llama.cpp sends it at the beginning of each prompt."""
+    """llama.cpp sends it where a prompt begins."""
     reader = reading()
     assert reader.next(payload) is None and not reader.started
 

@@ -96,7 +96,10 @@ def _choices(n: Any, prompts: int = 1) -> int:
 
 
 def _check_messages(fields: dict[str, Any]) -> None:
-    """:raises InvalidValue: ``messages`` is not a list of objects with a ``role``, or is empty."""
+    """Check that ``messages`` is a list of objects with a ``role``, and not empty.
+
+    :raises InvalidValue: it is not.
+    """
     if "messages" not in fields:
         raise InvalidValue("'messages' is missing: a list of messages is needed.", param="messages")
     messages = fields["messages"]

@@ -22,7 +22,7 @@ _members = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def is_blank(payload: bytes) -> bool:
-    """Whether an event has no payload. llama.cpp sends null at the beginning of each prompt."""
+    """Whether an event has no payload. llama.cpp sends null where a prompt begins."""
     return payload.strip() in (b"", b"null")
 
 

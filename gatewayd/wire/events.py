@@ -84,7 +84,8 @@ class EventReader:
         self.usage: Usage | None = None
 
     def read_document(self, body: bytes) -> bytes:
-        if not self._ends and body.lstrip().startswith(b"["):  # some servers rerank like this
+        # Some servers answer a rerank with a list.
+        if not self._ends and body.lstrip().startswith(b"["):
             self._decode(body, list[Raw], "a reply")
             return body
         read = self._read(body, "a reply")
