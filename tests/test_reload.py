@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import attrs
+import pytest
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd.backend.openai import OpenAIBackend
+from gatewayd.daemon.reload import BOUND, keep_bound
 from gatewayd.daemon.service import GatewayService
 from gatewayd.routing.evidence import ClientLeft
 from gatewayd.routing.target import Target
 from gatewayd.settings.load import load
-from gatewayd.settings.model import BackendSettings, Settings
+from gatewayd.settings.model import BackendSettings, Setting, Settings
 from tests.backendside import connected
 from tests.certificates import certificate
+from tests.inifile import EVERY
 from tests.memory import fails
+
+DOCS = (Path(__file__).parent.parent / "docs" / "configuration.rst").read_text()
 
 ASKED = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
 CHAT = (
@@ -79,12 +86,12 @@ class Reloads(SynchronousTestCase):
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        return self.service.api.router.targets
+        return self.service.serving.api.router.targets
 
     def send(self, request: bytes) -> StringTransport:
         """Send a request as a new client; return the client's end."""
         client = StringTransport()
-        channel = self.service.site.buildProtocol(None)
+        channel = self.service.serving.site.buildProtocol(None)
         channel.makeConnection(client)
         channel.dataReceived(request)
         return client
@@ -119,10 +126,10 @@ class FailedReloads(Reloads):
 
     def test_one_that_fails_half_way_changes_nothing_and_the_next_pairs_nothing_wrong(self) -> None:
         self.serve(backend("a", 1, api_key="key-of-a"))
-        before = self.service.settings, self.service.api, self.targets
+        before = self.service.serving.settings, self.service.serving.api, self.targets
         with self.fail_for("bad"):
             self.reload(backend("b", 2, api_key="key-of-b") + backend("bad", 3))
-        assert (self.service.settings, self.service.api, self.targets) == before
+        assert (self.service.serving.settings, self.service.serving.api, self.targets) == before
         assert self.ask().startswith(b"1 ")
         self.reload(backend("b", 2, api_key="key-of-b"))
         sent = self.ask()
@@ -259,9 +266,9 @@ class KeptTargets(Reloads):
     def test_the_models_that_backends_have_listed_stay_known(self) -> None:
         self.serve("")
         self.send(b"GET /v1/models HTTP/1.1\r\nHost: g\r\n\r\n")
-        assert self.service.api.model_names() == ["echo"]
+        assert self.service.serving.api.model_names() == ["echo"]
         self.reload("[timeouts]\nping = 1\n")
-        assert self.service.api.model_names() == ["echo"]
+        assert self.service.serving.api.model_names() == ["echo"]
 
     def test_the_port_of_the_metrics_goes_by_the_new_settings_too(self) -> None:
         metrics = "[metrics]\nlisten = 127.0.0.1:9\n"
@@ -328,3 +335,25 @@ class RenewedFiles(Reloads):
         key.write_text("second\n")
         self.reload(text)
         assert b"Bearer second\r\n" in self.ask()
+
+
+# -- what is bound at the start ------------------------------------------------------------------
+
+
+def test_the_documentation_lists_what_stays_until_a_restart() -> None:
+    listed = DOCS.partition("Until a restart these stay")[2].partition("A backend whose")[0]
+    found = set(re.findall(r"``\[(\w+)\] (\w+)``", listed))
+    bound = {(section, key) for section, keys in BOUND.items() for key in keys}
+    assert found == bound | {("gateway", "tls_certificate")}
+
+
+@pytest.mark.parametrize(("section", "key", "setting"), EVERY)
+def test_every_other_setting_changes_with_a_reload(
+    section: str, key: str, setting: Setting
+) -> None:
+    if section.endswith(" NAME"):
+        return  # a backend or token is taken over as a whole
+    other = attrs.evolve(getattr(Settings(), section), **{key: object()})
+    kept, differences = keep_bound(Settings(), attrs.evolve(Settings(), **{section: other}))
+    stays = key in BOUND.get(section, ()) or key == "tls_certificate"
+    assert (kept == Settings()) == stays == bool(differences)

@@ -60,7 +60,7 @@ class Services(SynchronousTestCase):
 
     def connect(self, request: bytes = b"") -> ClientTransport:
         client = ClientTransport()
-        client.protocol = self.service.site.buildProtocol(None)
+        client.protocol = self.service.serving.site.buildProtocol(None)
         client.protocol.makeConnection(client)
         client.protocol.dataReceived(request)
         return client
@@ -127,7 +127,8 @@ class Stops(Services):
 
     def test_backends_are_not_probed_during_a_stop(self) -> None:
         probes: list[float] = []
-        self.patch(self.service._prober, "check", lambda: probes.append(self.reactor.seconds()))
+        prober = self.service.serving.generation.prober
+        self.patch(prober, "check", lambda: probes.append(self.reactor.seconds()))
         self.reactor.advance(1)
         self.connect()
         self.service.stopService()

@@ -70,7 +70,7 @@ def _ask_twice(world: World) -> None:
 
 
 def _keep_pending(world: World) -> None:
-    world.service.api.router.targets[0].in_flight += 1
+    world.service.serving.api.router.targets[0].in_flight += 1
 
 
 @pytest.mark.parametrize(

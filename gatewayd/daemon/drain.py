@@ -13,12 +13,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
-from gatewayd.api.app import API
-from gatewayd.api.state import ServerState
 from gatewayd.exchange import End
 from gatewayd.wire.errors import Drained
 
 from .ports import Ports
+from .serving import Serving
 
 #: Seconds that connections without a request are kept after a stop. A request may be on its way, or
 #: here and not read yet; if it were lost, its client could not know that it never began.
@@ -29,10 +28,10 @@ FLUSH_SECONDS = 1.0
 
 
 class Drain:
-    def __init__(self, ports: Ports, state: ServerState, api: API, reactor: Any) -> None:
+    def __init__(self, ports: Ports, serving: Serving, reactor: Any) -> None:
         self._ports = ports
-        self._state = state
-        self._api = api
+        self._state = serving.site.state
+        self._api = serving.api
         self._reactor = reactor
         self._timers: list[IDelayedCall] = []
         self._done: Deferred[None] = Deferred()

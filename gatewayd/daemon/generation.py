@@ -1,10 +1,10 @@
 """A generation: everything that serves requests by one set of settings.
 
-It holds the backends, routes, handlers and the certificate. A start, a reload and ``--check`` all
-make one with :func:`build`, so a check reports what a start would report. A generation is built
-whole before any of it is used. If something cannot be built, :func:`build` raises and the
-generation that serves now is untouched. Only :meth:`Generation.take_over` changes objects that
-serve already, and it cannot fail.
+It holds the backends with their health checks, the routes and handlers, and the certificate. A
+start, a reload and ``--check`` all make one with :func:`build`, so a check reports what a start
+would report. A generation is built whole before any of it is used. If something cannot be built,
+:func:`build` raises and the generation that serves now is untouched. Only
+:meth:`Generation.take_over` changes objects that serve already, and it cannot fail.
 
 A reload keeps each target whose backend is still the same server: same name, URL, key and TLS.
 Such a target keeps its connections, its requests in flight and its health; its other settings
@@ -24,6 +24,7 @@ from gatewayd.api.routes import Routes
 from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.interface import Backend
 from gatewayd.backend.openai import OpenAIBackend
+from gatewayd.routing.prober import Prober
 from gatewayd.routing.router import Router
 from gatewayd.routing.target import Target
 from gatewayd.settings.checks import warnings_of
@@ -57,6 +58,7 @@ class Generation:
     settings: Settings
     api: API
     resource: Routes
+    prober: Prober
     certificate: SSL.Context | None
     renewals: tuple[Renewal, ...]
 
@@ -92,7 +94,8 @@ def build(
         api = API(settings, router, reactor, metrics)
     else:
         api = before.api.replaced(settings, router)
-    return Generation(settings, api, api.resource(), certificate, renewals)
+    prober = Prober(router, reactor)
+    return Generation(settings, api, api.resource(), prober, certificate, renewals)
 
 
 def warnings(settings: Settings) -> list[str]:

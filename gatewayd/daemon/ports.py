@@ -11,42 +11,26 @@ from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IListeningPort
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
-from gatewayd.api.site import Site
-from gatewayd.api.tls import Certificate
-from gatewayd.settings.model import Settings
-
 from .listening import accept_pending, adopt, listen
 from .notify import inherited_sockets
+from .serving import Serving
 from .worker import Handover
 
 
 class Ports(Service):
     """
-    :param settings: say where to listen, unless sockets are handed over.
-    :param certificate: for TLS; None without.
-    :param metrics_site: served on the port of ``[metrics] listen``; None without such a port.
+    :param serving: has the sites, and the settings that say where to listen.
     :param handover: from the supervisor, in a worker.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        site: Site,
-        certificate: Certificate | None,
-        metrics_site: Site | None,
-        handover: Handover | None,
-        reactor: Any,
-    ) -> None:
-        self._settings = settings
-        self._site = site
-        self._certificate = certificate
-        self._metrics_site = metrics_site
+    def __init__(self, serving: Serving, handover: Handover | None, reactor: Any) -> None:
+        self._serving = serving
         self._handover = handover
         self._reactor = reactor
         self._open: list[IListeningPort] = []
         self._kept = False
         #: The IP address that clients connect to.
-        self.host = settings.gateway.listen
+        self.host = serving.settings.gateway.listen
 
     def privilegedStartService(self) -> None:
         """Open them.
@@ -54,20 +38,21 @@ class Ports(Service):
         :raises CannotStart: one cannot be opened.
         """
         super().privilegedStartService()
-        factory: Any = self._site
-        if self._certificate is not None:
-            factory = TLSMemoryBIOFactory(self._certificate, False, factory, self._reactor)
+        serving = self._serving
+        factory: Any = serving.site
+        if serving.certificate is not None:
+            factory = TLSMemoryBIOFactory(serving.certificate, False, factory, self._reactor)
         descriptors = self._handed_over()
         if descriptors:
             self._open = [adopt(self._reactor, descriptor, factory) for descriptor in descriptors]
             self.host = self._reachable_host()
         else:
-            gateway = self._settings.gateway
+            gateway = serving.settings.gateway
             self._open = [listen(self._reactor, gateway.listen, gateway.port, factory)]
-        if self._metrics_site is not None:
-            assert self._settings.metrics.listen is not None
-            host, port = self._settings.metrics.listen
-            self._open.append(listen(self._reactor, host, port, self._metrics_site))
+        if serving.metrics_site is not None:
+            assert serving.settings.metrics.listen is not None
+            host, port = serving.settings.metrics.listen
+            self._open.append(listen(self._reactor, host, port, serving.metrics_site))
 
     def _handed_over(self) -> list[int]:
         """The descriptors of sockets from the supervisor or from systemd."""

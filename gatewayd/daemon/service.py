@@ -32,18 +32,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from gatewayd import __version__
-from gatewayd.api.app import API
-from gatewayd.api.metrics import CONNECTIONS, metrics_site
-from gatewayd.api.site import Site
-from gatewayd.api.tls import Certificate
-from gatewayd.routing.prober import RECHECK_SECONDS, Prober
+from gatewayd.routing.prober import RECHECK_SECONDS
 from gatewayd.settings.model import Settings
 from gatewayd.telemetry import errorlog
-from gatewayd.telemetry.metrics import LAG_SECONDS, BackendState, PrometheusMetrics, Snapshot
+from gatewayd.telemetry.metrics import LAG_SECONDS, PrometheusMetrics
 from gatewayd.telemetry.multiprocess import share
 
 from . import reload_command
-from .descriptors import for_clients
 from .drain import Drain
 from .generation import Generation, build, warnings
 from .notify import Systemd
@@ -51,6 +46,7 @@ from .periodic import every
 from .ports import Ports
 from .recorder import Recorder
 from .reload import evolved, prepare
+from .serving import Serving
 from .signals import Signals
 from .worker import Lifeline, Supervised
 
@@ -86,30 +82,16 @@ class GatewayService(MultiService):
             share(supervised.number)
         self.metrics = PrometheusMetrics(reactor)
         errorlog.on_lost(self.metrics.count_daemon_line_lost)
-        self._generation = generation = build(settings, reactor, self.metrics.text)
-        self._prober = Prober(generation.api.router, reactor)
+        generation = build(settings, reactor, self.metrics.text)
         self.recorder = Recorder(settings.log, self.metrics)
-        self.site = Site(
-            generation.resource,
-            settings,
-            reactor,
-            generation.api.admit,
-            self.recorder.record,
-            for_clients(settings),
-        )
-        self._certificate = None
-        if generation.certificate is not None:
-            self._certificate = Certificate(generation.certificate)
-        self._metrics_site = None
-        if settings.metrics.listen is not None and supervised is None:
-            self._metrics_site = metrics_site(self.metrics.text, settings, reactor)
+        own_port = settings.metrics.listen is not None and supervised is None
+        page = self.metrics.text if own_port else None
+        self.serving = Serving(generation, self.recorder.record, page, reactor)
         handover = None if supervised is None else supervised.handover
-        self._ports = Ports(
-            settings, self.site, self._certificate, self._metrics_site, handover, reactor
-        )
-        self._probing = every(RECHECK_SECONDS, self._probe, reactor)
-        self._measuring = every(LAG_SECONDS, self.metrics.tick, reactor)
-        for part in (self._ports, self.recorder, self._probing, self._measuring):
+        self._ports = Ports(self.serving, handover, reactor)
+        self._health_checks = every(RECHECK_SECONDS, self._check_backends, reactor)
+        self._metrics_loop = every(LAG_SECONDS, self.metrics.tick, reactor)
+        for part in (self._ports, self.recorder, self._health_checks, self._metrics_loop):
             part.setServiceParent(self)
         if supervised is not None:
             lifeline = Lifeline(
@@ -117,31 +99,23 @@ class GatewayService(MultiService):
             )
             lifeline.setServiceParent(self)
 
-    @property
-    def settings(self) -> Settings:
-        return self._generation.settings
-
-    @property
-    def api(self) -> API:
-        return self._generation.api
-
     # -- start ---------------------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()
-        host = self._ports.host
-        if host != self.settings.gateway.listen:  # sockets with another address were handed over
-            load = self._load
+        host, settings, load = self._ports.host, self.serving.settings, self._load
+        if host != settings.gateway.listen:  # sockets with another address were handed over
             self._load = lambda: evolved(load(), "gateway", {"listen": host})
-            self._use(self._build(evolved(self.settings, "gateway", {"listen": host})))
+            self.serving.use(self._build(evolved(settings, "gateway", {"listen": host})))
 
     def startService(self) -> None:
         if not self._ports.opened:
             self.privilegedStartService()
-        errorlog.set_level(self.settings.log.level)
-        self.metrics.watch(self._snapshot)
+        settings = self.serving.settings
+        errorlog.set_level(settings.log.level)
+        self.metrics.watch(self.serving.snapshot)
         super().startService()
-        if self._supervised is None or self.settings is not self._supervised.handover.settings:
+        if self._supervised is None or settings is not self._supervised.handover.settings:
             self._warn()  # otherwise the supervisor has logged the warnings
         freeze_startup_objects()
         self._signals.install()
@@ -158,33 +132,14 @@ class GatewayService(MultiService):
 
     @property
     def _status(self) -> str:
-        return f"listens on {self._ports.address}, in front of {self._backends}"
-
-    @property
-    def _backends(self) -> str:
-        return ", ".join(target.backend.name for target in self._generation.targets)
+        return f"listens on {self._ports.address}, in front of {self.serving.backends}"
 
     def _warn(self) -> None:
-        for warning in warnings(self.settings):
+        for warning in warnings(self.serving.settings):
             _log.warn("{warning}", warning=warning)
 
-    # -- while it runs -------------------------------------------------------------------------
-
-    def _probe(self) -> None:
-        self._prober.check()
-
-    def _snapshot(self) -> Snapshot:
-        """What the metrics show as a state."""
-        targets, usable = self._generation.targets, self.api.router.answering()
-        return Snapshot(
-            in_flight=len(self.site.state.active),
-            connections=len(self.site.state.connections),
-            backends={
-                t.backend.name: BackendState(usable[t.backend.name], t.in_flight) for t in targets
-            },
-            models=self.api.model_names(),
-            globs=[glob for target in targets for glob in target.models.globs],
-        )
+    def _check_backends(self) -> None:
+        self.serving.generation.prober.check()
 
     # -- reload --------------------------------------------------------------------------------
 
@@ -195,43 +150,30 @@ class GatewayService(MultiService):
             reload_command.answer(failed=True)  # it is too late for other settings
             return
         self._systemd.reloading()
-        generation = prepare(self.settings, self._load, self._build)
+        generation = prepare(self.serving.settings, self._load, self._build)
         if generation is not None:
             self._change_to(generation)
         self._systemd.reloaded(self._status, failed=generation is None)
 
     def _build(self, settings: Settings) -> Generation:
-        return build(settings, self._reactor, self.metrics.text, self._generation)
-
-    def _use(self, generation: Generation) -> None:
-        """Serve by this generation from now on. Nothing here can fail."""
-        generation.take_over()
-        self._generation = generation
-        settings = generation.settings
-        self.site.replace(generation.resource, generation.api.admit)
-        self.site.state.use(settings, for_clients(settings))
-        if self._certificate is not None and generation.certificate is not None:
-            self._certificate.context = generation.certificate
-        if self._metrics_site is not None:
-            self._metrics_site.state.use(settings, CONNECTIONS)
-        self._prober = Prober(generation.api.router, self._reactor)
+        return build(settings, self._reactor, self.metrics.text, self.serving.generation)
 
     def _change_to(self, generation: Generation) -> None:
         """Serve by this generation, and have the other parts follow its settings.
 
-        The exchange is the reload. If a part fails to follow, that is logged and the others follow
-        nevertheless.
+        The exchange of the generations is the reload. If a part then fails to follow, that is
+        logged, and the others follow nevertheless.
         """
-        before = self._generation.targets
-        self._use(generation)
+        before = self.serving.generation.targets
+        self.serving.use(generation)
         replaced = [target for target in before if target not in generation.targets]
         log = generation.settings.log
         follow: list[Callable[[], object]] = [
             partial(errorlog.set_level, log.level),
             partial(self.recorder.use, log),
-            self._probe,
+            self._check_backends,
             *(target.backend.close for target in replaced),
-            partial(self.metrics.watch, self._snapshot),
+            partial(self.metrics.watch, self.serving.snapshot),
         ]
         for call in follow:
             try:
@@ -239,18 +181,18 @@ class GatewayService(MultiService):
             except Exception:
                 _log.failure("after a reload: {call} failed", call=call)
         self._warn()
-        _log.info("reloaded: in front of {backends}", backends=self._backends)
+        _log.info("reloaded: in front of {backends}", backends=self.serving.backends)
 
     # -- stop ----------------------------------------------------------------------------------
 
     def stopService(self) -> Deferred[None]:
-        seconds, running = self.settings.gateway.drain, len(self.site.state.active)
+        seconds, running = self.serving.settings.gateway.drain, len(self.serving.site.state.active)
         status = f"stops: {running} requests in flight may take {seconds:g} s"
         _log.info("gatewayd {status}", status=status)
         self._systemd.stopping(status)
-        self._probing.disownServiceParent()
-        self._measuring.disownServiceParent()
-        self._drain = Drain(self._ports, self.site.state, self.api, self._reactor)
+        self._health_checks.disownServiceParent()
+        self._metrics_loop.disownServiceParent()
+        self._drain = Drain(self._ports, self.serving, self._reactor)
         return self._drain.begin(seconds).addCallback(self._drained)
 
     def _abort(self) -> None:
@@ -258,7 +200,7 @@ class GatewayService(MultiService):
             self._drain.abort()
 
     def _drained(self, _: None) -> Any:
-        for target in self._generation.targets:
+        for target in self.serving.generation.targets:
             target.backend.close()
         return super().stopService()
 

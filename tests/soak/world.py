@@ -283,7 +283,7 @@ class World:
     # -- what is looked at all the time --------------------------------------------------------
 
     def _look(self) -> None:
-        self.targets |= set(self.service.api.router.targets)
+        self.targets |= set(self.service.serving.api.router.targets)
         for target in self.targets:
             agent = getattr(target.backend, "_agent", None)
             for connection in getattr(agent, "_idle", ()):
@@ -309,7 +309,7 @@ class World:
     def pending(self) -> list[str]:
         """What is still under way."""
         found = [str(call) for call in self._network.getDelayedCalls()]
-        site, api = self.service.site, self.service.api
+        site, api = self.service.serving.site, self.service.serving.api
         found += [f"exchange {exchange.id}" for exchange in site.state.active]
         found += [f"channel {channel}" for channel in site.state.connections]
         for target in self.targets:
