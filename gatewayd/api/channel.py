@@ -94,7 +94,7 @@ class Channel(Protocol):
     ) -> None:
         self.state = state
         self._admit = admit
-        self._have_handled = handle
+        self._on_complete = handle
         self._settings = state.settings
         self._incoming = RequestParser()
         self._phase = Phase.HEAD
@@ -241,7 +241,7 @@ class Channel(Protocol):
         self._phase = Phase.HANDLING
         self._deadline.clear()
         request.body = body
-        self._have_handled(request)
+        self._on_complete(request)
 
     @property
     def closes_after_answer(self) -> bool:

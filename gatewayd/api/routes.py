@@ -2,7 +2,8 @@
 
 Klein's own resource takes the host and the scheme from the request, unquotes the path and binds a
 matcher for each request. This one matches the raw path with a matcher that is bound once, and
-remembers the routes without a variable part. :mod:`.handling` says what handlers may return.
+remembers the routes without a variable part. :mod:`.handling` says what handlers may return, and
+answers what they raise; Klein's own error handlers (``handle_errors``) are not called.
 """
 
 from __future__ import annotations
