@@ -138,7 +138,7 @@ def idle(world: AgentWorld, extra: bytes = b"") -> ServerTransport:
 
 
 class GatewayWorld:
-    """A gateway and what its backend is to it; :attr:`attempts` are connections not yet made."""
+    """A gateway and its backend. :attr:`attempts` are connections that are not open yet."""
 
     def __init__(self, url: str = "http://127.0.0.1:9", *others: FakeBackend, **more: Any) -> None:
         self.reactor = MemoryReactorClock()

@@ -11,7 +11,7 @@ from gatewayd.wire import errors
 from tests.backendside import GOOD, OK, AgentWorld, Body, failure, idle, succeeded
 
 
-def test_a_request_is_sent_whole_and_with_nothing_that_was_not_meant() -> None:
+def test_a_request_is_sent_whole_and_without_fields_that_treq_adds() -> None:
     world = AgentWorld()
     world.post(b'{"a":1}')
     head, _, body = world.accept().value().partition(b"\r\n\r\n")
@@ -47,7 +47,7 @@ def test_promise_6_a_fresh_connection_is_not_replaced() -> None:
     assert isinstance(failure(request), errors.ConnectionReset) and world.connects == 1
 
 
-def test_promise_6_nor_a_reused_one_that_lived_on_or_answered() -> None:
+def test_promise_6_a_reused_connection_that_lived_on_or_answered_is_not_replaced() -> None:
     world = AgentWorld()
     late = idle(world)
     request = world.post()
@@ -62,7 +62,7 @@ def test_promise_6_nor_a_reused_one_that_lived_on_or_answered() -> None:
     assert world.connects == 2
 
 
-def test_promise_4_cancelling_leaves_in_every_phase() -> None:
+def test_promise_4_cancelling_closes_the_connection_in_every_phase() -> None:
     world = AgentWorld()
     request = world.post()
     request.cancel()

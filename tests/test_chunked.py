@@ -11,7 +11,7 @@ BEHIND = b"GET / HTTP/1.1\r\n"
 
 
 def read(data: bytes, every: int = 0) -> tuple[bytes, bytes]:
-    """Read in pieces; return the body and what stands behind it in the last piece."""
+    """Read in pieces. Returns the body, and the bytes after it in the last piece."""
     chunked, buffer = Chunked(1000, 500), bytearray()
     every = every or len(data)
     for at in range(0, len(data), every):
@@ -64,7 +64,7 @@ def test_what_could_be_read_in_two_ways_is_refused(data: bytes, every: int) -> N
         read(data + b"\r\n" + b"a" * LINE_BYTES, every)
 
 
-def test_a_size_is_judged_before_its_data_comes() -> None:
+def test_a_chunk_size_is_checked_before_its_data_arrives() -> None:
     assert read(b"3e8\r\n" + b"a" * 1000 + b"\r\n0\r\n\r\n")[0] == b"a" * 1000
     with pytest.raises(RequestTooLarge):
         read(b"3e9\r\n")

@@ -29,7 +29,7 @@ def test_a_list_that_is_refused_says_why(status: int, code: str) -> None:
         assert not world.attempts  # the connection was kept
 
 
-def test_a_list_keeps_what_is_good_in_it() -> None:
+def test_entries_of_a_list_that_are_not_valid_are_dropped() -> None:
     world = GatewayWorld()
     client = world.gateway.request("GET", "/v1/models")
     listed = [{"id": "a"}, {"id": None}, "b", {"id": "c\u0007"}, {"name": "d"}, {"id": "e"}]
@@ -37,14 +37,14 @@ def test_a_list_keeps_what_is_good_in_it() -> None:
     assert [entry["id"] for entry in Answer(client).json["data"]] == ["a", "e"]
 
 
-def test_a_list_that_is_null_is_an_empty_one() -> None:
+def test_a_list_that_is_null_is_empty() -> None:
     world = GatewayWorld()
     client = world.gateway.request("GET", "/v1/models")
     world.accept().protocol.dataReceived(reply(b'{"object":"list","data":null}'))
     assert (Answer(client).status, Answer(client).json["data"]) == (200, [])
 
 
-def test_a_list_that_comes_byte_by_byte_is_gathered_within_its_limit() -> None:
+def test_a_list_that_is_too_long_is_refused() -> None:
     world = GatewayWorld()
     client = world.gateway.request("GET", "/v1/models")
     backend = world.accept()

@@ -11,7 +11,7 @@ from gatewayd.wire import errors
 from tests.backendside import GOOD, AgentWorld, failure, succeeded
 
 
-def test_a_refused_connection_is_unreachable_and_names_nobody() -> None:
+def test_a_refused_connection_is_unreachable_and_the_message_has_no_address() -> None:
     world = AgentWorld()
     request = world.post()
     factory: Any = world.reactor.tcpClients[0][2]
@@ -22,7 +22,7 @@ def test_a_refused_connection_is_unreachable_and_names_nobody() -> None:
     assert not world.reactor.getDelayedCalls()
 
 
-def test_the_connect_clock_covers_what_comes_before_the_request() -> None:
+def test_the_connect_clock_runs_until_the_connection_is_open() -> None:
     world = AgentWorld()
     request = world.post()
     world.reactor.advance(5)
@@ -30,10 +30,10 @@ def test_the_connect_clock_covers_what_comes_before_the_request() -> None:
     assert isinstance(problem, errors.ConnectTimeout) and problem.status == 504
 
 
-def test_a_loop_that_was_late_gives_the_connection_the_time_that_it_lost() -> None:
+def test_time_that_the_reactor_lost_is_given_back_to_the_connection() -> None:
     world = AgentWorld()
     request = world.post()
-    world.reactor.advance(8)  # in one step: nothing was looked at meanwhile, and 3 s are lost
+    world.reactor.advance(8)  # in one step: no socket was looked at for 8 s, 3 s too long
     world.reactor.advance(2.9)
     world.accept().protocol.dataReceived(GOOD)
     assert succeeded(request).code == 200

@@ -51,7 +51,7 @@ def test_a_connection_has_one_request_at_a_time() -> None:
     data=st.sampled_from([GOOD, CHUNKED, UNTIL_CLOSE]),
     cuts=st.lists(st.integers(1, len(CHUNKED)), max_size=8),
 )
-def test_a_reply_may_come_in_any_pieces(data: bytes, cuts: list[int]) -> None:
+def test_a_reply_may_arrive_in_any_pieces(data: bytes, cuts: list[int]) -> None:
     world = AgentWorld()
     request = world.post()
     transport = world.accept()
@@ -68,7 +68,7 @@ def test_a_reply_may_come_in_any_pieces(data: bytes, cuts: list[int]) -> None:
 
 
 @given(at=st.integers(1, len(CHUNKED) - 1), data=st.sampled_from([GOOD, CHUNKED]))
-def test_a_framed_reply_that_is_cut_anywhere_is_never_whole(at: int, data: bytes) -> None:
+def test_a_framed_reply_that_is_cut_is_never_complete(at: int, data: bytes) -> None:
     world = AgentWorld()
     request = world.post()
     transport = world.accept()
@@ -82,7 +82,7 @@ def test_a_framed_reply_that_is_cut_anywhere_is_never_whole(at: int, data: bytes
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["delivered", "kept until delivered"])
-def test_a_body_that_nobody_takes_yet_waits_and_stops_its_backend(early: bool) -> None:
+def test_a_body_without_a_receiver_is_held_and_its_connection_paused(early: bool) -> None:
     world = AgentWorld()
     request = world.post()
     transport = world.accept()
@@ -105,7 +105,7 @@ def test_a_body_that_nobody_takes_yet_waits_and_stops_its_backend(early: bool) -
     [(GOOD, ResponseDone), (UNTIL_CLOSE, PotentialDataLoss), (CHUNKED[:-5], errors.Truncated)],
     ids=["whole", "until the connection's end", "cut"],
 )
-def test_a_body_that_ended_before_it_was_taken_is_kept_for_its_receiver(
+def test_a_body_that_ended_before_it_had_a_receiver_is_held(
     data: bytes, reason: type[Exception]
 ) -> None:
     world = AgentWorld()
@@ -136,7 +136,7 @@ def test_a_body_that_ended_before_it_was_taken_is_kept_for_its_receiver(
         b"HTTP/1.1 100 Continue\r\n\r\n" * 1001,
     ],
 )
-def test_a_reply_that_is_not_what_it_should_be_is_refused_and_its_connection_closed(
+def test_a_reply_that_is_not_valid_is_refused_and_its_connection_closed(
     reply: bytes,
 ) -> None:
     world = AgentWorld()
@@ -148,14 +148,14 @@ def test_a_reply_that_is_not_what_it_should_be_is_refused_and_its_connection_clo
 
 
 @pytest.mark.parametrize("behind", [b" ", b"\t "])
-def test_white_space_behind_a_value_is_no_part_of_it(behind: bytes) -> None:
+def test_white_space_after_a_value_is_not_part_of_it(behind: bytes) -> None:
     head = OK + b"Content-Encoding: identity%b\r\nRetry-After: 5%b\r\n" % (behind, behind)
     _, body, response = AgentWorld().reply(head + b"Content-Length: 2%b\r\n\r\nhi" % behind)
     assert body.data == b"hi"
     assert response.headers.getRawHeaders(b"retry-after") == [b"5"]
 
 
-def test_interim_replies_are_passed_over() -> None:
+def test_interim_replies_are_skipped() -> None:
     world = AgentWorld()
     early = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
     _, body, response = world.reply(b"HTTP/1.1 100 Continue\r\n\r\n" + early * 5 + GOOD)
@@ -163,7 +163,7 @@ def test_interim_replies_are_passed_over() -> None:
     assert not response.headers.hasHeader(b"link")
 
 
-def test_what_follows_a_reply_is_nobodys() -> None:
+def test_bytes_after_a_reply_close_the_connection() -> None:
     world = AgentWorld()
     transport, body, _ = world.reply(GOOD + GOOD)
     assert body.data == b"hi" and isinstance(body.reason, ResponseDone)
@@ -211,7 +211,7 @@ def test_keep_alive_max_is_honoured() -> None:
 
 
 class SlowBody(Body):
-    """A receiver whose client is slow: it pauses its transport, at one point or another."""
+    """A receiver that pauses its transport, as for a slow client: at the begin, data or end."""
 
     def __init__(self, when: str) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class SlowBody(Body):
 @pytest.mark.parametrize("when", ["begin", "data", "end"])
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("data", [GOOD, CHUNKED], ids=["length", "chunked"])
-def test_a_connection_is_read_again_when_it_goes_back_to_the_pool(
+def test_a_paused_connection_is_read_again_in_the_pool(
     when: str, pieces: int, data: bytes
 ) -> None:
     world = AgentWorld()
@@ -254,7 +254,7 @@ def test_a_connection_is_read_again_when_it_goes_back_to_the_pool(
     assert succeeded(again).code == 200 and world.connects == 1
 
 
-def test_a_receiver_that_is_paused_from_the_start_is_not_read_for() -> None:
+def test_a_receiver_can_pause_the_connection_before_any_data() -> None:
     world = AgentWorld()
     request = world.post()
     transport = world.accept()
@@ -299,7 +299,7 @@ def test_a_receiver_cannot_reach_the_next_request_of_its_connection(late: str, l
     ids=["one trailer", "many trailers", "a trailer's name", "chunk extension", "chunk size"],
 )
 @pytest.mark.parametrize("released", [False, True])
-def test_what_is_no_body_is_bounded_within_a_body_too(
+def test_framing_and_trailers_are_bounded(
     begin: bytes, more: bytes, released: bool
 ) -> None:
     world = AgentWorld()
@@ -323,7 +323,7 @@ def test_trailers_within_the_limit_of_a_head_are_dropped() -> None:
     assert body.data == b"hi" and isinstance(body.reason, ResponseDone) and not transport.aborted
 
 
-def test_a_long_body_of_small_pieces_whose_framing_comes_apart_is_no_flood() -> None:
+def test_the_bound_counts_consecutive_bytes_of_framing_only() -> None:
     world = AgentWorld()
     transport, body, _ = world.reply(OK + b"Transfer-Encoding: chunked\r\n\r\n")
     for _ in range(5000):
@@ -335,7 +335,7 @@ def test_a_long_body_of_small_pieces_whose_framing_comes_apart_is_no_flood() -> 
 # -- a whole gateway, and a client that does not read ---------------------------------------------
 
 
-def test_a_reply_whose_last_bytes_pause_its_backend_leaves_a_connection_that_is_read() -> None:
+def test_a_reply_whose_last_bytes_pause_the_connection_leaves_one_that_is_read() -> None:
     world = GatewayWorld()
     client = world.speech(world.slow_client())
     backend = world.accept()
@@ -348,7 +348,7 @@ def test_a_reply_whose_last_bytes_pause_its_backend_leaves_a_connection_that_is_
     assert Answer(second).body == b"b"
 
 
-def test_a_stream_without_done_whose_end_comes_while_its_client_is_slow() -> None:
+def test_a_stream_without_done_can_end_while_its_client_is_slow() -> None:
     world = GatewayWorld()
     client = world.slow_client()
     world.gateway.chat(stream=True, transport=client)
@@ -361,8 +361,8 @@ def test_a_stream_without_done_whose_end_comes_while_its_client_is_slow() -> Non
     assert Answer(client).payloads[-1] == b"[DONE]" and backend.producerState == "producing"
 
 
-def test_a_stream_that_was_begun_for_a_slow_client_is_not_read_before_that_client_reads() -> None:
-    """The first ping went to a client that takes nothing; then the backend begins."""
+def test_a_stream_is_not_read_before_its_slow_client_has_read_the_first_ping() -> None:
+    """The client has not read the first ping when the backend begins its reply."""
     world = GatewayWorld()
     client = world.slow_client()
     world.gateway.chat(stream=True, transport=client)

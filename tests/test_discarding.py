@@ -6,7 +6,7 @@ from gatewayd.backend.discarding import DISCARD_BYTES, DISCARD_SECONDS
 from tests.backendside import OK, AgentWorld
 
 
-def test_a_released_body_keeps_its_connection_if_it_ends_soon() -> None:
+def test_the_connection_is_kept_if_the_rest_ends_soon() -> None:
     for ends_soon in (True, False):
         world = AgentWorld()
         transport, body, _ = world.reply(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n")
@@ -20,7 +20,7 @@ def test_a_released_body_keeps_its_connection_if_it_ends_soon() -> None:
         assert transport.aborted and not world.reactor.getDelayedCalls()
 
 
-def test_a_released_body_is_read_to_its_end_even_if_its_receiver_had_paused_it() -> None:
+def test_the_rest_is_read_even_if_the_receiver_had_paused_the_connection() -> None:
     world = AgentWorld()
     transport, body, _ = world.reply(OK + b"Content-Length: 4\r\n\r\nhi")
     body.transport.pauseProducing()  # type: ignore[union-attr]

@@ -28,7 +28,7 @@ from tests.memory import Answer
         ("http://127.0.0.1/base", ("127.0.0.1", 80), b"127.0.0.1"),
     ],
 )
-def test_a_backend_is_reached_at_an_address_as_it_is_written(
+def test_a_backend_is_reached_at_an_ip_address(
     url: str, where: tuple[str, int], host: bytes
 ) -> None:
     world = GatewayWorld(url, health="/health")
@@ -90,7 +90,7 @@ def test_a_host_name_may_have_an_underscore(lookups: Lookups) -> None:
     OpenAIBackend(BackendSettings("b", "https://llama_server"), LimitSettings(), world.reactor)
 
 
-def test_one_look_up_serves_all_who_wait_and_those_who_leave_are_forgotten(
+def test_one_look_up_serves_all_waiting_requests_but_not_cancelled_ones(
     lookups: Lookups,
 ) -> None:
     world = GatewayWorld("http://gpu1:9")
@@ -103,7 +103,7 @@ def test_one_look_up_serves_all_who_wait_and_those_who_leave_are_forgotten(
     assert len(lookups.asked) == 2
 
 
-def test_all_leave_while_the_resolver_hangs_and_no_second_look_up_is_begun(
+def test_a_look_up_that_hangs_is_not_begun_a_second_time(
     lookups: Lookups,
 ) -> None:
     world = GatewayWorld("http://gpu1:9")
@@ -163,7 +163,7 @@ def test_a_name_without_an_address_is_a_502_with_the_reason_in_the_log(
     assert problem is None or "Name or service" in world.gateway.ended[0].detail
 
 
-def test_a_resolver_that_has_no_descriptor_left_is_told_from_a_name_that_is_unknown(
+def test_a_look_up_without_a_descriptor_is_not_taken_for_an_unknown_name(
     lookups: Lookups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = GatewayWorld("http://gpu1:9")
@@ -181,7 +181,7 @@ def test_a_resolver_that_has_no_descriptor_left_is_told_from_a_name_that_is_unkn
     assert world.target.health.state is State.HEALTHY
 
 
-def test_a_thread_that_cannot_be_started_for_a_look_up_is_no_fault_of_the_backend(
+def test_a_look_up_without_a_thread_does_not_blame_the_backend(
     lookups: Lookups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_thread(*_: object) -> None:

@@ -23,7 +23,7 @@ def refused(world: GatewayWorld, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", OUT_OF, ids=errno.errorcode.get)
-def test_a_gateway_that_cannot_open_a_socket_is_overloaded_and_blames_nobody(number: int) -> None:
+def test_a_gateway_without_sockets_is_overloaded_and_blames_no_backend(number: int) -> None:
     world = GatewayWorld()
     for _ in range(10):
         client = world.gateway.chat()
@@ -36,7 +36,7 @@ def test_a_gateway_that_cannot_open_a_socket_is_overloaded_and_blames_nobody(num
     assert world.target.health.state is State.HEALTHY
 
 
-def test_another_backend_is_asked_then_it_may_have_a_connection() -> None:
+def test_another_backend_is_tried_because_it_may_have_an_idle_connection() -> None:
     other = FakeBackend()
     world = GatewayWorld("http://127.0.0.1:9", other)
     world.gateway.chat()
@@ -44,7 +44,7 @@ def test_another_backend_is_asked_then_it_may_have_a_connection() -> None:
     assert len(other.calls) == 1
 
 
-def test_an_address_to_which_this_machine_has_no_way_is_the_backends_fault(
+def test_an_address_without_a_route_is_unreachable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``::1`` on a machine without IPv6 gives the same number as having no free port."""

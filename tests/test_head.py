@@ -1,4 +1,4 @@
-"""The head of a request: what llhttp lets pass and another parser could read differently."""
+"""The head of a request: what llhttp accepts and another parser could read differently."""
 
 import pytest
 
@@ -16,7 +16,7 @@ GET_1_0 = RequestLine(b"GET", b"/", b"0")
 
 
 def framing(*headers: tuple[bytes, bytes], line: RequestLine = GET) -> Framing:
-    """The framing of a request with these headers; its Host is good unless it is among them."""
+    """The framing of a request with these headers; with a valid Host unless they have one."""
     host = [] if any(name == b"host" for name, _ in headers) else [(b"host", b"localhost")]
     return Framing.of(line, Fields([*host, *headers]))
 
@@ -103,7 +103,7 @@ def test_a_request_line_that_could_be_read_in_two_ways_is_refused(line: bytes) -
         (b"*", b"*"),
     ],
 )
-def test_the_path_is_the_targets_as_it_came(target: bytes, path: bytes) -> None:
+def test_the_path_is_that_of_the_target_unchanged(target: bytes, path: bytes) -> None:
     assert RequestLine(b"GET", target, b"1").path == path
 
 
@@ -141,7 +141,7 @@ def test_no_tunnel_is_opened(target: bytes) -> None:
 
 @pytest.mark.parametrize("before", [b"", b" ", b"\t "])
 @pytest.mark.parametrize("behind", [b"", b" ", b"\t", b" \t  "])
-def test_spaces_and_tabs_around_a_value_are_no_part_of_it(before: bytes, behind: bytes) -> None:
+def test_spaces_and_tabs_around_a_value_are_not_part_of_it(before: bytes, behind: bytes) -> None:
     def padded(name: bytes, value: bytes) -> tuple[bytes, bytes]:
         return name, before + value + behind
 
@@ -156,7 +156,7 @@ def test_spaces_and_tabs_around_a_value_are_no_part_of_it(before: bytes, behind:
 
 @pytest.mark.parametrize("odd", [b"\x0b", b"\x0c", b"\xa0", b"\x85", b"\r", b"\0"])
 def test_nothing_else_is_white_space(odd: bytes) -> None:
-    """What another parser strips and this one does not is refused, not guessed at."""
+    """Other parsers strip these characters. This one refuses them."""
     for value in (odd + b"chunked", b"chunked" + odd):
         assert isinstance(refused((b"transfer-encoding", value)), BadHTTP)
     for value in (odd + b"5", b"5" + odd, b"27 27"):
@@ -210,7 +210,7 @@ def test_http_1_1_needs_exactly_one_host() -> None:
 # -- the body's frame ----------------------------------------------------------------------------
 
 
-def test_a_body_is_as_long_as_it_says_or_chunked_or_not_there() -> None:
+def test_a_body_has_a_length_or_is_chunked_or_is_absent() -> None:
     assert framing((b"content-length", b"27")).length == 27
     assert framing((b"content-length", b"0027")).length == 27
     assert framing((b"transfer-encoding", b"Chunked")).length is None
@@ -250,7 +250,7 @@ def test_a_length_of_very_many_digits_is_too_large() -> None:
     assert framing((b"content-length", b"9" * 18)).length == 10**18 - 1
 
 
-def test_a_head_may_have_very_many_headers_but_not_more() -> None:
+def test_a_head_may_have_500_header_lines() -> None:
     many = [(b"x-%d" % i, b"") for i in range(250)] + [(b"x-a", b"")] * 249
     assert framing(*many).length == 0
     assert isinstance(refused(*many, (b"x-b", b"")), HeadTooLarge)
@@ -279,7 +279,7 @@ def test_a_connection_is_kept_unless_the_client_says_close(
     assert not framing(*headers, line=GET_1_0).persistent
 
 
-def test_continue_is_sent_to_who_waits_for_it() -> None:
+def test_a_client_can_wait_for_100_continue() -> None:
     expect, length = (b"expect", b"100-Continue"), (b"content-length", b"5")
     assert framing(expect, length).wants_continue
     assert not framing(length).wants_continue

@@ -118,7 +118,7 @@ def logged_failures() -> Iterator[Callable[[], int]]:
 
 
 @pytest.mark.parametrize("method", ["post", "get"])
-def test_what_a_call_raises_settles_the_attempt(
+def test_an_exception_in_the_client_settles_the_attempt(
     method: str, monkeypatch: pytest.MonkeyPatch, logged_failures: Callable[[], int]
 ) -> None:
     world = GatewayWorld("http://127.0.0.1:9", FakeBackend(), health="/health")

@@ -8,7 +8,7 @@ from gatewayd.backend.connection import IDLE_SECONDS
 from tests.backendside import GOOD, AgentWorld, Body, ServerTransport, connected, idle, succeeded
 
 
-def test_a_connection_serves_again_and_the_newest_first() -> None:
+def test_the_newest_idle_connection_is_used_first() -> None:
     world = AgentWorld()
     requests = [world.post(), world.post()]
     transports = [connected(attempt[2]) for attempt in world.reactor.tcpClients]
@@ -23,7 +23,7 @@ def test_a_connection_serves_again_and_the_newest_first() -> None:
 @pytest.mark.parametrize(
     ("header", "seconds"), [(b"", IDLE_SECONDS), (b"Keep-Alive: timeout=10, max=100\r\n", 9.0)]
 )
-def test_an_idle_connection_is_closed_before_its_backend_would(
+def test_an_idle_connection_is_closed_before_the_backend_closes_it(
     header: bytes, seconds: float
 ) -> None:
     world = AgentWorld()
@@ -35,7 +35,7 @@ def test_an_idle_connection_is_closed_before_its_backend_would(
     assert not world.reactor.getDelayedCalls()
 
 
-def test_a_backend_cannot_have_its_idle_connection_kept_for_years() -> None:
+def test_the_idle_time_that_a_backend_asks_for_has_a_limit() -> None:
     world = AgentWorld()
     transport = idle(world, b"Keep-Alive: timeout=999999999\r\n")
     world.reactor.pump([1.0] * 61)
@@ -43,13 +43,13 @@ def test_a_backend_cannot_have_its_idle_connection_kept_for_years() -> None:
 
 
 class LateTransport(ServerTransport):
-    """As TCP: an aborted connection is lost in the reactor's next turn."""
+    """As with TCP, an aborted connection is lost in the reactor's next turn."""
 
     def abortConnection(self) -> None:
         self.aborted = True
 
 
-def test_a_connection_that_was_aborted_while_idle_is_not_handed_out() -> None:
+def test_a_connection_that_was_aborted_while_idle_is_not_used() -> None:
     world = AgentWorld()
     request = world.post()
     transport = LateTransport()
@@ -58,7 +58,7 @@ def test_a_connection_that_was_aborted_while_idle_is_not_handed_out() -> None:
     transport.protocol.dataReceived(GOOD)
     succeeded(request).deliverBody(Body())
     transport.clear()
-    transport.protocol.dataReceived(b"HTTP/1.1 408 Request Timeout\r\n\r\n")  # nobody asked
+    transport.protocol.dataReceived(b"HTTP/1.1 408 Request Timeout\r\n\r\n")  # without a request
     assert transport.aborted
     world.post()
     assert world.connects == 2 and not transport.value()

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from .connection import Connection
 
-#: Seconds between two looks for connections that were idle for too long.
+#: Seconds between two checks for connections that were idle for too long.
 SWEEP_SECONDS = 1.0
 
 
