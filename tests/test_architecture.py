@@ -145,3 +145,9 @@ def test_each_promise_names_files_and_functions_that_exist() -> None:
             assert path.exists(), file
             for name in re.findall(r"``([\w.]+)``", names):
                 assert name in defined(path), f"{file} has no {name}"
+
+
+def test_each_promise_has_tests_named_after_it() -> None:
+    tests = "".join(path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py")))
+    tested = {int(number) for number in re.findall(r"def test_promise_(\d+)_", tests)}
+    assert tested == set(range(1, len(promises()) + 1))

@@ -156,7 +156,7 @@ def test_a_stream_that_ends_before_its_last_event_is_no_success(
     data=st.data(),
     how=st.sampled_from([None, PotentialDataLoss(), errors.Truncated("Cut.")]),
 )
-def test_wherever_a_stream_is_cut_the_client_gets_all_or_an_error(
+def test_promise_3_wherever_a_stream_is_cut_the_client_gets_all_or_an_error(
     path: str, data: st.DataObject, how: Exception | None
 ) -> None:
     stream = framed(STREAMS[path])

@@ -66,7 +66,7 @@ def test_events_are_relayed_one_by_one_with_the_request_id(
     assert the_end(gateway) is End.COMPLETE
 
 
-def test_a_whole_reply_keeps_its_bytes_but_for_the_id(
+def test_promise_7_a_whole_reply_keeps_its_bytes_but_for_the_id(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat()
@@ -89,7 +89,9 @@ def test_a_whole_reply_to_a_streaming_request_becomes_one_chunk(
     assert done == b"[DONE]" and Answer(client).complete
 
 
-def test_the_body_reaches_the_backend_byte_for_byte(gateway: Gateway, backend: FakeBackend) -> None:
+def test_promise_7_the_body_reaches_the_backend_byte_for_byte(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
     body = b'{ "messages":[{"role":"user","content":"\\u00e9"}],  "x":1.0, "y":1e0}'
     gateway.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
     assert backend.calls[0].body == body
@@ -117,7 +119,7 @@ def test_a_trace_reaches_the_backend_and_the_log(
 # -- late commitment -------------------------------------------------------------------------------
 
 
-def test_a_failure_before_the_first_event_is_an_http_status(
+def test_promise_2_a_failure_before_the_first_event_is_an_http_status(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -130,7 +132,7 @@ def test_a_failure_before_the_first_event_is_an_http_status(
     assert the_end(gateway) is End.BACKEND_TRUNCATED
 
 
-def test_a_first_event_that_is_an_error_becomes_an_http_status(
+def test_promise_2_a_first_event_that_is_an_error_becomes_an_http_status(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -142,7 +144,7 @@ def test_a_first_event_that_is_an_error_becomes_an_http_status(
     assert backend.calls[0].left == "aborted"
 
 
-def test_another_backend_is_asked_if_the_first_cannot_have_executed_the_request() -> None:
+def test_promise_2_another_backend_is_asked_if_the_first_cannot_have_executed_the_request() -> None:
     first, second = FakeBackend("first"), FakeBackend("second")
     first.failing = [errors.Unreachable("No.")]
     gateway = Gateway(first, second)
@@ -153,7 +155,7 @@ def test_another_backend_is_asked_if_the_first_cannot_have_executed_the_request(
 
 
 @pytest.mark.parametrize("status", [503, 429])
-def test_another_backend_is_asked_if_the_first_refuses_for_now(status: int) -> None:
+def test_promise_6_another_backend_is_asked_if_the_first_refuses_for_now(status: int) -> None:
     first, second = FakeBackend("first"), FakeBackend("second")
     gateway = Gateway(first, second)
     client = gateway.chat()
@@ -165,7 +167,7 @@ def test_another_backend_is_asked_if_the_first_refuses_for_now(status: int) -> N
 @pytest.mark.parametrize(
     "problem", [errors.ConnectionReset("No."), errors.BadReply("No."), errors.Truncated("No.")]
 )
-def test_a_request_that_may_have_been_executed_is_not_retried(problem: Exception) -> None:
+def test_promise_6_a_request_that_may_have_been_executed_is_not_retried(problem: Exception) -> None:
     first, second = FakeBackend("first"), FakeBackend("second")
     first.failing = [problem]
     gateway = Gateway(first, second)
@@ -177,7 +179,7 @@ def test_a_request_that_may_have_been_executed_is_not_retried(problem: Exception
 # -- true ends -------------------------------------------------------------------------------------
 
 
-def test_a_failure_after_commit_is_an_error_event_and_no_last_chunk(
+def test_promise_3_a_failure_after_commit_is_an_error_event_and_no_last_chunk(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -192,7 +194,7 @@ def test_a_failure_after_commit_is_an_error_event_and_no_last_chunk(
     assert the_end(gateway) is End.BACKEND_TRUNCATED
 
 
-def test_a_missing_done_is_supplied_when_every_choice_is_finished(
+def test_promise_3_a_missing_done_is_supplied_when_every_choice_is_finished(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -203,7 +205,7 @@ def test_a_missing_done_is_supplied_when_every_choice_is_finished(
 
 
 @pytest.mark.parametrize("last", [as_events(b"[DONE]"), b""], ids=["done", "end"])
-def test_a_choice_left_open_is_never_a_success(
+def test_promise_3_a_choice_left_open_is_never_a_success(
     gateway: Gateway, backend: FakeBackend, last: bytes
 ) -> None:
     client = gateway.chat(stream=True)
@@ -216,14 +218,14 @@ def test_a_choice_left_open_is_never_a_success(
     assert the_end(gateway) is End.BACKEND_TRUNCATED
 
 
-def test_nothing_follows_done(gateway: Gateway, backend: FakeBackend) -> None:
+def test_promise_3_nothing_follows_done(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat(stream=True)
     backend.calls[0].head()
     backend.calls[0].send(as_events(*STREAM, b"[DONE]", chunk("more"), b"[DONE]"))
     assert Answer(client).payloads == [*map(renamed, STREAM), b"[DONE]"]
 
 
-def test_an_error_event_is_the_last_even_if_done_follows_it(
+def test_promise_3_an_error_event_is_the_last_even_if_done_follows_it(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -236,7 +238,7 @@ def test_an_error_event_is_the_last_even_if_done_follows_it(
 
 @pytest.mark.parametrize("finish", ['"finish_reason":null', '"x":0'])
 @pytest.mark.parametrize("before", [b"", b'{"index":0,"finish_reason":"stop"},'])
-def test_a_document_with_an_open_choice_is_no_stream(
+def test_promise_3_a_document_with_an_open_choice_is_no_stream(
     gateway: Gateway, backend: FakeBackend, finish: str, before: bytes
 ) -> None:
     """It is judged as a stream is. An index that is repeated or missing hides no choice."""
@@ -281,7 +283,7 @@ def test_a_reply_with_fewer_choices_than_asked_for_is_whole_if_its_framing_says_
     ],
     ids=["one of two", "none", "nothing"],
 )
-def test_done_with_a_choice_open_or_none_is_an_error(
+def test_promise_3_done_with_a_choice_open_or_none_is_an_error(
     gateway: Gateway, backend: FakeBackend, events: tuple[bytes, ...], begun: bool
 ) -> None:
     client = gateway.chat(stream=True, n=2000)
@@ -317,7 +319,7 @@ WHOLE = as_events(*STREAM, b"[DONE]")
     segments=st.lists(st.integers(0, len(WHOLE)), max_size=6),
     how=st.sampled_from([None, PotentialDataLoss(), errors.Truncated("Cut.")]),
 )
-def test_wherever_a_stream_is_cut_the_client_gets_all_of_it_or_an_error(
+def test_promise_3_wherever_a_stream_is_cut_the_client_gets_all_of_it_or_an_error(
     cut: int, segments: list[int], how: Exception | None
 ) -> None:
     backend = FakeBackend()
@@ -352,7 +354,7 @@ def test_wherever_a_stream_is_cut_the_client_gets_all_of_it_or_an_error(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("phase", ["asking", "head", "body"])
-def test_a_client_that_disconnects_cancels_its_backend_request_at_once(
+def test_promise_4_a_client_that_disconnects_cancels_its_backend_request_at_once(
     gateway: Gateway, backend: FakeBackend, phase: str, stream: bool
 ) -> None:
     client = gateway.chat(stream=stream)
@@ -368,7 +370,9 @@ def test_a_client_that_disconnects_cancels_its_backend_request_at_once(
     assert not gateway.clock.getDelayedCalls()
 
 
-def test_pipelined_bytes_do_not_hide_a_disconnect(gateway: Gateway, backend: FakeBackend) -> None:
+def test_promise_4_pipelined_bytes_do_not_hide_a_disconnect(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
     client = gateway.chat()
     client.protocol.dataReceived(b"x" * 20_000)
     assert client.producerState == "producing"  # else a disconnect would not be seen
@@ -387,7 +391,7 @@ def test_a_client_that_pipelines_without_end_is_cut_off(
 # -- bounded memory --------------------------------------------------------------------------------
 
 
-def test_a_slow_reader_pauses_its_backend(gateway: Gateway, backend: FakeBackend) -> None:
+def test_promise_5_a_slow_reader_pauses_its_backend(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat(stream=True)
     call = backend.calls[0]
     call.head()
@@ -401,7 +405,7 @@ def test_a_slow_reader_pauses_its_backend(gateway: Gateway, backend: FakeBackend
     assert the_end(gateway) is End.BACKEND_TIMEOUT
 
 
-def test_an_event_and_a_reply_have_limits() -> None:
+def test_promise_5_an_event_and_a_reply_have_limits() -> None:
     backend = FakeBackend()
     gateway = Gateway(backend, settings=settings(limits_event="1000", limits_reply="2000"))
     client = gateway.chat(stream=True)
@@ -431,7 +435,7 @@ def test_a_client_that_takes_nothing_is_cut_off_after_client_write() -> None:
 # -- clocks ----------------------------------------------------------------------------------------
 
 
-def test_first_byte_runs_until_content_and_comments_are_none(
+def test_promise_9_first_byte_runs_until_content_and_comments_are_none(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat(stream=True)
@@ -445,7 +449,9 @@ def test_first_byte_runs_until_content_and_comments_are_none(
     assert backend.calls[0].left == "aborted"
 
 
-def test_idle_runs_between_bytes_of_content(gateway: Gateway, backend: FakeBackend) -> None:
+def test_promise_9_idle_runs_between_bytes_of_content(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
     client = gateway.chat(stream=True)
     call = backend.calls[0]
     call.head()
@@ -476,7 +482,7 @@ EMPTY = {
 
 @pytest.mark.parametrize("kind", EMPTY)
 @pytest.mark.parametrize("clock", ["first_byte", "idle"])
-def test_events_without_content_delay_no_clock(
+def test_promise_9_events_without_content_delay_no_clock(
     gateway: Gateway, backend: FakeBackend, kind: str, clock: str
 ) -> None:
     client = gateway.chat(stream=True)
@@ -497,7 +503,7 @@ def test_events_without_content_delay_no_clock(
 
 
 @pytest.mark.parametrize("clock", ["first_byte", "idle"])
-def test_a_ping_in_two_pieces_delays_a_clock_by_no_more_than_itself(
+def test_promise_9_a_ping_in_two_pieces_delays_a_clock_by_no_more_than_itself(
     gateway: Gateway, backend: FakeBackend, clock: str
 ) -> None:
     client = gateway.chat(stream=True)
@@ -514,7 +520,7 @@ def test_a_ping_in_two_pieces_delays_a_clock_by_no_more_than_itself(
     assert call.left == "aborted" and f"({clock})".encode() in client.value()
 
 
-def test_an_event_that_begins_and_stalls_runs_into_idle(
+def test_promise_9_an_event_that_begins_and_stalls_runs_into_idle(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     gateway.chat(stream=True)
@@ -542,7 +548,7 @@ def test_empty_chunks_cross_and_are_no_first_token(gateway: Gateway, backend: Fa
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("part", ["document", "event", "half an event"])
-def test_idle_runs_also_if_no_other_clock_does(stream: bool, part: str) -> None:
+def test_promise_9_idle_runs_also_if_no_other_clock_does(stream: bool, part: str) -> None:
     if stream != (part != "document"):
         return
     backend = FakeBackend(clocks=Clocks(idle=5))
@@ -559,7 +565,7 @@ def test_idle_runs_also_if_no_other_clock_does(stream: bool, part: str) -> None:
     assert call.left == "aborted" and the_end(gateway) is End.BACKEND_TIMEOUT
 
 
-def test_white_space_before_a_document_is_no_content(
+def test_promise_9_white_space_before_a_document_is_no_content(
     gateway: Gateway, backend: FakeBackend
 ) -> None:
     client = gateway.chat()
@@ -572,7 +578,7 @@ def test_white_space_before_a_document_is_no_content(
     assert Answer(client).status == 504 and "first_byte" in Answer(client).json["error"]["message"]
 
 
-def test_total_runs_whatever_comes(gateway: Gateway, backend: FakeBackend) -> None:
+def test_promise_9_total_runs_whatever_comes(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.chat(stream=True)
     backend.calls[0].head()
     for _ in range(100):
@@ -593,7 +599,7 @@ def test_a_request_ends_when_the_callers_own_timeout_is_over(
     assert Answer(client).status == 504 and backend.calls[0].left == "cancelled"
 
 
-def test_pings_fill_the_backends_silence_and_reset_no_clock() -> None:
+def test_promise_9_pings_fill_the_backends_silence_and_reset_no_clock() -> None:
     backend = FakeBackend(clocks=Clocks(first_byte=3))
     gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
     client = gateway.chat(stream=True)
