@@ -46,7 +46,7 @@ def test_clients_get_what_backends_leave(
     assert len(descriptors.warnings(given)) == (clients < connections)
 
 
-def test_each_backend_may_be_looked_at_besides(system: list[int]) -> None:
+def test_each_backend_may_also_be_checked_and_listed(system: list[int]) -> None:
     backends = {"backend_a_url": "http://a", "backend_b_url": "http://b"}
     assert for_clients(settings(limits_in_flight="10", **backends)) == 1024 - RESERVE - 14
 
@@ -72,7 +72,7 @@ def test_where_raising_it_is_forbidden_the_limit_stays(
     assert descriptors.limit() == 1024
 
 
-def test_too_few_are_a_sentence(system: list[int]) -> None:
+def test_too_few_descriptors_end_the_start_with_one_line(system: list[int]) -> None:
     system[:] = [40, FEWEST - 1]
     with pytest.raises(CannotStart, match=f"at most {FEWEST - 1} open files"):
         raise_limit()

@@ -1,4 +1,4 @@
-"""What systemd is told, and what it hands over."""
+"""Notifications to systemd, and the sockets that it hands over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gatewayd.daemon.notify import Systemd, inherited_sockets
 
 @pytest.fixture(params=["a path", "an abstract name"])
 def listener(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, str]]:
-    """systemd's end, and how it names that to a service."""
+    """systemd's end, and the address of it that a service is given."""
     with (
         tempfile.TemporaryDirectory() as folder,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard,
@@ -50,7 +50,7 @@ def test_each_message_is_one_datagram_of_lines(listener: tuple[socket.socket, st
     assert heard.recv(4096) == b"WATCHDOG=1"
 
 
-def test_a_systemd_that_is_busy_misses_nothing_but_a_sign_of_life(
+def test_a_busy_systemd_misses_only_watchdog_messages(
     listener: tuple[socket.socket, str],
 ) -> None:
     heard, name = listener
@@ -69,7 +69,7 @@ def test_a_systemd_that_is_busy_misses_nothing_but_a_sign_of_life(
         assert message == b"WATCHDOG=1"
 
 
-def test_without_systemd_nothing_is_said() -> None:
+def test_without_systemd_nothing_is_sent() -> None:
     with capturedLogs() as events:
         Systemd({}).ready("serves")
     assert events == []
@@ -90,7 +90,7 @@ def test_a_systemd_that_does_not_listen_is_a_warning() -> None:
         ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, 0.0),
     ],
 )
-def test_the_watchdog_is_fed_twice_as_often_as_it_wants(
+def test_the_watchdog_is_notified_twice_in_its_time(
     environ: dict[str, str], seconds: float
 ) -> None:
     assert Systemd(environ).watchdog_seconds == seconds

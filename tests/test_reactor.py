@@ -1,4 +1,4 @@
-"""The daemon's reactor hands events on as Twisted's own does."""
+"""The daemon's reactor calls handlers as Twisted's own reactor does."""
 
 import socket
 import subprocess
@@ -19,7 +19,7 @@ from gatewayd.daemon.reactor import Reactor, use_monotonic_time
 
 
 class Reader(FileDescriptor):
-    """Reads from one end of a pair of sockets; the other is ``peer``."""
+    """Reads from one end of a pair of sockets; the other end is ``peer``."""
 
     def __init__(self, reactor: Reactor, read: Callable[["Reader"], object]) -> None:
         super().__init__(reactor)
@@ -54,7 +54,7 @@ class World:
         self.logged: list[type[BaseException] | None] = []
 
     def reader(self, read: Callable[[Reader], object]) -> Reader:
-        """One that has something to read, and reads it so."""
+        """A reader with data to read; ``read`` is its handler."""
 
         def noted(reader: Reader) -> object:
             self.called.append(reader)
@@ -83,7 +83,7 @@ def world() -> Iterator[World]:
     world.reactor._poller.close()
 
 
-def test_what_came_is_read_by_who_waits_for_it(world: World) -> None:
+def test_data_is_read_by_the_handler_that_waits_for_it(world: World) -> None:
     readers = [world.reader(Reader.received) for _ in range(3)]
     readers[1].received()  # so that there is nothing
     world.reactor.doIteration(0)
@@ -91,7 +91,7 @@ def test_what_came_is_read_by_who_waits_for_it(world: World) -> None:
     assert set(world.called) == {readers[0], readers[2]} and len(world.called) == 2
 
 
-def test_a_handler_that_raises_loses_its_own_connection_only(world: World) -> None:
+def test_a_handler_that_raises_loses_only_its_own_connection(world: World) -> None:
     broken, well = world.reader(lambda reader: 1 // 0), world.reader(Reader.received)
     world.reactor.doIteration(0)
     assert (broken.lost, well.lost, len(world.called)) == ([ZeroDivisionError], [], 2)
@@ -105,7 +105,7 @@ def test_what_a_handler_returns_closes_the_connection(world: World) -> None:
     assert (reader.lost, world.logged) == ([error.ConnectionDone], [])
 
 
-def test_who_was_closed_by_a_handler_before_it_is_not_called(world: World) -> None:
+def test_a_handler_is_not_called_after_another_has_closed_its_connection(world: World) -> None:
     def close_all(reader: Reader) -> None:
         for other in world.readers:
             other.stopReading()
@@ -116,7 +116,7 @@ def test_who_was_closed_by_a_handler_before_it_is_not_called(world: World) -> No
     assert len(world.called) == 1
 
 
-def test_a_peer_that_hangs_up_is_told_as_ever(world: World) -> None:
+def test_a_lost_connection_is_reported_as_by_twisted(world: World) -> None:
     reader = world.reader(Reader.received)
     reader.peer.close()
     world.reactor.doIteration(0)
@@ -124,7 +124,7 @@ def test_a_peer_that_hangs_up_is_told_as_ever(world: World) -> None:
     assert reader.lost == [error.ConnectionDone]
 
 
-def test_time_is_measured_monotonically_by_calls_that_were_made_before_too(world: World) -> None:
+def test_delayed_calls_that_exist_already_use_monotonic_time_too(world: World) -> None:
     early = world.reactor.callLater(1, lambda: None)
     use_monotonic_time(world.reactor)
     late = world.reactor.callLater(2, lambda: None)
@@ -140,7 +140,7 @@ def test_time_is_measured_monotonically_by_calls_that_were_made_before_too(world
     ("options", "chosen"),
     [((), "gatewayd.daemon.reactor.Reactor"), (("--reactor", "poll"), "pollreactor.PollReactor")],
 )
-def test_twistd_runs_it_unless_told_another(
+def test_twistd_runs_this_reactor_unless_another_is_chosen(
     options: tuple[str, ...], chosen: str, tmp_path: Path
 ) -> None:
     command = "from twisted.scripts.twistd import run; run()"

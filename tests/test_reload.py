@@ -42,7 +42,7 @@ def backend(name: str, port: int, **more: object) -> str:
 
 
 class Told:
-    """systemd, and what it was told."""
+    """Stands for systemd and keeps what the daemon tells it."""
 
     watchdog_seconds = 0.0
 
@@ -114,7 +114,7 @@ class Reloads(SynchronousTestCase):
 
 class FailedReloads(Reloads):
     def fail_for(self, name: str) -> Any:
-        """Have a backend of this name fail when it is made."""
+        """Make the constructor of the backend of this name fail."""
         make = OpenAIBackend.__init__
 
         def made(self: OpenAIBackend, own: BackendSettings, *rest: Any) -> None:
@@ -124,7 +124,7 @@ class FailedReloads(Reloads):
 
         return mock.patch.object(OpenAIBackend, "__init__", made)
 
-    def test_one_that_fails_half_way_changes_nothing_and_the_next_pairs_nothing_wrong(self) -> None:
+    def test_a_reload_that_fails_half_way_changes_nothing_and_the_next_one_works(self) -> None:
         self.serve(backend("a", 1, api_key="key-of-a"))
         before = self.service.serving.settings, self.service.serving.api, self.targets
         with self.fail_for("bad"):
@@ -135,7 +135,7 @@ class FailedReloads(Reloads):
         sent = self.ask()
         assert sent.startswith(b"2 ") and b"Bearer key-of-b" in sent
 
-    def test_systemd_is_told_ready_and_that_it_failed(self) -> None:
+    def test_systemd_is_told_ready_and_that_the_reload_failed(self) -> None:
         self.serve(backend("a", 1))
         with self.fail_for("bad"):
             self.reload(backend("bad", 3))
@@ -145,7 +145,7 @@ class FailedReloads(Reloads):
         self.reload(backend("b", 2))
         assert self.systemd.said[-1].startswith("READY listens on ")
 
-    def test_a_fault_of_our_own_while_it_reads_is_logged_and_changes_nothing(self) -> None:
+    def test_an_unexpected_exception_while_reading_is_logged_and_changes_nothing(self) -> None:
         def broken() -> Settings:
             raise ZeroDivisionError
 
@@ -155,7 +155,7 @@ class FailedReloads(Reloads):
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
         assert self.systemd.said[-1].startswith("FAILED listens on ")
 
-    def test_a_fault_after_the_exchange_does_not_undo_it_nor_keep_systemd_waiting(self) -> None:
+    def test_an_exception_after_the_exchange_undoes_nothing_and_systemd_is_told_ready(self) -> None:
         self.serve(backend("a", 1))
 
         def fails() -> None:
@@ -167,7 +167,7 @@ class FailedReloads(Reloads):
         assert self.systemd.said[-1].startswith("READY listens on ")
         assert self.ask().startswith(b"2 ")
 
-    def test_limits_of_a_failed_one_do_not_hold(self) -> None:
+    def test_the_limits_of_a_failed_reload_are_not_used(self) -> None:
         self.serve(backend("a", 1))
         with self.fail_for("bad"):
             self.reload("[limits]\nin_flight = 1\n" + backend("bad", 3))
@@ -238,7 +238,7 @@ class KeptTargets(Reloads):
             self.reload(text)
             assert self.targets[0] is not before[0]
 
-    def test_a_backend_that_is_ejected_stays_so(self) -> None:
+    def test_an_ejected_backend_stays_ejected(self) -> None:
         self.serve(backend("a", 1) + backend("b", 2))
         target = self.targets[0]
         for _ in range(9):
@@ -247,7 +247,7 @@ class KeptTargets(Reloads):
         self.reload(backend("a", 1, models="m") + backend("b", 2))
         assert self.targets[0] is target and not target.health.usable
 
-    def test_what_an_old_health_path_said_does_not_hold_when_it_is_taken_out(self) -> None:
+    def test_the_result_of_a_health_path_is_forgotten_when_the_path_is_removed(self) -> None:
         self.serve(backend("a", 1, health="/health") + backend("b", 2))
         target = self.targets[0]
         target.health.check_loading()
@@ -255,7 +255,7 @@ class KeptTargets(Reloads):
         self.reload(backend("a", 1) + backend("b", 2))
         assert self.targets[0] is target and target.health.usable
 
-    def test_the_echo_stays_too_and_takes_the_new_title(self) -> None:
+    def test_the_echo_is_kept_and_takes_the_new_title(self) -> None:
         self.serve("")
         (target,) = self.targets
         self.reload("[gateway]\napi_title = other\n")
@@ -270,7 +270,7 @@ class KeptTargets(Reloads):
         self.reload("[timeouts]\nping = 1\n")
         assert self.service.serving.api.model_names() == ["echo"]
 
-    def test_the_port_of_the_metrics_goes_by_the_new_settings_too(self) -> None:
+    def test_the_port_of_the_metrics_uses_the_new_settings_too(self) -> None:
         metrics = "[metrics]\nlisten = 127.0.0.1:9\n"
         self.serve(metrics)
         site = self.reactor.tcpServers[-1][1]
@@ -285,7 +285,7 @@ class Warned(Reloads):
             do()
         return [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
 
-    def test_a_reload_without_tokens_is_judged_by_the_address_that_is_bound(self) -> None:
+    def test_a_reload_without_tokens_warns_about_the_address_that_is_bound(self) -> None:
         token = f"[token a]\nsha256 = {'ab' * 32}\n"
         self.serve("[gateway]\nlisten = 0.0.0.0\n" + token)
         assert self.said(lambda: self.reload("[gateway]\nlisten = 0.0.0.0\n" + token)) == []
@@ -293,12 +293,12 @@ class Warned(Reloads):
         assert "[gateway] listen stays 0.0.0.0 until a restart" in bound
         assert "0.0.0.0 is not a loopback address and there are no tokens" in dangerous
 
-    def test_one_that_only_the_file_opens_to_all_is_not_judged_by_the_file(self) -> None:
+    def test_an_address_that_is_only_in_the_file_causes_no_warning(self) -> None:
         self.serve("")
         (bound,) = self.said(lambda: self.reload("[gateway]\nlisten = 0.0.0.0\n"))
         assert "[gateway] listen stays 127.0.0.1 until a restart" in bound
 
-    def test_a_certificate_that_has_expired_is_said_at_every_reload(self) -> None:
+    def test_an_expired_certificate_is_logged_at_every_reload(self) -> None:
         crt, key = certificate(self.folder, "own", days=-1)
         Path(key).chmod(0o600)
         text = f"[gateway]\ntls_certificate = {crt}\ntls_key = {key}\n"
@@ -309,7 +309,7 @@ class Warned(Reloads):
 
 
 class RenewedFiles(Reloads):
-    """A file that was replaced under its old name is a change."""
+    """A file with new content under the same name is a change."""
 
     def test_another_tls_ca_under_the_same_path_makes_a_new_target(self) -> None:
         one, _ = certificate(self.folder, "one")

@@ -20,7 +20,7 @@ StartDaemon = Callable[[str], int]
 
 @pytest.fixture
 def start() -> Iterator[StartDaemon]:
-    """Start a process that runs these lines for each SIGHUP; return its number."""
+    """Start a process that runs this code for each SIGHUP; return its process ID."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(on_signal: str) -> int:
@@ -71,14 +71,14 @@ def test_no_other_process_can_answer(start: StartDaemon) -> None:
         reload(start(other), timeout=1)
 
 
-def test_a_process_that_is_not_there_cannot_be_told() -> None:
+def test_a_process_that_does_not_exist_cannot_be_told() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     with pytest.raises(ReloadError, match=f"process {gone.pid} cannot be told: No such process"):
         reload(gone.pid)
 
 
-def test_a_daemon_answers_nobody_where_nobody_waits() -> None:
+def test_a_daemon_sends_no_answer_if_no_command_waits() -> None:
     answer(failed=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as waits:
         waits.bind(f"\0gatewayd-reload-{os.getpid()}")

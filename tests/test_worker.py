@@ -38,7 +38,7 @@ def supervised(supervisor: int) -> Supervised:
     return Supervised()
 
 
-def test_the_handover_is_what_the_supervisor_gave(supervisor: int) -> None:
+def test_a_worker_reads_what_the_supervisor_has_handed_over(supervisor: int) -> None:
     told = supervised(supervisor)
     assert is_worker()
     assert told.number == 1
@@ -48,7 +48,7 @@ def test_the_handover_is_what_the_supervisor_gave(supervisor: int) -> None:
     assert key is not None and key.reveal() == "secret"
 
 
-def test_without_a_supervisor_there_is_no_worker(supervisor: int) -> None:
+def test_a_worker_whose_supervisor_has_died_does_not_start(supervisor: int) -> None:
     os.write(supervisor, message(Handover(FIRST, 1, False))[:50])
     os.close(supervisor)
     with pytest.raises(SystemExit, match="supervisor has ended"):
@@ -56,7 +56,7 @@ def test_without_a_supervisor_there_is_no_worker(supervisor: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 100_000])
-def test_messages_are_whole_however_they_arrive(supervisor: int, size: int) -> None:
+def test_messages_are_read_whole_from_pieces_of_any_size(supervisor: int, size: int) -> None:
     told = supervised(supervisor)
     seen: list[Settings | str] = []
     lifeline = Lifeline(
