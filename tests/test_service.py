@@ -11,7 +11,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from gatewayd.daemon import service
-from gatewayd.daemon.drain import FLUSH_SECONDS, GRACE_SECONDS
+from gatewayd.daemon.drain import FLUSH_SECONDS
 from gatewayd.daemon.service import GatewayService
 from gatewayd.daemon.signals import Signals
 from gatewayd.exchange import Exchange
@@ -114,16 +114,6 @@ class Stops(Services):
         self.successResultOf(stopped)
         with open(self.log, encoding="utf-8") as log:
             assert [json.loads(line)["end"] for line in log] == ["drained"]
-
-    def test_connections_without_a_request_are_closed_a_moment_later(self) -> None:
-        client = self.connect()
-        stopped = self.service.stopService()
-        self.reactor.advance(GRACE_SECONDS / 2)
-        assert not client.disconnecting
-        self.reactor.advance(GRACE_SECONDS)
-        assert client.disconnecting
-        client.leave()
-        self.successResultOf(stopped)
 
     def test_backends_are_not_probed_during_a_stop(self) -> None:
         probes: list[float] = []

@@ -1,12 +1,13 @@
 """A reload: read all settings again and build what serves by them, or change nothing.
 
-Both :mod:`.service` and :mod:`.supervisor` call :func:`prepare`. Three things decide what a reload
-touches:
+Both :mod:`.service` and :mod:`.supervisor` call :func:`prepare`. What a reload changes is decided
+in four places, in this order:
 
-- :data:`BOUND`, in this module: what is bound at the start stays until a restart. A reload that
-  would change it logs a warning and goes on without that change.
-- :func:`.generation.build`: which targets are kept, with their connections and their health.
-- ``GatewayService._change_to``: the parts of the service that follow the new settings.
+1. :func:`keep_bound`, in this module: what is bound at the start stays until a restart. A reload
+   that would change it logs a warning and goes on without that change.
+2. :func:`.generation.build`: which targets are kept, with their connections and their health.
+3. :meth:`.Serving.use`: what answers new requests. From here on the reload has happened.
+4. ``GatewayService._change_to``: the other parts of the service, which follow the new settings.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ that cannot fail. A request that has begun keeps what it began with.
 
 On SIGTERM (:mod:`.signals`) twistd calls ``stopService`` and waits for its Deferred. The ports
 close and :mod:`.drain` lets what is in flight end. Only then do the child services stop that
-running requests need: the access log, and the watchdog that tells systemd that the loop turns.
+running requests need: the access log, and the watchdog, which tells systemd that the loop runs.
 
 With ``workers`` above 1 this process serves nothing itself; see :mod:`.supervisor`.
 """
