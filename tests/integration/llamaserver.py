@@ -1,8 +1,8 @@
-"""llama.cpp's own HTTP server, out of the package ``xllamacpp``, until SIGTERM.
+"""llama.cpp's own HTTP server, from the package ``xllamacpp``, until SIGTERM.
 
-Usage: ``llamaserver.py MODEL.gguf PORT ALIAS [embeddings]``; with the last it answers
-``/v1/embeddings`` and nothing else. Run as a program of its own: the server is C++ and
-runs in threads of the process that makes it.
+Usage: ``llamaserver.py MODEL.gguf PORT ALIAS [embeddings]``; with ``embeddings`` it
+serves only ``/v1/embeddings``. It is a separate program because the server is C++ code that runs in
+threads of its process.
 """
 
 import signal
@@ -10,7 +10,7 @@ import sys
 
 import xllamacpp
 
-#: Requests answered side by side, and the tokens each of them has room for.
+#: The number of concurrent requests, and the tokens of context for each.
 SLOTS = 2
 CONTEXT = 2048
 

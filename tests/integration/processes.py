@@ -1,7 +1,9 @@
-"""Programs under test as child processes: started, waited for, stopped, and their last words read.
+"""Servers as child processes: started, waited for, stopped.
 
-What a program prints goes into a file, so that no pipe can fill up and block it.
+The output of a process goes into a file, so that no full pipe can block the process.
 """
+
+from __future__ import annotations
 
 import os
 import re
@@ -13,22 +15,43 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from tests.programs import require
 
-#: Seconds: what a program may take to answer its health check, and to go after it was told to.
+T = TypeVar("T")
+
+#: Seconds in which a server must answer its health check, and in which it must stop.
 START = 30
 STOP = 15
 
+#: Seconds for what happens at once, on a busy machine.
+AT_ONCE = 1.0
+
 BIN = Path(sys.executable).parent
+
+TWISTD = (f"{BIN / 'twistd'}", "--nodaemon", "--pidfile=")
+
+TWIST = (f"{BIN / 'twist'}",)
+
+#: An error of the gateway itself in its output. The traceback of a backend is quoted within a line.
+UNHANDLED = re.compile(r"^\s*Traceback|Unhandled", re.MULTILINE)
+
+
+def wait_for(predicate: Callable[[], T | None], timeout: float, what: str) -> T:
+    """Wait until ``predicate`` returns a true value, and return that value."""
+    end = time.monotonic() + timeout
+    while not (result := predicate()):
+        assert time.monotonic() < end, f"not within {timeout} s: {what}"
+        time.sleep(0.002)
+    return result
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody listened on a moment ago."""
+    """A loopback port on which nothing was listening a moment ago."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -36,7 +59,7 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """This environment without what would configure a gateway."""
+    """The environment of this process without the variables that configure a gateway."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -44,19 +67,15 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-#: An error of the gateway's own in its log. A line there may quote a backend's traceback.
-UNHANDLED = re.compile(r"^\s*Traceback|Unhandled", re.MULTILINE)
-
-
 class Server:
-    """An HTTP server in a process of its own: a context manager that leaves nothing running.
+    """An HTTP server in its own process. As a context manager it stops the process at the end.
 
     :param arguments: the command line.
-    :param port: where the command line tells it to listen, on the loopback address.
-    :param health: the path that answers 200 once it serves.
-    :param folder: an empty folder; the process runs there and its output lies there.
-    :param trust: says that it speaks TLS, and how to know it by its certificate.
-    :param descriptors: of this process that it gets too.
+    :param port: the loopback port that the command line makes it listen on.
+    :param health: the path that answers 200 once the server is ready.
+    :param folder: an empty folder; the working folder of the process, with its output.
+    :param trust: the server speaks TLS, and this context verifies its certificate.
+    :param descriptors: file descriptors of this process that the server inherits.
     """
 
     def __init__(
@@ -106,7 +125,7 @@ class Server:
 
     @property
     def output(self) -> str:
-        """Everything it has printed until now."""
+        """Everything that the process has printed so far."""
         return self._output.read_text(errors="replace")
 
     @property
@@ -114,7 +133,7 @@ class Server:
         return self._process.poll() is None
 
     def send(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal unless the process has ended."""
         if self.runs:
             self._process.send_signal(number)
 
@@ -123,7 +142,7 @@ class Server:
         self._process.wait()
 
     def wait(self) -> int:
-        """Wait for the end, and return the exit status."""
+        """Wait until the process ends; return its exit status."""
         try:
             return self._process.wait(STOP)
         except subprocess.TimeoutExpired:
@@ -132,34 +151,26 @@ class Server:
             raise AssertionError(f"still there after {STOP} s:\n{self.output}") from None
 
     def stop(self) -> int:
-        """Send SIGTERM, wait for the end, and return the exit status."""
+        """Send SIGTERM and wait until the process ends; return its exit status."""
         self.send(signal.SIGTERM)
         return self.wait()
 
     def _wait_until_it_serves(self) -> None:
         deadline = time.monotonic() + START
         while not answers(self._health, self._trust):
-            if self._process.poll() is not None:
-                raise AssertionError(
-                    f"ended with status {self._process.returncode}:\n{self.output}"
-                )
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not serving after {START} s:\n{self.output}")
+            assert self.runs, f"ended with status {self._process.returncode}:\n{self.output}"
+            assert time.monotonic() < deadline, f"not serving after {START} s:\n{self.output}"
             time.sleep(0.05)
 
 
-TWISTD = (f"{BIN / 'twistd'}", "--nodaemon", "--pidfile=")
-TWIST = (f"{BIN / 'twist'}",)
-
-
 class Gateway(Server):
-    """gatewayd, started as its user starts it: ``twistd gatewayd`` in the foreground.
+    """gatewayd, started as users start it: ``twistd gatewayd`` in the foreground.
 
-    :param options: what stands after ``gatewayd`` on the command line, besides the port.
-    :param runner: what stands before it.
-    :param port: where it listens; by default any free port.
+    :param options: the command line after ``gatewayd``, without the port.
+    :param runner: the command line before ``gatewayd``.
+    :param port: the port to listen on; by default any free port.
     :param config: the text of its ini file.
-    :param before: a command that starts it, in front of its own.
+    :param before: a command that is given the whole command line as its arguments.
     """
 
     def __init__(
@@ -189,8 +200,35 @@ class Gateway(Server):
             descriptors=descriptors,
         )
 
+    def memory(self, which: str = "VmRSS") -> int:
+        """Resident bytes; with ``VmHWM`` the peak since :meth:`reset_peak_memory`."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition(f"{which}:")[2].split()[0]) * 1024
+
+    def reset_peak_memory(self) -> int:
+        """Begin to measure ``VmHWM`` anew; return the resident bytes now."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return self.memory()
+
+    def cpu_seconds(self) -> float:
+        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+    def descriptors(self) -> int:
+        """The number of open file descriptors."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def workers(self) -> list[int]:
+        """The process ids of its workers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def wait_for_workers(self) -> None:
+        """Wait until two workers serve."""
+        wait_for(lambda: "2 workers serve" in self.output, START, "two workers")
+
     def reload(self, config: str | None = None) -> str:
-        """Write the ini file anew, send SIGHUP, and return what is said until that was done."""
+        """Write the ini file if given, send SIGHUP, and return what is printed until the end."""
         if config is not None:
             self.ini.write_text(config)
         before = len(self.output)
@@ -202,10 +240,7 @@ class Gateway(Server):
         return self.output[before:]
 
     def stop(self) -> int:
-        """Stop it, and hold it to its promises: it exits with 0 and no error went unhandled.
-
-        One that was killed is not held to the first.
-        """
+        """Stop it; check that it exits with 0, or was killed, and that it logged no traceback."""
         status = super().stop()
         assert status in (0, -signal.SIGKILL), f"exit status {status}:\n{self.output}"
         assert not UNHANDLED.search(self.output), self.output
@@ -216,13 +251,13 @@ class LlamaServer(Server):
     """llama.cpp's own HTTP server with one model.
 
     :param model: a GGUF file.
-    :param options: ``embeddings`` for a server that gives these.
-    :param alias: the name the model goes by in ``/v1/models`` and in replies.
-    :param port: where it listens; by default any free port.
+    :param options: ``embeddings`` for a server of embeddings.
+    :param alias: the name of the model in ``/v1/models`` and in replies.
+    :param port: the port to listen on; by default any free port.
     """
 
     def __init__(self, model: Path, *options: str, alias: str, folder: Path, port: int = 0) -> None:
-        require("libgomp.so.1")  # the wheel with the server takes it from the system
+        require("libgomp.so.1")  # the wheel loads it from the system
         port = port or free_port()
         script = Path(__file__).with_name("llamaserver.py")
         super().__init__(
@@ -234,8 +269,8 @@ class LlamaServer(Server):
 
 
 def answers(url: str, trust: ssl.SSLContext | None = None) -> bool:
-    """Whether a GET of this URL is answered with 200."""
-    # No proxy: one named in the environment would be asked for the loopback address, too.
+    """Whether a GET of this URL returns 200."""
+    # Without a proxy: one of the environment would be used for the loopback address too.
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
     )
@@ -247,3 +282,12 @@ def answers(url: str, trust: ssl.SSLContext | None = None) -> bool:
         return False
     except OSError:
         return False
+
+
+def refuses(port: int) -> bool:
+    """Whether connections to this loopback port are refused."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False

@@ -1,4 +1,4 @@
-"""Several backends behind one gateway: the load shared, one of them killed, and brought back."""
+"""Several backends of one gateway: they share the load; one is killed and started again."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.integration import tinymodel
 from tests.integration.conftest import chat_model
 from tests.integration.processes import Gateway, LlamaServer, free_port
 
-#: Seconds within which a backend that is up again must serve again.
+#: Seconds within which a restarted backend must serve again.
 BACK_WITHIN = 30
 
 
 class Llama(LlamaServer):
-    """llama.cpp's server, of which nothing is left at once when it is stopped."""
+    """llama.cpp's server, which is killed when it is stopped."""
 
     def stop(self) -> int:
-        """Kill it: by SIGTERM it does not end while requests are under way."""
+        """Kill it: after SIGTERM it would wait for its running requests."""
         self.send(signal.SIGKILL)
         return self.wait()
 
@@ -50,7 +50,7 @@ def log_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 @attrs.frozen
 class Outcome:
-    """What a client got. ``whole`` says that the framing was."""
+    """The answer to a client; ``whole`` if its framing was complete."""
 
     id: str
     began: float
@@ -62,14 +62,14 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """A whole reply, every event and the end of it."""
+        """Whether the reply is complete, with every event and its end."""
         if self.status != 200 or not self.whole:
             return False
         return self.body.endswith(b"data: [DONE]\n\n") if self.stream else b"choices" in self.body
 
 
-class Caller:
-    """A client with one connection, opened anew when it was closed."""
+class ChatClient:
+    """A client with one connection, which it opens again after it was closed."""
 
     numbers = itertools.count(1)
 
@@ -81,7 +81,7 @@ class Caller:
         return self.end()
 
     def begin(self, stream: bool, tokens: int, model: str) -> None:
-        """Ask, and return with the head of the answer."""
+        """Send a request, and wait for the head of the answer."""
         body = {
             "model": model,
             "messages": [{"role": "user", "content": "Count from one to a hundred."}],
@@ -110,20 +110,20 @@ class Caller:
 
 @contextmanager
 def load(url: str, clients: int) -> Iterator[list[Outcome]]:
-    """Keep this many clients busy, half of them with streams; the list grows meanwhile."""
+    """Run clients that request without pause, half of them streams; the list of outcomes grows."""
     outcomes: list[Outcome] = []
     broken: list[BaseException] = []
     stop = threading.Event()
 
     def run(stream: bool) -> None:
-        caller = Caller(url)
+        client = ChatClient(url)
         try:
             while not stop.is_set():
-                outcomes.append(caller.ask(stream))
+                outcomes.append(client.ask(stream))
         except BaseException as problem:  # told by the thread that looks
             broken.append(problem)
         finally:
-            caller.close()
+            client.close()
 
     threads = [threading.Thread(target=run, args=(n % 2 == 0,)) for n in range(clients)]
     for thread in threads:
@@ -138,7 +138,7 @@ def load(url: str, clients: int) -> Iterator[list[Outcome]]:
 
 
 def wait_until(what: Callable[[], bool], seconds: float) -> float:
-    """Block until it is so; return the seconds that this took."""
+    """Wait until it is true; return the seconds that this took."""
     began = time.monotonic()
     while not what():
         assert time.monotonic() - began < seconds, f"not within {seconds} s"
@@ -157,9 +157,9 @@ def test_requests_are_shared_evenly_over_equal_backends(tmp_path: Path, clients:
     outcomes: list[Outcome] = []
 
     def run(url: str, count: int) -> None:
-        caller = Caller(url)
-        outcomes.extend([caller.ask(stream=n % 4 == 0) for n in range(count)])
-        caller.close()
+        client = ChatClient(url)
+        outcomes.extend([client.ask(stream=n % 4 == 0) for n in range(count)])
+        client.close()
 
     try:
         with gateway(tmp_path, sections) as running:
@@ -190,7 +190,7 @@ def test_a_backend_killed_under_load_costs_only_what_it_had_begun_and_comes_back
     ports = [free_port() for _ in range(3)]
 
     def llama(n: int) -> Llama:
-        """The second is a real model, slow enough to be killed amid its streams."""
+        """The second backend is a real model, slow enough to be killed during its streams."""
         model = chat_model() if n == 1 else tmp_path / "tiny.gguf"
         folder = tmp_path / f"llama-{n}"
         folder.mkdir(exist_ok=True)
@@ -205,7 +205,7 @@ def test_a_backend_killed_under_load_costs_only_what_it_had_begun_and_comes_back
         stack.enter_context(llama(2))
         victim = stack.enter_context(llama(1))
         running = stack.enter_context(gateway(tmp_path, sections))
-        streaming = Caller(running.url)
+        streaming = ChatClient(running.url)
         streaming.begin(True, tokens=1500, model="m1")
         with load(running.url, clients=6) as outcomes:
             wait_until(lambda: len(outcomes) > 50, 20)
@@ -223,7 +223,7 @@ def test_a_backend_killed_under_load_costs_only_what_it_had_begun_and_comes_back
     failed = [outcome for outcome in outcomes if not outcome.good]
     for outcome in failed:
         line = log[outcome.id]
-        # It had been sent to the victim before it died, and may have run there.
+        # It was sent to the victim before it was killed, so it may have run there.
         assert line["backend"][-1] == "b1" and outcome.began < killed, (outcome, line)
         assert line["end"] in ("backend_truncated", "backend_error") and line["code"], line
         if outcome.status == 200:
@@ -242,7 +242,7 @@ def test_a_backend_killed_under_load_costs_only_what_it_had_begun_and_comes_back
 
 
 def serves(folder: Path, name: str, outcomes: list[Outcome], since: float) -> bool:
-    """Whether a request that began since then was answered well by this backend."""
+    """Whether this backend has answered a request well that began after ``since``."""
     log = log_of(folder)
     later = [outcome for outcome in list(outcomes) if outcome.began > since and outcome.good]
     return any(o.id in log and log[o.id]["backend"] == [name] for o in later)
@@ -256,15 +256,15 @@ def test_while_all_are_down_clients_are_told_so_and_the_first_one_up_serves(
         f"[backend secret-{n}]\nurl = {sim.url}\nhealth = /health" for n, sim in enumerate(sims)
     )
     with gateway(tmp_path, sections) as running:
-        caller = Caller(running.url)
-        assert caller.ask(False).good and ready(running) == 200
+        client = ChatClient(running.url)
+        assert client.ask(False).good and ready(running) == 200
         for sim in sims:
             sim.stop()
-        outcomes = [caller.ask(stream) for stream in (False, True) * 6]
+        outcomes = [client.ask(stream) for stream in (False, True) * 6]
         assert {outcome.status for outcome in outcomes} == {502}  # any of them may be up again
-        # From the next look at their health paths on they are not asked any more.
-        wait_until(lambda: caller.ask(False).status == 503, BACK_WITHIN)
-        outcomes.append(caller.ask(False))
+        # After the next probe of their health paths they get no requests.
+        wait_until(lambda: client.ask(False).status == 503, BACK_WITHIN)
+        outcomes.append(client.ask(False))
         assert outcomes[-1].status == 503 and ready(running) == 503
         for outcome in outcomes:
             error = json.loads(outcome.body)["error"]
@@ -272,10 +272,10 @@ def test_while_all_are_down_clients_are_told_so_and_the_first_one_up_serves(
             assert outcome.retry is None  # nothing ran
             assert b"secret" not in outcome.body and b"127.0.0.1" not in outcome.body
         sims[1].start()
-        took = wait_until(lambda: caller.ask(False).good, BACK_WITHIN)
+        took = wait_until(lambda: client.ask(False).good, BACK_WITHIN)
         assert ready(running) == 200 and took < BACK_WITHIN
-        assert caller.ask(True).good
-        caller.close()
+        assert client.ask(True).good
+        client.close()
     sims[1].stop()
 
 

@@ -1,5 +1,7 @@
-"""Request bodies, on real sockets: what is not strict JSON or not a chat is refused with the field
-that is to blame, what is taken reaches the backend byte for byte; with a backend and without one.
+"""Request bodies on real sockets, with a backend and without one.
+
+A body that is not strict JSON or not a chat request is refused, and the error names the field. Any
+other body reaches the backend byte for byte.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import attrs
 import pytest
 
 from tests.faultbackend import FaultBackend
-from tests.integration.door import Heard, chat, check_refused, tell
-from tests.integration.faults import MIB, Daemon, watched
-from tests.integration.neighbour import Neighbour
+from tests.integration.gateways import MIB, FastGateway, watched
+from tests.integration.healthprobe import HealthProbe
+from tests.integration.raw import RawAnswers, chat, check_refused, send_raw
 
 JSON = "400 invalid_json"
 VALUE = "400 invalid_value"
@@ -30,7 +32,7 @@ class Bad:
 
 
 def whole(members: str) -> bytes:
-    """A good request with these members besides."""
+    """A good request with these additional members."""
     more = f",{members}" if members else ""
     return f'{{"messages":[{{"role":"user","content":"hi"}}]{more}}}'.encode()
 
@@ -161,41 +163,43 @@ GOOD = {
 
 
 @pytest.fixture(scope="module")
-def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastGateway]:
     folder = tmp_path_factory.mktemp("bodies")
-    with watched(Daemon(folder, sim.url), sim, growth=64 * MIB) as daemon:
+    with watched(FastGateway(folder, sim.url), sim, growth=64 * MIB) as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastGateway]:
     """A gateway without a backend."""
-    with watched(Daemon(tmp_path_factory.mktemp("alone")), growth=64 * MIB) as daemon:
+    with watched(FastGateway(tmp_path_factory.mktemp("alone")), growth=64 * MIB) as daemon:
         yield daemon
 
 
 @pytest.mark.parametrize("row", BAD, ids=lambda row: row.id)
 def test_a_body_that_is_refused(
-    gateway: Daemon, alone: Daemon, sim: FaultBackend, row: Bad
+    gateway: FastGateway, alone: FastGateway, sim: FaultBackend, row: Bad
 ) -> None:
-    """The echo judges as a gateway with any backend does."""
+    """A gateway without a backend checks requests in the same way."""
     sim.reset()
     for daemon in (gateway, alone):
-        answer = tell(daemon.port, chat(row.body)).answer
+        answer = send_raw(daemon.port, chat(row.body)).answer
         check_refused(daemon, answer, row.expected, row.param)
         assert len(answer.body) < 300
     assert sim.records == []
 
 
 @pytest.mark.parametrize("id", GOOD)
-def test_a_body_that_is_taken(gateway: Daemon, alone: Daemon, sim: FaultBackend, id: str) -> None:
+def test_a_body_that_is_taken(
+    gateway: FastGateway, alone: FastGateway, sim: FaultBackend, id: str
+) -> None:
     body = GOOD[id]
-    answer = tell(gateway.port, chat(body)).answer
+    answer = send_raw(gateway.port, chat(body)).answer
     assert answer.status == 200 and answer.header("content-type") == ["application/json"]
     (record,) = sim.records_for(*answer.header("x-request-id"))
     assert record.body_sha256 == hashlib.sha256(body).hexdigest()
     assert record.violations == []
-    echoed = tell(alone.port, chat(body)).answer
+    echoed = send_raw(alone.port, chat(body)).answer
     reply = echoed.json()
     assert echoed.status == 200 and [reply["id"]] == echoed.header("x-request-id")
 
@@ -210,8 +214,8 @@ def asked(*, stream: bool, usage: bool | None = None, text: str = "häl\u2028lo 
     return chat(json.dumps(body, ensure_ascii=False).encode(), b"X-Request-ID: same-echo")
 
 
-def test_the_echo_is_a_chat_completion(alone: Daemon) -> None:
-    reply = tell(alone.port, asked(stream=False)).answer.json()
+def test_the_echo_is_a_chat_completion(alone: FastGateway) -> None:
+    reply = send_raw(alone.port, asked(stream=False)).answer.json()
     assert (reply["id"], reply["object"]) == ("same-echo", "chat.completion")
     assert reply["choices"][0]["message"] == {
         "role": "assistant",
@@ -223,8 +227,8 @@ def test_the_echo_is_a_chat_completion(alone: Daemon) -> None:
 
 
 @pytest.mark.parametrize("usage", [None, False, True])
-def test_the_echo_streams(alone: Daemon, usage: bool | None) -> None:
-    answer = tell(alone.port, asked(stream=True, usage=usage)).answer
+def test_the_echo_streams(alone: FastGateway, usage: bool | None) -> None:
+    answer = send_raw(alone.port, asked(stream=True, usage=usage)).answer
     *payloads, done = answer.payloads()
     chunks = [json.loads(payload) for payload in payloads]
     assert done == b"[DONE]" and {chunk["id"] for chunk in chunks} == {"same-echo"}
@@ -241,11 +245,11 @@ def test_the_echo_streams(alone: Daemon, usage: bool | None) -> None:
 @pytest.mark.parametrize("option", [None, False, True])
 @pytest.mark.parametrize("fault", ["usage:always", "usage:finish", "usage:never"])
 def test_usage_reaches_who_asked(
-    gateway: Daemon, sim: FaultBackend, fault: str, option: bool | None
+    gateway: FastGateway, sim: FaultBackend, fault: str, option: bool | None
 ) -> None:
-    """A chunk of usage alone is for who asked; on another chunk it is part of that."""
+    """A separate usage chunk is sent only on request; usage within another chunk always is."""
     body = asked(stream=True, usage=option, text=f"fault:{fault}")
-    answer: Any = tell(gateway.port, body.replace(b"same-echo", b"same-usage")).answer
+    answer: Any = send_raw(gateway.port, body.replace(b"same-echo", b"same-usage")).answer
     payloads = answer.payloads()
     assert payloads.pop() == b"[DONE]"
     want = sim.records_for("same-usage")[-1].want_as("same-usage")
@@ -258,7 +262,7 @@ def test_usage_reaches_who_asked(
 
 
 def filled(begin: bytes, each: bytes, end: bytes) -> bytes:
-    """As much of ``each`` as makes it nearly 1 MiB."""
+    """``each``, repeated to nearly 1 MiB."""
     count = (MIB - 64 - len(begin) - len(end)) // (len(each) + 1)
     return begin + b",".join([each] * count) + end
 
@@ -286,14 +290,14 @@ WORST = {
 }
 
 
-def test_a_neighbour_does_not_notice_the_worst_documents(alone: Daemon) -> None:
-    """1 MiB each; the loop must not stand still for long."""
-    tell(alone.port, chat(WORST["messages"]))  # what every first time costs
+def test_the_worst_documents_do_not_delay_other_clients(alone: FastGateway) -> None:
+    """Each has 1 MiB; the event loop must not be blocked for long."""
+    send_raw(alone.port, chat(WORST["messages"]))  # what every first time costs
     worst: dict[str, float] = {}
     for name, body in WORST.items():
-        with Neighbour(alone, every=0.002) as neighbour:
-            heard: Heard = tell(alone.port, chat(body))
-        assert heard.answer.status in (200, 400)
-        worst[name] = max(neighbour.delays)
+        with HealthProbe(alone, every=0.002) as probe:
+            received: RawAnswers = send_raw(alone.port, chat(body))
+        assert received.answer.status in (200, 400)
+        worst[name] = max(probe.delays)
     print("\nlongest delays:", *(f"{name} {s * 1000:.0f} ms" for name, s in worst.items()))
     assert max(worst.values()) < 0.2

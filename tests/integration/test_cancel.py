@@ -1,6 +1,6 @@
-"""Clients that leave, in every phase of their request: the backend sees its peer leave at once.
+"""Clients that disconnect in each phase of a request: the backend connection is closed at once.
 
-The backend runs in this process, so that both ends of each latency are read off one clock.
+The backend runs in this process, so that one clock measures both ends of each latency.
 """
 
 from __future__ import annotations
@@ -17,19 +17,12 @@ import pytest
 
 from tests.certificates import certificate
 from tests.faultbackend import ConnectionRecord, FaultBackend, Record, blackhole
-from tests.integration.faults import (
-    MIB,
-    Answer,
-    Client,
-    Daemon,
-    Whole,
-    play,
-    spread,
-    wait_for,
-    watched,
-)
+from tests.integration.client import Answer, Client
+from tests.integration.expectations import Whole, cancelled_at, play, spread
+from tests.integration.gateways import MIB, FastGateway, watched
+from tests.integration.processes import wait_for
 
-#: Seconds until the backend must have seen its peer leave.
+#: Seconds within which the backend must see the end of its connection.
 AT_ONCE = 0.25
 #: How often each phase is played.
 TIMES = 20
@@ -43,10 +36,10 @@ Summary = dict[str, list[float]]
 
 @attrs.frozen
 class Phase:
-    """What a request is in when its client leaves.
+    """The phase of a request in which its client disconnects.
 
-    :param reached: whether it is there, by what the backend recorded and the client has read.
-    :param behind: bytes that the client sends behind its request.
+    :param reached: whether the phase is reached, by the backend's record and the client's answer.
+    :param behind: bytes that the client sends after its request.
     """
 
     name: str
@@ -66,7 +59,7 @@ def half_sent(record: Record, answer: Answer) -> bool:
 
 
 class Plateau:
-    """Whether the backend was stopped in its sending: nothing more for a quarter of a second."""
+    """Whether the backend is blocked: it could send nothing for a quarter of a second."""
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[int, float]] = {}
@@ -108,14 +101,14 @@ def sim() -> Iterator[FaultBackend]:
 
 
 @pytest.fixture(scope="module")
-def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with watched(Daemon(tmp_path_factory.mktemp("cancel"), sim.url, **LONG), sim) as daemon:
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastGateway]:
+    with watched(FastGateway(tmp_path_factory.mktemp("cancel"), sim.url, **LONG), sim) as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="module", autouse=True)
 def summary() -> Iterator[Summary]:
-    """Seconds from a client's leaving until its backend saw it, by phase; printed at the end."""
+    """Seconds from each disconnect until the backend saw it, by phase; printed at the end."""
     latencies: Summary = {}
     yield latencies
     for name, samples in latencies.items():
@@ -126,20 +119,20 @@ def summary() -> Iterator[Summary]:
 
 
 @attrs.frozen
-class Caller:
-    """A client and what it knows of its request."""
+class Request:
+    """A client and the answer to its request."""
 
     client: Client
     answer: Answer
 
     @classmethod
-    def asking(cls, stack: ExitStack, daemon: Daemon, phase: Phase) -> Caller:
-        client = stack.enter_context(Client(daemon.port, phase.receive_buffer))
-        id = client.ask(phase.fault, phase.stream, behind=phase.behind)
+    def sent(cls, stack: ExitStack, daemon: FastGateway, phase: Phase) -> Request:
+        client = stack.enter_context(Client(daemon.port, receive_buffer=phase.receive_buffer))
+        id = client.send_chat(phase.fault, phase.stream, behind=phase.behind)
         return cls(client, Answer(id, time.monotonic()))
 
     def wait(self, sim: FaultBackend, phase: Phase) -> Record:
-        """Until the phase is reached; return the backend's record."""
+        """Wait until the phase is reached; return the backend's record."""
         while phase.reached is committed and len(self.answer.arrivals) < 2:
             self.client.more(self.answer)
         wait_for(lambda: sim.records_for(self.answer.id), 5, f"{phase.name} at the backend")
@@ -147,14 +140,10 @@ class Caller:
         wait_for(lambda: phase.reached(record, self.answer), 5, phase.name)
         return record
 
-    def leave(self, how: str) -> float:
-        left = time.monotonic()
+    def disconnect(self, how: str) -> float:
+        disconnected = time.monotonic()
         self.client.finish() if how == "fin" else self.client.reset()
-        return left
-
-
-def left_at(record: Record) -> float | None:
-    return record.peer_left
+        return disconnected
 
 
 def closed_at(connection: ConnectionRecord) -> float | None:
@@ -163,27 +152,27 @@ def closed_at(connection: ConnectionRecord) -> float | None:
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.name)
-def test_the_backend_is_left_at_once(
-    gateway: Daemon, sim: FaultBackend, summary: Summary, phase: Phase, how: str
+def test_the_backend_request_is_cancelled_at_once(
+    gateway: FastGateway, sim: FaultBackend, summary: Summary, phase: Phase, how: str
 ) -> None:
     with ExitStack() as stack:
         times = TIMES // 4 if phase.receive_buffer else TIMES
-        callers = [Caller.asking(stack, gateway, phase) for _ in range(times)]
-        records = [caller.wait(sim, phase) for caller in callers]
+        requests = [Request.sent(stack, gateway, phase) for _ in range(times)]
+        records = [request.wait(sim, phase) for request in requests]
         latencies = summary[f"{phase.name} {how}"] = []
-        for caller, record in zip(callers, records, strict=True):
+        for request, record in zip(requests, records, strict=True):
             sent = record.sent
-            left = caller.leave(how)
-            seen = wait_for(partial(left_at, record), 5, f"{phase.name}: a cancel")
-            latencies.append(seen - left)
+            disconnected = request.disconnect(how)
+            seen = wait_for(partial(cancelled_at, record), 5, f"{phase.name}: a cancel")
+            latencies.append(seen - disconnected)
             assert record.sent - sent < 3
             assert record.violations == []
     assert max(latencies) < AT_ONCE
     begun = phase.reached is committed or phase.receive_buffer
-    for caller in callers:
-        line = gateway.line(caller.answer.id)
+    for request in requests:
+        line = gateway.line(request.answer.id)
         assert (line["end"], line["status"]) == ("client_gone", 200 if begun else 499)
-    gateway.is_well()
+    gateway.check_health()
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
@@ -192,23 +181,23 @@ def test_leaving_while_connecting_abandons_the_connect(
 ) -> None:
     with blackhole() as port:
         url = f"http://127.0.0.1:{port}"
-        with watched(Daemon(tmp_path, url, timeouts_connect="20")) as daemon:
+        with watched(FastGateway(tmp_path, url, timeouts_connect="20")) as daemon:
             latencies = summary[f"connecting {how}"] = []
             for stream in (False, True) * 5:
                 with Client(daemon.port) as client:
-                    id = client.ask("", stream)
+                    id = client.send_chat("", stream)
                     wait_for(lambda: syn_sent(port, daemon.pid) == 1, 5, "a connect")
-                    left = time.monotonic()
+                    disconnected = time.monotonic()
                     client.finish() if how == "fin" else client.reset()
                     line = daemon.line(id)
                     assert (line["end"], line["status"]) == ("client_gone", 499)
                     wait_for(lambda: syn_sent(port, daemon.pid) == 0, 5, "no connect")
-                    latencies.append(time.monotonic() - left)
+                    latencies.append(time.monotonic() - disconnected)
             assert max(latencies) < AT_ONCE
 
 
 def syn_sent(port: int, pid: int) -> int:
-    """How many sockets of a process are connecting to this port."""
+    """The number of sockets of a process that are connecting to this port."""
     sockets = {path.readlink().name for path in links(pid)}
     connecting = 0
     for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
@@ -226,42 +215,42 @@ def links(pid: int) -> Iterator[Path]:
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 def test_the_backend_is_left_over_tls(tmp_path: Path, summary: Summary, how: str) -> None:
-    """The backend's side never answers a close_notify."""
+    """The backend never answers a close_notify."""
     pair = certificate(tmp_path, "sim")
     with (
         FaultBackend(tls=pair, answer_close_notify=False, so_sndbuf=65536) as sim,
-        watched(Daemon(tmp_path, sim.url, tls_ca=pair[0], **LONG), sim) as daemon,
+        watched(FastGateway(tmp_path, sim.url, tls_ca=pair[0], **LONG), sim) as daemon,
     ):
         for phase in PHASES:
             if phase.behind or phase.receive_buffer:
                 continue
             with ExitStack() as stack:
-                callers = [Caller.asking(stack, daemon, phase) for _ in range(5)]
-                records = [caller.wait(sim, phase) for caller in callers]
+                requests = [Request.sent(stack, daemon, phase) for _ in range(5)]
+                records = [request.wait(sim, phase) for request in requests]
                 latencies = summary[f"{phase.name} {how}, TLS"] = []
-                for caller, record in zip(callers, records, strict=True):
-                    left = caller.leave(how)
+                for request, record in zip(requests, records, strict=True):
+                    disconnected = request.disconnect(how)
                     (connection,) = [c for c in sim.connections if c.number == record.connection]
                     closed = wait_for(partial(closed_at, connection), 5, f"{phase.name}, TLS")
-                    latencies.append(closed - left)
+                    latencies.append(closed - disconnected)
             assert max(latencies) < AT_ONCE
-        daemon.is_well()
+        daemon.check_health()
 
 
 def test_three_hundred_streams_at_once(
-    gateway: Daemon, sim: FaultBackend, summary: Summary
+    gateway: FastGateway, sim: FaultBackend, summary: Summary
 ) -> None:
     idle = gateway.descriptors() - sim.connections_open
     resident = gateway.memory()
     phase = Phase("300 streams", "tokens:1000:0.5", True, committed)
     with ExitStack() as stack:
-        callers = [Caller.asking(stack, gateway, phase) for _ in range(300)]
-        records = [caller.wait(sim, phase) for caller in callers]
-        left = time.monotonic()
-        for caller in callers:
-            caller.client.reset()
+        requests = [Request.sent(stack, gateway, phase) for _ in range(300)]
+        records = [request.wait(sim, phase) for request in requests]
+        disconnected = time.monotonic()
+        for request in requests:
+            request.client.reset()
     wait_for(lambda: all(record.peer_left for record in records), 5, "300 cancels")
-    latencies = [record.peer_left - left for record in records if record.peer_left]
+    latencies = [record.peer_left - disconnected for record in records if record.peer_left]
     summary["300 streams at once"] = latencies
     assert max(latencies) < 1.0
     wait_for(lambda: gateway.descriptors() - sim.connections_open <= idle, 2, "descriptors back")
@@ -269,6 +258,6 @@ def test_three_hundred_streams_at_once(
     with ThreadPoolExecutor(20) as pool:
         for case in pool.map(lambda _: play(gateway, sim, "", True), range(50)):
             Whole().check(case)
-    for caller in callers:
-        assert gateway.line(caller.answer.id)["end"] == "client_gone"
-    gateway.is_well()
+    for request in requests:
+        assert gateway.line(request.answer.id)["end"] == "client_gone"
+    gateway.check_health()

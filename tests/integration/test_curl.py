@@ -1,4 +1,4 @@
-"""gatewayd as a person meets it: with curl, and with ``examples/try.sh``."""
+"""gatewayd by hand: with curl, and with ``examples/try.sh``."""
 
 import json
 import re
@@ -21,25 +21,25 @@ JSON = ("-H", "Content-Type: application/json")
 
 @attrs.frozen
 class Answer:
-    """What came back: the status, the headers (names in lower case), the body."""
+    """The status, the headers (names in lower case) and the body of an answer."""
 
     status: int
     headers: list[tuple[str, str]]
     body: str
 
     def json(self) -> Any:
-        """The body, which must say that it is JSON."""
+        """The body; its Content-Type must be JSON."""
         assert self.header("content-type").startswith("application/json")
         return json.loads(self.body)
 
     def header(self, name: str) -> str:
-        """The value of the one header of this name."""
+        """The value of the only header with this name."""
         (value,) = [value for key, value in self.headers if key == name]
         return value
 
 
 def curl(url: str, *arguments: str) -> Answer:
-    """Call curl; its own failures (no connection, a broken reply) fail the test."""
+    """Run curl. The test fails if curl does (no connection, a broken reply)."""
     result = run("curl", "-sS", "-i", "-N", "--noproxy", "*", "--max-time", "30", *arguments, url)
     assert result.returncode == 0, result.stderr
     head, _, body = result.stdout.decode().partition("\r\n\r\n")
@@ -49,7 +49,7 @@ def curl(url: str, *arguments: str) -> Answer:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a command to its end."""
+    """Run a command and wait for its end."""
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
-"""The daemon as its operator meets it: start, stop, reload, logs, metrics, certificates, systemd.
+"""The daemon from the view of its operator: start, stop, reload, logs, metrics, TLS, systemd.
 
-What was measured is printed at the end (``pytest -s``).
+Measured times are printed at the end (``pytest -s``).
 """
 
 from __future__ import annotations
@@ -28,39 +28,31 @@ import pytest
 
 from tests.certificates import certificate
 from tests.faultbackend import FaultBackend
-from tests.integration.faults import Answer, check_error, wait_for
-from tests.integration.neighbour import kept_waiting
-from tests.integration.operating import (
-    ACTIVATE,
+from tests.integration.client import Answer, Client, ask, crowd, get
+from tests.integration.expectations import cancelled_at, check_error, is_whole, reached
+from tests.integration.gateways import in_front_of, ini
+from tests.integration.healthprobe import stolen_seconds
+from tests.integration.processes import (
     AT_ONCE,
-    Caller,
-    activated,
-    chat,
-    crowd,
-    ends,
-    get,
-    in_front_of,
-    ini,
-    is_whole,
-    left_at,
-    log_lines,
-    logged,
-    metric,
-    notices,
-    reached,
+    BIN,
+    Gateway,
+    clean_environment,
+    free_port,
     refuses,
+    wait_for,
 )
-from tests.integration.processes import BIN, Gateway, clean_environment, free_port
+from tests.integration.reports import ends, log_lines, logged, metric
+from tests.integration.systemd import ACTIVATE, activated, notices
 
 TOKEN = {"sha256": sha256(b"good").hexdigest()}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def figures() -> Iterator[dict[str, str]]:
-    """What is printed at the end."""
-    said: dict[str, str] = {}
-    yield said
-    for name, value in said.items():
+    """Measured figures by name, printed at the end."""
+    printed: dict[str, str] = {}
+    yield printed
+    for name, value in printed.items():
         print(f"\n{name}: {value}", end="")
 
 
@@ -70,37 +62,37 @@ def figures() -> Iterator[dict[str, str]]:
 def test_an_idle_daemon_goes_at_once_and_closes_idle_connections(
     tmp_path: Path, figures: dict[str, str]
 ) -> None:
-    """A pid file beside it names a process that lives."""
+    """A pid file next to it names a running process."""
     (tmp_path / "twistd.pid").write_text(str(os.getpid()))
     began = time.monotonic()
     with Gateway(folder=tmp_path) as gateway:
         figures["start until the first answer"] = f"{time.monotonic() - began:.2f} s"
         status = Path(f"/proc/{gateway.pid}/status").read_text()
         figures["idle"] = "RSS " + status.partition("VmRSS:")[2].split("\n")[0].strip()
-        with Caller(gateway) as used, Caller(gateway) as unused:
+        with Client(gateway.port) as used, Client(gateway.port) as unused:
             assert used.get("/healthz").status == 200
-            told = time.monotonic()
+            signalled = time.monotonic()
             gateway.send(signal.SIGTERM)
             assert used.sock.recv(1) == unused.sock.recv(1) == b""
             assert gateway.wait() == 0
-        figures["idle stop"] = f"{time.monotonic() - told:.3f} s"
-        assert time.monotonic() - told < AT_ONCE
+        figures["idle stop"] = f"{time.monotonic() - signalled:.3f} s"
+        assert time.monotonic() - signalled < AT_ONCE
     assert (tmp_path / "twistd.pid").read_text() == str(os.getpid())
 
 
 def test_a_drain_loses_nothing(tmp_path: Path, sim: FaultBackend, figures: dict[str, str]) -> None:
-    """Reloads that come meanwhile are too late."""
+    """Reloads during a stop have no effect."""
     log = tmp_path / "access.log"
     with (
         Gateway(folder=tmp_path, config=in_front_of(sim, log)) as gateway,
         crowd(gateway) as clients,
-        Caller(gateway) as idle,
+        Client(gateway.port) as idle,
     ):
         assert idle.get("/readyz").status == 200
         clients.begin(20, "drain-json", "slow-first-byte:1", False)
         clients.begin(20, "drain-sse", "tokens:60:0.05", True)
         sim.wait_for(lambda: reached(sim, clients.ids))
-        told = time.monotonic()
+        signalled = time.monotonic()
         gateway.send(signal.SIGTERM)
         assert idle.sock.recv(1) == b""
         gateway.ini.write_text("[gateway]\ndrain = 0\n")
@@ -111,7 +103,7 @@ def test_a_drain_loses_nothing(tmp_path: Path, sim: FaultBackend, figures: dict[
         assert gateway.wait() == 0
         assert time.monotonic() - ended < AT_ONCE
     lost = [answer for answer in answers if not is_whole(answer, sim)]
-    figures["drain"] = f"{len(lost)} of 40 lost, {time.monotonic() - told:.1f} s"
+    figures["drain"] = f"{len(lost)} of 40 lost, {time.monotonic() - signalled:.1f} s"
     assert lost == []
     for answer in answers:
         if not answer.arrivals:  # of those whose head was still to come
@@ -132,11 +124,11 @@ def test_what_outlives_the_drain_gets_an_error_and_its_backend_is_left(
         clients.begin(3, "cut-sse", "tokens:1000:0.05", True)
         clients.begin(3, "cut-json", "hang", False)
         sim.wait_for(lambda: reached(sim, clients.ids))
-        told = time.monotonic()
+        signalled = time.monotonic()
         gateway.send(signal.SIGTERM)
         streams, others = clients.answers()[:3], clients.answers()[3:]
         assert gateway.wait() == 0
-        assert 1 < time.monotonic() - told < 1 + AT_ONCE
+        assert 1 < time.monotonic() - signalled < 1 + AT_ONCE
     for answer in streams:
         assert (answer.status, answer.whole, answer.ended) == (200, False, "closed")
         *events, error = answer.payloads()
@@ -151,7 +143,7 @@ def test_what_outlives_the_drain_gets_an_error_and_its_backend_is_left(
         assert answer.header("connection") == ["close"]
     for id in clients.ids:
         (record,) = sim.records_for(id)
-        assert wait_for(partial(left_at, record), 1, "a cancel") - told < 1 + AT_ONCE
+        assert wait_for(partial(cancelled_at, record), 1, "a cancel") - signalled < 1 + AT_ONCE
     assert ends(clients.ids, log) == ["drained"] * 6
 
 
@@ -165,10 +157,10 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, sim: FaultBackend) -> None
         sim.wait_for(lambda: reached(sim, clients.ids))
         gateway.send(signal.SIGTERM)
         wait_for(lambda: "gatewayd stops" in gateway.output, 2, "the stop")
-        told = time.monotonic()
+        signalled = time.monotonic()
         gateway.send(signal.SIGTERM)
         assert gateway.wait() == 0
-        assert time.monotonic() - told < AT_ONCE
+        assert time.monotonic() - signalled < AT_ONCE
         assert not any(answer.whole for answer in clients.answers())
     assert ends(clients.ids, log) == ["drained"] * 3
 
@@ -179,11 +171,11 @@ def test_killed_under_load_it_serves_again_on_the_same_port(
     port, over = free_port(), threading.Event()
 
     def insist(number: int) -> int:
-        """About 12 requests a second, each tried until it is answered; says how many were."""
+        """Send about 12 requests per second, each until it is answered; return their number."""
         for n in itertools.count():
             while True:
                 try:
-                    answer = chat(first, id=f"killed-{number}-{n}")
+                    answer = ask(first, id=f"killed-{number}-{n}")
                 except OSError:
                     time.sleep(0.01)
                     continue
@@ -226,7 +218,7 @@ def other() -> Iterator[FaultBackend]:
 
 @pytest.fixture(scope="module")
 def base(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The settings that :func:`gateway` has before each test."""
+    """The settings of :func:`gateway` at the start of each test."""
     log = tmp_path_factory.mktemp("log") / "access.log"
     return ini(log={"access": log}, backend__b={"url": sim.url, "models": "m"})
 
@@ -265,11 +257,11 @@ def test_running_streams_keep_their_settings_and_new_requests_get_the_new_ones(
             )
         )
         assert time.monotonic() - began < AT_ONCE
-        assert chat(gateway, id="reload-no-token").status == 401
-        assert chat(gateway, id="reload-token", token="good").status == 200
+        assert ask(gateway, id="reload-no-token").status == 401
+        assert ask(gateway, id="reload-token", token="good").status == 200
         assert [len(s.records_for("reload-token")) for s in (sim, other)] == [0, 1]
-        assert chat(gateway, id="reload-big", token="good", user="x" * 2000).status == 413
-        late = chat(gateway, "hang", id="reload-late", token="good")
+        assert ask(gateway, id="reload-big", token="good", user="x" * 2000).status == 413
+        late = ask(gateway, "hang", id="reload-late", token="good")
         assert (late.status, late.seconds < AT_ONCE) == (504, True)
         assert all(is_whole(answer, sim) for answer in clients.answers())
 
@@ -279,32 +271,32 @@ def test_unchanged_backends_keep_their_connections(
 ) -> None:
     more = base + ini(backend__c={"url": other.url, "models": "c"})
     gateway.reload(more)
-    assert chat(gateway, id="kept-1").status == chat(gateway, id="kept-2", model="c").status == 200
+    assert ask(gateway, id="kept-1").status == ask(gateway, id="kept-2", model="c").status == 200
     before = [len(sim.connections), len(other.connections)]
     gateway.reload(more + ini(token__alice=TOKEN, gateway={"drain": 7}, timeouts={"ping": 3}))
     for id in ("kept-3", "kept-4"):
-        assert chat(gateway, id=id, token="good").status == 200
-    assert chat(gateway, id="kept-5", token="good", model="c").status == 200
+        assert ask(gateway, id=id, token="good").status == 200
+    assert ask(gateway, id="kept-5", token="good", model="c").status == 200
     assert [len(sim.connections), len(other.connections)] == before
 
 
 def test_a_reload_storm_loses_nothing(
     gateway: Gateway, base: str, sim: FaultBackend, figures: dict[str, str]
 ) -> None:
-    """A hundred in a second, with other settings each time, under load."""
+    """A hundred reloads in a second, each with other settings, under load."""
     over = threading.Event()
 
-    def ask(number: int) -> list[Answer]:
+    def run_client(number: int) -> list[Answer]:
         answers: list[Answer] = []
-        with Caller(gateway) as caller:
+        with Client(gateway.port) as client:
             while not over.is_set():
-                answers.append(caller.chat("", number % 2 > 0, id=f"storm-{number}-{len(answers)}"))
+                answers.append(client.chat("", number % 2 > 0, id=f"storm-{number}-{len(answers)}"))
         return answers
 
     with crowd(gateway) as clients, ThreadPoolExecutor(4) as pool:
         clients.begin(20, "storm", "tokens:40:0.05", True)
         sim.wait_for(lambda: reached(sim, clients.ids))
-        asking = [pool.submit(ask, number) for number in range(4)]
+        asking = [pool.submit(run_client, number) for number in range(4)]
         before, began = gateway.output.count("reloaded:"), time.monotonic()
         for n in range(100):
             drain, kept = {"drain": n + 1}, n % 3 > 0
@@ -353,10 +345,10 @@ def test_broken_settings_change_nothing_and_are_named(
 ) -> None:
     gateway.reload(base + ini(token__alice=TOKEN))
     for name, (text, expected) in BROKEN.items():
-        said = gateway.reload(text)
-        assert re.search(rf"error\] reload: \S*{expected}", said), (name, said)
-        assert chat(gateway, id=f"broken-{name.replace(' ', '-')}", token="good").status == 200
-        assert chat(gateway).status == 401
+        printed = gateway.reload(text)
+        assert re.search(rf"error\] reload: \S*{expected}", printed), (name, printed)
+        assert ask(gateway, id=f"broken-{name.replace(' ', '-')}", token="good").status == 200
+        assert ask(gateway).status == 401
     gateway.ini.write_bytes(b"[gateway]\napi_title = \xff\xfe\n")
     assert "gatewayd.ini" in gateway.reload()
     gateway.ini.unlink()
@@ -364,17 +356,17 @@ def test_broken_settings_change_nothing_and_are_named(
     gateway.ini.mkdir()
     assert "gatewayd.ini" in gateway.reload()
     assert get(gateway, "/healthz").status == 200
-    assert chat(gateway, token="good").status == 200
+    assert ask(gateway, token="good").status == 200
 
 
 def test_what_is_bound_stays_and_that_is_said(gateway: Gateway, base: str) -> None:
-    """A reload that would have to bind something says so, and opens nothing to anyone."""
+    """A reload that changes a listening address logs this, and opens nothing."""
     bound = {"listen": "0.0.0.0", "workers": 3}
-    said = gateway.reload(base + ini(gateway=bound, metrics={"listen": "127.0.0.1:1"}))
+    printed = gateway.reload(base + ini(gateway=bound, metrics={"listen": "127.0.0.1:1"}))
     for name in ("[gateway] listen", "[gateway] workers", "[metrics] listen"):
-        assert f"reload: {name} stays" in said
+        assert f"reload: {name} stays" in printed
     assert get(gateway, "/metrics").status == 200
-    assert chat(gateway).status == 200
+    assert ask(gateway).status == 200
 
 
 def test_the_level_of_the_error_log_follows_a_reload(gateway: Gateway, base: str) -> None:
@@ -396,16 +388,16 @@ def test_the_level_of_the_error_log_follows_a_reload(gateway: Gateway, base: str
 def test_rotation_loses_and_doubles_no_line(gateway: Gateway, base: str) -> None:
     over, log = threading.Event(), log_of(base)
 
-    def ask(number: int) -> list[str]:
+    def run_client(number: int) -> list[str]:
         ids: list[str] = []
-        with Caller(gateway) as caller:
+        with Client(gateway.port) as client:
             while not over.is_set():
                 ids.append(f"rotated-{number}-{len(ids)}")
-                assert caller.chat(id=ids[-1]).status == 200
+                assert client.chat(id=ids[-1]).status == 200
         return ids
 
     with ThreadPoolExecutor(3) as pool:
-        asking = [pool.submit(ask, number) for number in range(3)]
+        asking = [pool.submit(run_client, number) for number in range(3)]
         for n in range(5):
             log.rename(log.with_suffix(f".{n}"))
             gateway.reload()
@@ -429,17 +421,17 @@ def test_each_request_has_one_line_however_it_ends(
             "error": ("status:500", False, "backend_error"),
         }.items():
             id = f"line-{name}-{n}"
-            chat(gateway, fault, stream, id=id)
+            ask(gateway, fault, stream, id=id)
             expected[id] = end
-        with Caller(gateway) as caller:
-            caller.begin_chat("hang", n % 2 > 0, id=f"line-left-{n}")
+        with Client(gateway.port) as client:
+            client.send_chat("hang", n % 2 > 0, id=f"line-left-{n}")
             sim.wait_for(partial(sim.records_for, f"line-left-{n}"))
         expected[f"line-left-{n}"] = "client_gone"
-        assert chat(gateway, id=f"line-refused-{n}", model="unknown").status == 404
+        assert ask(gateway, id=f"line-refused-{n}", model="unknown").status == 404
         expected[f"line-refused-{n}"] = "refused"
-        with Caller(gateway) as caller:
-            caller.send("GET", "/nowhere", X_Request_ID=f"line-nowhere-{n}")
-            assert caller.answer("").status == 404
+        with Client(gateway.port) as client:
+            client.send("GET", "/nowhere", X_Request_ID=f"line-nowhere-{n}")
+            assert client.answer("").status == 404
         expected[f"line-nowhere-{n}"] = "refused"
     lines = logged(expected, log_of(base))
     assert len(lines) == len(expected)
@@ -453,13 +445,13 @@ def test_a_full_disk_or_a_missing_folder_is_said_once_and_disturbs_nobody(
     for path in ("/dev/full", tmp_path / "later" / "access.log"):
         before = len(gateway.output)
         gateway.reload(base.replace(str(log), str(path)))
-        with Caller(gateway) as caller:
+        with Client(gateway.port) as client:
             for n in range(20):
-                answer = caller.chat("", n % 2 > 0, id=f"full-{n}")
+                answer = client.chat("", n % 2 > 0, id=f"full-{n}")
                 assert (answer.status, answer.whole) == (200, True)
         assert gateway.output[before:].count(f"access log {path}: ") == 1
     (tmp_path / "later").mkdir()
-    assert chat(gateway, id="there-again").status == 200
+    assert ask(gateway, id="there-again").status == 200
     wait_for((tmp_path / "later" / "access.log").exists, 2, "the log")
     there = wait_for(lambda: re.search(r"written again; (\d+) lines", gateway.output), 2, "that")
     logged(["there-again"], tmp_path / "later" / "access.log")
@@ -470,8 +462,8 @@ def test_lines_may_be_text(gateway: Gateway, base: str, tmp_path: Path) -> None:
     log = tmp_path / "access.txt"
     text = base.replace(str(log_of(base)), str(log)).replace("[log]", "[log]\nformat = text")
     gateway.reload(text)
-    chat(gateway, id="as-text", model="m")
-    chat(gateway, id="as-text-2", model='a "b"')
+    ask(gateway, id="as-text", model="m")
+    ask(gateway, id="as-text-2", model='a "b"')
     wait_for(lambda: log.read_text().count("\n") == 2, 2, "two lines")
     first, second = log.read_text().splitlines()
     assert re.match(r"time=\S+ id=as-text client=127\.0\.0\.1 .*status=200 end=complete", first)
@@ -482,14 +474,14 @@ def test_in_the_foreground_lines_go_to_standard_output(tmp_path: Path) -> None:
     with Gateway(folder=tmp_path) as gateway:
         ids = [f"said-{n}" for n in range(20)]
         for id in ids:
-            assert chat(gateway, id=id).status == 200
+            assert ask(gateway, id=id).status == 200
     lines = [line for line in gateway.output.splitlines() if line.startswith("{")]
     (tmp_path / "lines").write_text("\n".join([*lines, ""]))
     assert [line["id"] for line in log_lines(tmp_path / "lines")][-20:] == ids
 
 
 def test_a_standard_output_that_is_full_disturbs_nobody(tmp_path: Path) -> None:
-    """Access log and error log."""
+    """The access log and the error log."""
     port = free_port()
     command = [str(BIN / "twistd"), "--nodaemon", "--pidfile=", "gatewayd", "--port", str(port)]
     with Path("/dev/full").open("wb") as full:
@@ -524,7 +516,7 @@ START_ERRORS = {
 
 
 def start(*arguments: str, before: tuple[str, ...] = ()) -> tuple[int, str, str]:
-    """Start a daemon that is not expected to run; its status and what it said, apart."""
+    """Start a daemon that must fail; return its status, standard output and standard error."""
     command = [*before, str(BIN / "twistd"), "--nodaemon", "--pidfile=", "gatewayd", *arguments]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
@@ -552,8 +544,8 @@ def test_mistakes_end_the_start_with_one_line_each(tmp_path: Path) -> None:
     assert refuses(int(port))
 
 
-#: Runs a command without the right to bind the lower ports, whoever runs it: root gets it back from
-#: the bounding set, and in some containers from the inheritable set.
+#: Runs a command without the right to bind low ports, even as root. Root would regain the right
+#: from the bounding set, and in some containers from the inheritable set.
 UNPRIVILEGED = (
     sys.executable,
     "-c",
@@ -578,8 +570,8 @@ def test_an_address_that_cannot_be_bound_ends_the_start_with_a_sentence(tmp_path
             ),
         ]
         if reserved > 0:  # else everybody may
-            said = f"127.0.0.1 port {reserved}: Permission denied"
-            tries.append((("--port", str(reserved)), UNPRIVILEGED, said))
+            printed = f"127.0.0.1 port {reserved}: Permission denied"
+            tries.append((("--port", str(reserved)), UNPRIVILEGED, printed))
         with ThreadPoolExecutor(2) as pool:
             done = list(pool.map(lambda a: start(*a[0], before=a[1]), tries))
         for (_, _, expected), (status, out, err) in zip(tries, done, strict=True):
@@ -634,10 +626,10 @@ def test_the_metrics_count_what_happens(gateway: Gateway, sim: FaultBackend) -> 
         return bytes(answer.body)
 
     before = page()
-    chat(gateway, "usage:always", True, id="metrics-stream")
-    chat(gateway, "status:500", id="metrics-500")
-    with Caller(gateway) as caller:
-        caller.begin_chat("hang", id="metrics-hang")
+    ask(gateway, "usage:always", True, id="metrics-stream")
+    ask(gateway, "status:500", id="metrics-500")
+    with Client(gateway.port) as client:
+        client.send_chat("hang", id="metrics-hang")
         sim.wait_for(lambda: sim.records_for("metrics-hang"))
         during = page()
     wait_for(lambda: metric(page(), "gatewayd_requests_in_flight") == 1, 2, "the client gone")
@@ -663,19 +655,19 @@ def test_the_metrics_count_what_happens(gateway: Gateway, sim: FaultBackend) -> 
 
 
 def test_clients_cannot_make_series(gateway: Gateway) -> None:
-    def ask(n: int) -> None:
-        with Caller(gateway) as caller:
-            caller.chat(id=f"series-{n}", model=f"model-{n}")
-            caller.get(f"/nowhere/{n}")
-            caller.get(f"/v1/models/model-{n}")
-            caller.send(f"M{n}" if n % 2 else "PUT", f"/v1/{n}")
-            caller.answer("")
+    def run_client(n: int) -> None:
+        with Client(gateway.port) as client:
+            client.chat(id=f"series-{n}", model=f"model-{n}")
+            client.get(f"/nowhere/{n}")
+            client.get(f"/v1/models/model-{n}")
+            client.send(f"M{n}" if n % 2 else "PUT", f"/v1/{n}")
+            client.answer("")
 
-    ask(0)
-    ask(1)
+    run_client(0)
+    run_client(1)
     before = series(bytes(get(gateway, "/metrics").body))
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, range(2, 100)))
+        list(pool.map(run_client, range(2, 100)))
     after = bytes(get(gateway, "/metrics").body)
     assert series(after) == before
     assert b"model-" not in after and b"nowhere" not in after
@@ -705,7 +697,7 @@ def test_beyond_loopback_the_metrics_need_a_token_unless_they_have_their_own_por
         assert get(gateway, "/healthz").status == 200
         assert get(gateway, "/metrics").status == get(gateway, "/metrics", "bad").status == 401
         assert get(gateway, "/metrics", "good").status == 200
-        assert chat(with_own, id="own", token="good").status == 200
+        assert ask(with_own, id="own", token="good").status == 200
         assert get(with_own, "/metrics", "good").status == 404
         with_own.port = open_port
         page = get(with_own, "/metrics")
@@ -736,32 +728,32 @@ def test_a_certificate_is_renewed_under_running_streams(tmp_path: Path, sim: Fau
         crowd(gateway) as clients,
     ):
         with pytest.raises(ssl.SSLCertVerificationError):
-            Caller(gateway, tls=trust_new)
+            Client(gateway.port, tls=trust_new)
         weak = trust_in(old[0])
         with pytest.warns(DeprecationWarning):
             weak.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises((ssl.SSLError, ConnectionError)):
-            Caller(gateway, tls=weak)
+            Client(gateway.port, tls=weak)
         clients.begin(10, "tls", "tokens:20:0.05", True, tls=trust_old)
         sim.wait_for(lambda: reached(sim, clients.ids))
         use(new)
         gateway.reload()
-        assert is_whole(chat(gateway, id="tls-new", tls=trust_new), sim)
+        assert is_whole(ask(gateway, id="tls-new", tls=trust_new), sim)
         with pytest.raises(ssl.SSLCertVerificationError):
-            Caller(gateway, tls=trust_old)
+            Client(gateway.port, tls=trust_old)
         (tmp_path / "now.key").write_text("broken")
         assert "[gateway] tls_key: " in gateway.reload()
         assert "TLS cannot be switched" in gateway.reload(ini(backend__b={"url": sim.url}))
-        assert is_whole(chat(gateway, id="tls-still", tls=trust_new), sim)
+        assert is_whole(ask(gateway, id="tls-still", tls=trust_new), sim)
         assert all(is_whole(answer, sim) for answer in clients.answers())
-        # A client that goes without a word of TLS has gone.
-        caller = Caller(gateway, tls=trust_new)
-        caller.begin_chat("tokens:1000:0.05", True, id="tls-left")
+        # A client may close its connection without a TLS close_notify.
+        client = Client(gateway.port, tls=trust_new)
+        client.send_chat("tokens:1000:0.05", True, id="tls-left")
         sim.wait_for(lambda: reached(sim, ["tls-left"]))
-        caller.sock.shutdown(socket.SHUT_RDWR)
-        caller.sock.close()
+        client.sock.shutdown(socket.SHUT_RDWR)
+        client.sock.close()
         (record,) = sim.records_for("tls-left")
-        wait_for(partial(left_at, record), 2, "a cancel")
+        wait_for(partial(cancelled_at, record), 2, "a cancel")
         with socket.create_connection(("127.0.0.1", gateway.port)) as plain:
             plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
             assert not plain.recv(4096).startswith(b"HTTP/")
@@ -774,22 +766,22 @@ def test_another_tls_ca_under_its_old_name_is_trusted_after_a_reload(tmp_path: P
     with FaultBackend(tls=new) as backend:
         config = ini(backend__b={"url": backend.url, "tls_ca": "ca.pem"})
         with Gateway(folder=tmp_path, config=config) as gateway:
-            refused = chat(gateway, id="ca-old")
+            refused = ask(gateway, id="ca-old")
             assert refused.status == 502
             check_error(bytes(refused.body), "upstream_tls", "upstream_error")
             trusted.write_bytes(Path(new[0]).read_bytes())
             gateway.reload()
-            assert is_whole(chat(gateway, id="ca-new"), backend)
+            assert is_whole(ask(gateway, id="ca-new"), backend)
 
 
 def test_a_backend_that_is_the_same_server_keeps_its_connection_whatever_else_changes(
     gateway: Gateway, base: str, sim: FaultBackend
 ) -> None:
-    assert chat(gateway, id="left-1").status == 200
+    assert ask(gateway, id="left-1").status == 200
     before = len(sim.connections)
     changed = base.replace("models = m", "models = m, n = m\nin_flight = 5\nfirst_byte = 9")
     gateway.reload(changed + ini(limits={"reply": "1 MiB", "request_head": "8 KiB"}))
-    assert chat(gateway, id="left-2", model="n").status == 200
+    assert ask(gateway, id="left-2", model="n").status == 200
     assert len(sim.connections) == before
 
 
@@ -797,28 +789,28 @@ def test_a_backend_that_is_the_same_server_keeps_its_connection_whatever_else_ch
 
 
 def test_systemd_is_told_what_happens_and_that_the_loop_turns(tmp_path: Path, base: str) -> None:
-    with notices() as heard:
-        environment = {"NOTIFY_SOCKET": heard.path, "WATCHDOG_USEC": "200000"}
+    with notices() as received:
+        environment = {"NOTIFY_SOCKET": received.path, "WATCHDOG_USEC": "200000"}
         gateway = Gateway(folder=tmp_path, config=base, environment=environment)
-        ready = heard.next()
+        ready = received.next()
         assert not refuses(gateway.port)  # it listens by then
         assert ready["READY"] == "1" and f"port {gateway.port}" in ready["STATUS"]
         with gateway:
-            heard.next(ignored="READY")
-            began, waited = time.monotonic(), kept_waiting(gateway.pid)
+            received.next(ignored="READY")
+            began, waited = time.monotonic(), stolen_seconds(gateway.pid)
             for _ in range(3):
-                assert heard.next(ignored="READY") == {"WATCHDOG": "1"}
+                assert received.next(ignored="READY") == {"WATCHDOG": "1"}
             seconds = time.monotonic() - began
-            assert seconds < 0.6 + kept_waiting(gateway.pid) - waited
+            assert seconds < 0.6 + stolen_seconds(gateway.pid) - waited
             before = time.monotonic_ns() // 1000
             for text in (base, "[broken"):
                 gateway.reload(text)
-                reloading = heard.next()
+                reloading = received.next()
                 assert reloading["RELOADING"] == "1"
                 assert before <= int(reloading["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
-                assert heard.next()["READY"] == "1"
+                assert received.next()["READY"] == "1"
             gateway.send(signal.SIGTERM)
-            assert heard.next()["STOPPING"] == "1"
+            assert received.next()["STOPPING"] == "1"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -846,17 +838,17 @@ def test_with_a_socket_of_systemds_a_restart_refuses_no_connection(
 ) -> None:
     over = threading.Event()
 
-    def ask(number: int) -> list[Answer]:
+    def run_client(number: int) -> list[Answer]:
         answers: list[Answer] = []
         while not over.is_set():
-            answers.append(chat(first, "", number % 2 > 0, id=f"restart-{number}-{len(answers)}"))
+            answers.append(ask(first, "", number % 2 > 0, id=f"restart-{number}-{len(answers)}"))
         return answers
 
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         options = ("--backend-url", sim.url)
         first = activated(listening, tmp_path / "first", *options).__enter__()
         with ThreadPoolExecutor(3) as pool:
-            asking = [pool.submit(ask, number) for number in range(3)]
+            asking = [pool.submit(run_client, number) for number in range(3)]
             try:
                 sim.wait_for(lambda: reached(sim, ["restart-0-5"]))
                 first.stop()
@@ -875,13 +867,13 @@ def test_with_a_socket_of_systemds_a_restart_refuses_no_connection(
 
 
 def test_systemd_socket_activate_starts_it_with_a_socket_that_has_no_name(tmp_path: Path) -> None:
-    """What that tool does where there is none: the same environment by hand."""
+    """The environment that ``systemd-socket-activate`` makes, without that tool."""
     tool, port = shutil.which("systemd-socket-activate"), free_port()
     if tool:
         before = [tool, "-l", f"127.0.0.1:{port}"]
         gateway = Gateway(folder=tmp_path, port=port, before=before)
         with gateway:
-            assert chat(gateway).status == 200
+            assert ask(gateway).status == 200
         return
     with socket.create_server(("127.0.0.1", port)) as listening:
         nameless = ACTIVATE.replace(", LISTEN_FDNAMES=names", "")
@@ -889,11 +881,11 @@ def test_systemd_socket_activate_starts_it_with_a_socket_that_has_no_name(tmp_pa
         with Gateway(
             folder=tmp_path, port=port, before=before, descriptors=[listening.fileno()]
         ) as gateway:
-            assert chat(gateway).status == 200
+            assert ask(gateway).status == 200
 
 
 def test_the_metrics_are_closed_on_a_socket_of_systemds_that_is_open_to_all(tmp_path: Path) -> None:
-    """The settings still say loopback there."""
+    """The address in the settings is still a loopback address there."""
     with socket.create_server(("0.0.0.0", 0)) as listening:
         config = tmp_path / "gatewayd.ini"
         config.write_text(ini(token__alice=TOKEN))
@@ -907,7 +899,7 @@ def test_the_metrics_are_closed_on_a_socket_of_systemds_that_is_open_to_all(tmp_
 def test_a_start_with_broken_settings_answers_who_waits_in_a_socket_of_systemds(
     tmp_path: Path,
 ) -> None:
-    """Each try of systemd's does, so nobody hangs for as long as the settings have a mistake."""
+    """Each start by systemd does this, so no client hangs while the settings have a mistake."""
     config = tmp_path / "gatewayd.ini"
     config.write_text("[gateway\n")
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening, ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""gatewayd installed on a real Debian by the commands of docs/operations.rst, and run there by
-systemd under the units that we ship.
+"""gatewayd on a real Debian: installed by the commands of docs/operations.rst, run by systemd.
 
-One boot and one install serve all of these tests; each begins with the settings as installed.
+The units are those that gatewayd ships. All tests share one boot and one installation; each begins
+with the installed settings.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from packaging.utils import canonicalize_name
 
 from tests.certificates import certificate
 from tests.faultbackend import FaultBackend
+from tests.integration.client import Answer, ask, crowd
 from tests.integration.debian import ROOT, CannotBoot, Machine, page_commands
-from tests.integration.faults import Answer, wait_for
-from tests.integration.operating import chat, crowd, ini, is_whole, log_lines, reached, refuses
-from tests.integration.processes import START, answers, free_port
+from tests.integration.expectations import is_whole, reached
+from tests.integration.gateways import ini
+from tests.integration.processes import START, answers, free_port, refuses, wait_for
+from tests.integration.reports import log_lines
 from tests.programs import needs
 
 pytestmark = needs("debootstrap", "systemd-nspawn")
@@ -35,7 +37,7 @@ DROP_INS = "/etc/systemd/system/gatewayd.service.d"
 
 
 class Installed:
-    """gatewayd on that Debian."""
+    """gatewayd on the booted Debian."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -47,7 +49,7 @@ class Installed:
         self.ini = machine.path(INI).read_text()
 
     def _use_port(self, port: int) -> None:
-        """The tests share the host's ports, so the socket has one that is free."""
+        """Give the socket unit a free port, because the tests share the ports of the host."""
         folder = self.machine.path("/etc/systemd/system/gatewayd.socket.d")
         folder.mkdir(exist_ok=True)
         (folder / "address.conf").write_text(
@@ -55,7 +57,7 @@ class Installed:
         )
 
     def begin(self) -> None:
-        """Go back to what was installed, stopped."""
+        """Stop it, and restore the installed files."""
         self.run("systemctl unmask --quiet gatewayd.socket")
         self.run(f"systemctl stop gatewayd.socket gatewayd.service; rm -rf {DROP_INS}")
         self._use_port(self.port)
@@ -65,7 +67,7 @@ class Installed:
     def serve(self, config: str = "", drop_in: str = "") -> None:
         """Start it.
 
-        :param config: the text of the ini file, in place of the one that was installed.
+        :param config: the text of the ini file; by default the installed one.
         :param drop_in: lines for the unit's ``[Service]``.
         """
         if config:
@@ -77,7 +79,7 @@ class Installed:
         self.run("systemctl daemon-reload; systemctl start gatewayd.socket gatewayd.service")
 
     def show(self, name: str) -> str:
-        """A property of the service, as ``systemctl show`` knows it."""
+        """A property of the service, from ``systemctl show``."""
         return self.run(f"systemctl show --property={name} --value gatewayd.service").strip()
 
     def started_again(self) -> bool:
@@ -107,7 +109,7 @@ def debian(installed: Installed) -> Installed:
 
 def test_what_the_page_installs_serves_and_its_commands_are_found(debian: Installed) -> None:
     debian.serve()
-    answer = chat(debian, id="first")
+    answer = ask(debian, id="first")
     assert answer.status == 200
     assert answer.json()["choices"][0]["message"]["content"] == "Echo: hello"
     assert "CONFIG ok" in debian.run(f"twistd gatewayd --check --config {INI}")
@@ -144,7 +146,7 @@ def test_tls_works_in_and_out_and_a_certificate_is_renewed_under_running_streams
     source = debian.machine.path("/root/gatewayd")
 
     def issue(name: str) -> ssl.SSLContext:
-        """Put a new certificate where the page takes it from."""
+        """Put a new certificate at the path from which the page copies it."""
         pem, key = certificate(tmp_path, name)
         shutil.copy(pem, source / "fullchain.pem")
         shutil.copy(key, source / "privkey.pem")
@@ -158,14 +160,14 @@ def test_tls_works_in_and_out_and_a_certificate_is_renewed_under_running_streams
         old = issue("old")
         debian.run("systemctl start gatewayd.socket")
         debian.run(page_commands("tls"))
-        assert is_whole(chat(debian, id="tls", tls=old), sim)
+        assert is_whole(ask(debian, id="tls", tls=old), sim)
         clients.begin(4, "tls-stream", "tokens:40:0.05", True, tls=old)
         sim.wait_for(lambda: reached(sim, clients.ids))
         new = issue("new")
         debian.run(page_commands("renew"))
-        assert is_whole(chat(debian, id="renewed", tls=new), sim)
+        assert is_whole(ask(debian, id="renewed", tls=new), sim)
         with pytest.raises(ssl.SSLCertVerificationError):
-            chat(debian, tls=old)
+            ask(debian, tls=old)
         assert all(is_whole(answer, sim) for answer in clients.answers())
 
 
@@ -179,7 +181,7 @@ def test_a_key_is_a_credential_that_a_restart_renews_and_a_reload_does_not(
 
         def key() -> list[str]:
             id = f"key-{len(sim.records)}"
-            assert is_whole(chat(debian, id=id), sim)
+            assert is_whole(ask(debian, id=id), sim)
             (record,) = sim.records_for(id)
             return record.header("authorization")
 
@@ -196,8 +198,8 @@ def test_a_key_is_a_credential_that_a_restart_renews_and_a_reload_does_not(
         check = f"twistd gatewayd --check --config {INI}"
         assert "CONFIG ok" in debian.run(check)
         debian.run("systemctl stop gatewayd.socket gatewayd.service")
-        status, said = debian.machine.attempt(check)
-        assert status == 1 and "api_key_file" in said
+        status, output = debian.machine.attempt(check)
+        assert status == 1 and "api_key_file" in output
 
 
 def test_a_reload_that_fails_fails_the_command_and_changes_nothing(debian: Installed) -> None:
@@ -209,7 +211,7 @@ def test_a_reload_that_fails_fails_the_command_and_changes_nothing(debian: Insta
         assert status != 0, debian.machine.journal()
         assert f"{INI}:" in debian.machine.journal()
         assert "reload failed" in debian.run("systemctl status gatewayd")
-        assert chat(debian, id="still").status == 200
+        assert ask(debian, id="still").status == 200
         file.write_text(debian.ini)
         debian.run("systemctl reload gatewayd")
         assert "reload failed" not in debian.run("systemctl status gatewayd")
@@ -258,19 +260,19 @@ def test_its_log_is_rotated_while_it_runs_and_while_it_is_stopped(debian: Instal
         file = folder / name
         return [line["id"] for line in log_lines(file)] if file.exists() else []
 
-    chat(debian, id="before")
+    ask(debian, id="before")
     wait_for(lambda: ids("access.log") == ["before"], 5, "the line")
     debian.run(rotate)
-    # The signal to reopen is handled a moment after the command has sent it.
+    # gatewayd handles the signal to reopen a moment after the command has sent it.
     wait_for(lambda: (folder / "access.log").exists(), 5, "the new file")
-    chat(debian, id="after")
+    ask(debian, id="after")
     wait_for(lambda: ids("access.log") == ["after"], 5, "the line")
     assert ids("access.log.1") == ["before"]
     debian.run("systemctl stop gatewayd.socket gatewayd.service")
     debian.run(rotate)
     assert ids("access.log.1") == ["after"]
     debian.serve()
-    chat(debian, id="again")
+    ask(debian, id="again")
     wait_for(lambda: ids("access.log") == ["again"], 5, "the line")
 
 
@@ -284,10 +286,10 @@ def test_it_is_started_again_and_nobody_is_refused_meanwhile(
     debian: Installed, signal: str, result: str
 ) -> None:
     debian.serve(drop_in="WatchdogSec=4")
-    assert chat(debian, id="before").status == 200
+    assert ask(debian, id="before").status == 200
     first = debian.show("MainPID")
     debian.run(f"kill -{signal} {first}")
-    answer = chat(debian, id="meanwhile")
+    answer = ask(debian, id="meanwhile")
     assert answer.status == 200
     wait_for(lambda: debian.started_again(), START, "the restart")
     assert debian.show("MainPID") != first
@@ -301,17 +303,17 @@ def test_while_it_cannot_start_clients_are_told_and_it_serves_once_the_mistake_i
     debian.machine.path(INI).write_text("[gateway]\ndrain = soon\n")
     status, _ = debian.machine.attempt("systemctl restart gatewayd")
     assert status != 0
-    answer = chat(debian, id="mistake")
+    answer = ask(debian, id="mistake")
     assert (answer.status, answer.json()["error"]["code"]) == (503, "not_started")
     debian.machine.path(INI).write_text(debian.ini)
-    wait_for(lambda: chat(debian, id="good").status == 200, START, "a start with good settings")
+    wait_for(lambda: ask(debian, id="good").status == 200, START, "a start with good settings")
 
 
 def test_with_workers_it_serves_reloads_and_stops_under_the_unit_too(debian: Installed) -> None:
     config = ini(gateway={"workers": 2})
     debian.serve(config)
     assert debian.show("StatusText") == "2 workers serve"
-    assert chat(debian, id="workers").status == 200
+    assert ask(debian, id="workers").status == 200
     debian.machine.path(INI).write_text("[broken")
     assert debian.machine.attempt("systemctl reload gatewayd")[0] != 0
     assert "the last reload failed" in debian.show("StatusText")
@@ -325,16 +327,16 @@ def test_with_workers_it_serves_reloads_and_stops_under_the_unit_too(debian: Ins
 def test_a_restart_under_load_costs_no_request(debian: Installed) -> None:
     over = threading.Event()
 
-    def ask(number: int) -> list[Answer]:
-        heard: list[Answer] = []
+    def run_client(number: int) -> list[Answer]:
+        received: list[Answer] = []
         while not over.is_set():
-            id = f"load-{number}-{len(heard)}"
-            heard.append(chat(debian, "tokens:5:0.02", number % 2 > 0, id=id))
-        return heard
+            id = f"load-{number}-{len(received)}"
+            received.append(ask(debian, "tokens:5:0.02", number % 2 > 0, id=id))
+        return received
 
     with FaultBackend() as sim, ThreadPoolExecutor(4) as pool:
         debian.serve(ini(gateway={}, backend__b={"url": sim.url}))
-        asking = [pool.submit(ask, number) for number in range(4)]
+        asking = [pool.submit(run_client, number) for number in range(4)]
         try:
             sim.wait_for(lambda: reached(sim, ["load-0-3"]))
             debian.run("systemctl restart gatewayd")
@@ -342,5 +344,5 @@ def test_a_restart_under_load_costs_no_request(debian: Installed) -> None:
             sim.wait_for(lambda: len(sim.records) > asked + 8)
         finally:
             over.set()
-        lost = [a for heard in asking for a in heard.result() if not is_whole(a, sim)]
+        lost = [a for received in asking for a in received.result() if not is_whole(a, sim)]
         assert lost == []

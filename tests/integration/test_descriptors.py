@@ -1,4 +1,4 @@
-"""A gateway that may have few file descriptors: clients take none that backends need."""
+"""A gateway with few file descriptors: clients use none that backends need."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import pytest
 
 from gatewayd.daemon.descriptors import FEWEST, RESERVE
 from tests.faultbackend import FaultBackend
-from tests.integration.operating import Caller, both_serve, ini, is_whole
-from tests.integration.operating import workers as children
+from tests.integration.client import Client
+from tests.integration.expectations import is_whole
+from tests.integration.gateways import ini
 from tests.integration.processes import Gateway
 
 
 def limited(soft: int, hard: int) -> list[str]:
-    """A command that starts another with these limits."""
+    """A command that runs its arguments with these limits."""
     script = (
         "import os, resource, sys; "
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
@@ -34,12 +35,12 @@ def test_the_limit_is_raised_as_far_as_the_system_allows(tmp_path: Path, workers
     config = ini(gateway={"workers": workers})
     with Gateway(folder=tmp_path, config=config, before=limited(128, 2000)) as gateway:
         if workers == 2:
-            both_serve(gateway)
-        for pid in (gateway.pid, *children(gateway)):
+            gateway.wait_for_workers()
+        for pid in (gateway.pid, *gateway.workers()):
             limits = Path(f"/proc/{pid}/limits").read_text()
             assert re.search(r"Max open files +2000 +2000 ", limits)
-        said = "connections: 10000 do not fit into 2000 open files (ulimit -n, LimitNOFILE=), "
-        assert gateway.output.count(said) == 1
+        message = "connections: 10000 do not fit into 2000 open files (ulimit -n, LimitNOFILE=), "
+        assert gateway.output.count(message) == 1
 
 
 def test_one_that_fits_is_no_warning(tmp_path: Path) -> None:
@@ -66,9 +67,9 @@ def test_clients_that_are_too_many_get_a_503_and_those_that_are_served_reach_the
         ExitStack() as stack,
     ):
         served = (hard - RESERVE) // 2
-        held = [stack.enter_context(Caller(gateway)) for _ in range(served)]
+        held = [stack.enter_context(Client(gateway.port)) for _ in range(served)]
         assert held[-1].get("/healthz").status == 200
-        # All at once, as after a network was away.
+        # All at once, as after a network failure.
         surplus = []
         for _ in range(2 * hard):
             client = socket.socket()
@@ -78,10 +79,10 @@ def test_clients_that_are_too_many_get_a_503_and_those_that_are_served_reach_the
             surplus.append(client)
         assert {client.recv(4096)[:12] for client in surplus} == {b"HTTP/1.1 503"}
 
-        def ask(number: int) -> bool:
+        def run_client(number: int) -> bool:
             answer = held[number].chat("slow-first-byte:1", id=f"held-{number}")
             return is_whole(answer, sim)
 
         with ThreadPoolExecutor(served) as pool:
-            assert all(pool.map(ask, range(served)))
+            assert all(pool.map(run_client, range(served)))
         assert "Too many open files" not in gateway.output

@@ -1,7 +1,7 @@
-"""Backends that fail before, in and after their reply, and what the client sees of it.
+"""Backends that fail before, during and after their reply, and what the client receives.
 
-Each row of a table is one fault, played with a JSON reply and with an event stream. The slow ones
-(those that end by a clock) are all played at once, in the background.
+Each row of a table is one fault, played with a JSON reply and with an event stream. Slow rows (they
+end by a clock) are played concurrently, in the background.
 """
 
 from __future__ import annotations
@@ -19,7 +19,18 @@ import pytest
 
 from tests.certificates import certificate
 from tests.faultbackend import FaultBackend, blackhole
-from tests.integration.faults import (
+from tests.integration.client import Client, ask
+from tests.integration.expectations import (
+    Case,
+    Cut,
+    Err,
+    Expectation,
+    Whole,
+    check,
+    check_error,
+    play,
+)
+from tests.integration.gateways import (
     CONNECT,
     FIRST_BYTE,
     IDLE,
@@ -27,21 +38,11 @@ from tests.integration.faults import (
     MIB,
     PATIENT,
     TOTAL,
-    Case,
-    Client,
-    Cut,
-    Daemon,
-    Err,
-    Expectation,
-    Whole,
-    ask,
-    check,
-    check_error,
-    play,
-    wait_for,
+    FastGateway,
     watched,
 )
-from tests.integration.neighbour import Neighbour, kept_waiting
+from tests.integration.healthprobe import HealthProbe, stolen_seconds
+from tests.integration.processes import wait_for
 
 WHOLE = Whole()
 BAD = Err(502, "upstream_bad_response")
@@ -56,9 +57,9 @@ CUT_STALLED = Cut(2, "upstream_timeout", "backend_timeout", at=IDLE)
 
 @attrs.frozen
 class Row:
-    """One fault, and what the client sees of it with ``stream`` false and true; None: not played.
+    """One fault, and the expectation with ``stream`` false and true; None = not played.
 
-    :param slow: for those whose expectation names no time.
+    :param slow: play the row in the background although its expectation has no time.
     """
 
     id: str
@@ -196,7 +197,7 @@ ROWS = [
     both("null-in-place-of-the-first-event", "null-first", WHOLE),
     Row("a-document-with-an-open-choice", "json-for-sse+two-choices:open", WHOLE, TRUNCATED),
     Row("stream-huge-event", "huge-event:900KB", WHOLE, WHOLE),
-    # What the page's promises say besides.
+    # Other promises of docs/protocol.rst.
     Row("promise-3-done-with-an-open-choice", "done-early:2", WHOLE, CUT),
     Row("promise-3-one-choice-of-two-open", "two-choices:open", WHOLE,
         Cut(None, "upstream_reset")),
@@ -225,8 +226,10 @@ Played = dict[tuple[str, bool], "Future[Case]"]
 
 
 @pytest.fixture(scope="module")
-def slow(request: pytest.FixtureRequest, gateway: Daemon, sim: FaultBackend) -> Iterator[Played]:
-    """The slow rows that are to be tested, all playing."""
+def slow(
+    request: pytest.FixtureRequest, gateway: FastGateway, sim: FaultBackend
+) -> Iterator[Played]:
+    """The slow rows of this run, all of which are being played."""
     wanted = {
         (callspec.params["row"], callspec.params["stream"])
         for item in request.session.items
@@ -244,7 +247,7 @@ def slow(request: pytest.FixtureRequest, gateway: Daemon, sim: FaultBackend) -> 
 
 @pytest.mark.parametrize(("row", "stream"), CASES)
 def test_a_failing_backend(
-    gateway: Daemon, sim: FaultBackend, slow: Played, row: Row, stream: bool
+    gateway: FastGateway, sim: FaultBackend, slow: Played, row: Row, stream: bool
 ) -> None:
     expected = row.sse if stream else row.json
     assert expected
@@ -253,8 +256,8 @@ def test_a_failing_backend(
     assert sim.redirect_hits == 0
 
 
-def test_json_for_a_stream_becomes_one(gateway: Daemon, sim: FaultBackend) -> None:
-    """Never JSON under the name of an event stream."""
+def test_json_for_a_stream_becomes_one(gateway: FastGateway, sim: FaultBackend) -> None:
+    """JSON is never sent as an event stream."""
     case = play(gateway, sim, "json-for-sse", True)
     *chunks, done = case.answer.payloads()
     sent = json.loads(case.record.want_json_as(case.answer.id))
@@ -268,7 +271,7 @@ def test_json_for_a_stream_becomes_one(gateway: Daemon, sim: FaultBackend) -> No
 
 @pytest.mark.parametrize("fault", ["error-event:0", "error-then-done:0"])
 def test_a_stream_that_begins_with_an_error_is_an_http_error(
-    gateway: Daemon, sim: FaultBackend, fault: str
+    gateway: FastGateway, sim: FaultBackend, fault: str
 ) -> None:
     case = play(gateway, sim, fault, True)
     answer = case.answer
@@ -279,29 +282,29 @@ def test_a_stream_that_begins_with_an_error_is_an_http_error(
 
 
 def test_a_reply_ends_with_done_although_the_backend_lingers(
-    gateway: Daemon, sim: FaultBackend
+    gateway: FastGateway, sim: FaultBackend
 ) -> None:
     case = play(gateway, sim, "done-linger:1.5", True)
     check(case, WHOLE)
     assert case.answer.last_at - case.record.sent_times[-1] < 0.25
 
 
-def test_tokens_arrive_one_by_one(gateway: Daemon, sim: FaultBackend) -> None:
-    waited = kept_waiting(gateway.pid)
+def test_tokens_arrive_one_by_one(gateway: FastGateway, sim: FaultBackend) -> None:
+    waited = stolen_seconds(gateway.pid)
     case = play(gateway, sim, "tokens:20:0.1", True)
     check(case, WHOLE)
     tokens = slice(1, 21)  # the first event is the role, the last the end
     arrivals = case.answer.arrivals[tokens]
     late = [a - s for a, s in zip(arrivals, case.record.sent_times[tokens], strict=True)]
     assert statistics.median(late) < 0.02
-    assert max(late) < 0.1 + kept_waiting(gateway.pid) - waited
+    assert max(late) < 0.1 + stolen_seconds(gateway.pid) - waited
     assert len(set(arrivals)) == 20
 
 
 def test_many_streams_at_once_stay_apart(tmp_path: Path) -> None:
     with (
         FaultBackend() as sim,
-        watched(Daemon(tmp_path, sim.url, **PATIENT), sim) as daemon,
+        watched(FastGateway(tmp_path, sim.url, **PATIENT), sim) as daemon,
         ThreadPoolExecutor(100) as pool,
     ):
         cases = list(pool.map(lambda _: play(daemon, sim, "tokens:200", True), range(100)))
@@ -319,19 +322,21 @@ UNREACHABLE = Err(502, "upstream_unreachable", "backend_unreachable", ran=False)
 
 @pytest.fixture(scope="module")
 def door() -> Iterator[FaultBackend]:
-    """A backend whose faults are those of its port, and whose every connection is a fresh one."""
+    """A backend with faults of its port, and with a new connection for each request."""
     with FaultBackend(max_requests=1) as backend:
         yield backend
 
 
 @pytest.fixture(scope="module")
-def before_door(door: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with watched(Daemon(tmp_path_factory.mktemp("door"), door.url), door) as daemon:
+def before_door(
+    door: FaultBackend, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FastGateway]:
+    with watched(FastGateway(tmp_path_factory.mktemp("door"), door.url), door) as daemon:
         yield daemon
 
 
 @pytest.fixture
-def closed(door: FaultBackend, before_door: Daemon) -> Iterator[FaultBackend]:
+def closed(door: FaultBackend, before_door: FastGateway) -> Iterator[FaultBackend]:
     door.stop()
     try:
         yield door
@@ -344,7 +349,7 @@ STREAM = pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
 
 
 @STREAM
-def test_a_closed_port(before_door: Daemon, closed: FaultBackend, stream: bool) -> None:
+def test_a_closed_port(before_door: FastGateway, closed: FaultBackend, stream: bool) -> None:
     case = play(before_door, closed, "", stream)
     check(case, UNREACHABLE, attempts=0)
     assert case.answer.seconds < 0.2 + 0.3
@@ -353,9 +358,9 @@ def test_a_closed_port(before_door: Daemon, closed: FaultBackend, stream: bool) 
 @STREAM
 @pytest.mark.parametrize("fault", ["reset-after-request", "close-after-request"])
 def test_a_fresh_connection_that_dies(
-    before_door: Daemon, door: FaultBackend, fault: str, stream: bool
+    before_door: FastGateway, door: FaultBackend, fault: str, stream: bool
 ) -> None:
-    """The backend may have run, so the request is not sent again."""
+    """The backend may have executed the request, so it is not sent again."""
     check(play(before_door, door, fault, stream), RESET, attempts=1)
 
 
@@ -369,7 +374,7 @@ def test_a_fresh_connection_that_dies(
     ],
 )
 def test_a_port_that_speaks_no_http(
-    before_door: Daemon, door: FaultBackend, mode: str, expected: Err
+    before_door: FastGateway, door: FaultBackend, mode: str, expected: Err
 ) -> None:
     door.on_accept = mode
     try:
@@ -378,7 +383,7 @@ def test_a_port_that_speaks_no_http(
     finally:
         door.on_accept = "serve"
     for case in both:
-        # Whether the connection ended before or after the request went out is chance.
+        # The connection may end before or after the request was sent.
         unreachable = case.answer.json()["error"]["code"] == "upstream_unreachable"
         check(case, attrs.evolve(expected, **UNSENT) if unreachable else expected, attempts=0)
     door.wait_for(lambda: door.connections_open == 0)
@@ -386,7 +391,7 @@ def test_a_port_that_speaks_no_http(
 
 @attrs.frozen
 class Silent:
-    """A port that accepts, or not even that, and is silent; what both kinds of request get."""
+    """A silent port, which accepts connections or not, and the expectation of both kinds."""
 
     name: str
     url: str
@@ -394,7 +399,7 @@ class Silent:
 
 
 def test_a_port_that_is_silent(tmp_path: Path) -> None:
-    """No answer to a SYN, a mute port, a stalled handshake: each has its own gateway."""
+    """No answer to a SYN, a silent port, a stalled handshake; each with its own gateway."""
     pair = certificate(tmp_path, "silent")
     late = Err(504, "upstream_timeout", "backend_unreachable", at=CONNECT, ran=False)
     with (
@@ -414,7 +419,7 @@ def test_a_port_that_is_silent(tmp_path: Path) -> None:
         def play_both(silent: Silent, sim: FaultBackend) -> None:
             folder = tmp_path / silent.name
             folder.mkdir()
-            with watched(Daemon(folder, silent.url, tls_ca=pair[0])) as daemon:
+            with watched(FastGateway(folder, silent.url, tls_ca=pair[0])) as daemon:
                 json, sse = (pool.submit(play, daemon, sim, "", s) for s in (False, True))
                 for case in (json.result(), sse.result()):
                     check(case, silent.expected, attempts=0)
@@ -441,8 +446,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[st
 @pytest.fixture(scope="module")
 def secure(
     certificates: dict[str, tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Daemon, FaultBackend]]:
-    """A gateway that trusts all of those certificates but the unknown one."""
+) -> Iterator[tuple[FastGateway, FaultBackend]]:
+    """A gateway that trusts all of these certificates except the unknown one."""
     folder = tmp_path_factory.mktemp("secure")
     trusted = folder / "trusted.pem"
     with trusted.open("wb") as file:
@@ -452,14 +457,14 @@ def secure(
                     file.write(part.read())
     with (
         FaultBackend(tls=certificates["good"], max_requests=1) as backend,
-        watched(Daemon(folder, backend.url, tls_ca=str(trusted)), backend) as daemon,
+        watched(FastGateway(folder, backend.url, tls_ca=str(trusted)), backend) as daemon,
     ):
         yield daemon, backend
 
 
 @STREAM
 @pytest.mark.parametrize("fault", ["", "huge:4MB", "bytes"])
-def test_tls(secure: tuple[Daemon, FaultBackend], fault: str, stream: bool) -> None:
+def test_tls(secure: tuple[FastGateway, FaultBackend], fault: str, stream: bool) -> None:
     check(play(*secure, fault, stream), WHOLE)
 
 
@@ -473,13 +478,13 @@ def test_tls(secure: tuple[Daemon, FaultBackend], fault: str, stream: bool) -> N
     ],
 )
 def test_a_certificate_that_proves_nothing(
-    secure: tuple[Daemon, FaultBackend],
+    secure: tuple[FastGateway, FaultBackend],
     certificates: dict[str, tuple[str, str]],
     name: str,
     why: str,
     stream: bool,
 ) -> None:
-    """The log says what is wrong with it."""
+    """The log says what is wrong with the certificate."""
     daemon, backend = secure
     good = backend.context
     backend.context = FaultBackend(tls=certificates[name]).context
@@ -500,9 +505,9 @@ def test_a_certificate_that_proves_nothing(
     ],
 )
 def test_a_port_that_speaks_no_tls(
-    secure: tuple[Daemon, FaultBackend], mode: str, expected: Err
+    secure: tuple[FastGateway, FaultBackend], mode: str, expected: Err
 ) -> None:
-    """No byte of the request goes there."""
+    """No byte of the request is sent to it."""
     daemon, backend = secure
     backend.on_accept = mode
     try:
@@ -521,9 +526,9 @@ PING = 0.5
 
 
 @pytest.fixture(scope="module")
-def pinging(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def pinging(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastGateway]:
     folder = tmp_path_factory.mktemp("pinging")
-    with watched(Daemon(folder, sim.url, timeouts_ping=f"{PING}"), sim) as daemon:
+    with watched(FastGateway(folder, sim.url, timeouts_ping=f"{PING}"), sim) as daemon:
         yield daemon
 
 
@@ -540,14 +545,14 @@ PINGED = [
 
 
 @pytest.fixture(scope="module")
-def pinged(pinging: Daemon, sim: FaultBackend) -> Iterator[dict[str, Future[Case]]]:
+def pinged(pinging: FastGateway, sim: FaultBackend) -> Iterator[dict[str, Future[Case]]]:
     with ThreadPoolExecutor(len(PINGED)) as pool:
         yield {fault: pool.submit(play, pinging, sim, fault, True) for fault, _, _ in PINGED}
 
 
 @pytest.mark.parametrize(("fault", "comments", "expected"), PINGED)
 def test_silence_is_filled_with_comments(
-    pinging: Daemon,
+    pinging: FastGateway,
     pinged: dict[str, Future[Case]],
     fault: str,
     comments: int,
@@ -584,22 +589,27 @@ def test_silence_is_filled_with_comments(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_too_much_costs_little(
-    gateway: Daemon, sim: FaultBackend, fault: str, stream: bool, expected: Expectation, memory: int
+    gateway: FastGateway,
+    sim: FaultBackend,
+    fault: str,
+    stream: bool,
+    expected: Expectation,
+    memory: int,
 ) -> None:
-    """Heads, replies and events without end; meanwhile others are answered without delay."""
+    """Endless heads, replies and events; other clients are answered without delay."""
     play(gateway, sim, fault, stream)  # what every first time costs
-    with Neighbour(gateway) as neighbour:
-        resident = gateway.forget_peak()
+    with HealthProbe(gateway) as probe:
+        resident = gateway.reset_peak_memory()
         case = play(gateway, sim, fault, stream)
-    grown, longest = gateway.memory("VmHWM") - resident, max(neighbour.delays)
+    grown, longest = gateway.memory("VmHWM") - resident, max(probe.delays)
     print(f"\n{fault}: {grown / MIB:.1f} MiB, longest delay {longest * 1000:.0f} ms")
     check(case, expected)
     assert grown < memory
     assert longest < 0.3
 
 
-def test_a_refusal_of_the_gateways_own_says_so(gateway: Daemon) -> None:
-    """The table's other half: what no backend has seen."""
+def test_a_refusal_of_the_gateways_own_says_so(gateway: FastGateway) -> None:
+    """Rows of the table that no backend saw."""
     with Client(gateway.port) as client:
         client.sock.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
@@ -610,7 +620,7 @@ def test_a_refusal_of_the_gateways_own_says_so(gateway: Daemon) -> None:
     check_error(bytes(answer.body), "invalid_value", "invalid_request_error")
 
 
-def test_the_log_tells_the_stages(gateway: Daemon, sim: FaultBackend) -> None:
+def test_the_log_tells_the_stages(gateway: FastGateway, sim: FaultBackend) -> None:
     answer = ask(gateway, "pause:1:0.3", True)
     line = gateway.line(answer.id)
     assert line["events"] == len(answer.payloads()) - 1

@@ -1,7 +1,7 @@
 """Requests that two parsers could read differently, on real sockets.
 
-Behind each stands another request in the same bytes: it must never be answered, never be in the
-log and never reach a backend.
+Each is followed by another request in the same bytes, which must never be answered or logged, and
+must never reach a backend.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import attrs
 import pytest
 
 from tests.faultbackend import FaultBackend
-from tests.integration.door import (
+from tests.integration.client import Client
+from tests.integration.gateways import FastGateway
+from tests.integration.raw import (
     BODY,
     CLOSE,
     SMUGGLED,
-    Heard,
+    RawAnswers,
     chat,
     check_refused,
     chunked,
     get,
     post,
     request,
-    tell,
+    send_raw,
 )
-from tests.integration.faults import Client, Daemon
 
 BAD = "400 bad_http"
 LARGE = "431 request_too_large"
@@ -53,7 +54,7 @@ def length(id: str, *values: bytes, expected: str = BAD) -> Row:
 
 
 def coding(id: str, *lines: bytes) -> Row:
-    """A request with these lines, chunked if they say so."""
+    """A request with these lines; chunked if they contain Transfer-Encoding: chunked."""
     return Row(id, post(*lines, body=chunked(BODY)))
 
 
@@ -66,7 +67,7 @@ def line(id: str, line: bytes) -> Row:
 
 
 def body(id: str, data: bytes, expected: str = BAD) -> Row:
-    """A chunked body as these bytes."""
+    """A request whose chunked body has these bytes."""
     return Row(id, post(CHUNKED, body=data), expected)
 
 
@@ -212,23 +213,23 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def gateway(gateway: Daemon) -> Iterator[Daemon]:
+def gateway(gateway: FastGateway) -> Iterator[FastGateway]:
     yield gateway
     assert "smuggled" not in gateway.lines()
     assert "/smuggled" not in gateway.output
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
-def test_a_request_that_is_in_doubt(gateway: Daemon, sim: FaultBackend, row: Row) -> None:
+def test_a_request_that_is_in_doubt(gateway: FastGateway, sim: FaultBackend, row: Row) -> None:
     sim.reset()
-    # The body's first byte may come alone, and what stands behind it later.
+    # The first byte of the body may arrive alone, and the rest later.
     half = row.data.find(b"\r\n\r\n") + 5
     for pieces in [[row.data + SMUGGLED], [row.data[:half], row.data[half:], SMUGGLED]]:
-        heard = tell(gateway.port, *pieces)
-        check_refused(gateway, heard.answer, row.expected)
-        assert heard.answer.header("connection") == ["close"]
-        assert heard.answer.header("location") == []
-        assert heard.answer.surplus == b""
+        received = send_raw(gateway.port, *pieces)
+        check_refused(gateway, received.answer, row.expected)
+        assert received.answer.header("connection") == ["close"]
+        assert received.answer.header("location") == []
+        assert received.answer.surplus == b""
     assert sim.records == []
 
 
@@ -254,25 +255,27 @@ GOOD = {
 
 
 @pytest.mark.parametrize("id", GOOD)
-def test_an_unusual_form_that_is_valid(gateway: Daemon, sim: FaultBackend, id: str) -> None:
-    """Whatever the form, the backend gets the body and one length."""
-    heard = tell(gateway.port, *GOOD[id])
-    assert heard.answer.status == 200
-    (record,) = sim.records_for(*heard.answer.header("x-request-id"))
+def test_an_unusual_form_that_is_valid(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
+    """In every form the backend receives the body with one Content-Length."""
+    received = send_raw(gateway.port, *GOOD[id])
+    assert received.answer.status == 200
+    (record,) = sim.records_for(*received.answer.header("x-request-id"))
     assert record.body_sha256 == hashlib.sha256(BODY).hexdigest()
     assert record.violations == [] and b"evil" not in record.head.lower()
     assert record.header("content-length") == [f"{len(BODY)}"]
 
 
-def test_what_stands_behind_a_last_request_is_not_read(gateway: Daemon, sim: FaultBackend) -> None:
+def test_what_stands_behind_a_last_request_is_not_read(
+    gateway: FastGateway, sim: FaultBackend
+) -> None:
     """A request that says ``close``."""
     for data in (post(LAST, CLOSE, body=BODY), post(CHUNKED, CLOSE, body=chunked(BODY))):
-        heard = tell(gateway.port, data + SMUGGLED)
-        assert (heard.answer.status, heard.ended) == (200, "closed")
+        received = send_raw(gateway.port, data + SMUGGLED)
+        assert (received.answer.status, received.ended) == (200, "closed")
 
 
-def test_an_error_is_not_taken_for_the_answer_to_the_request_before(gateway: Daemon) -> None:
-    """It has a body, although that one was HEAD, and the log names no method."""
+def test_an_error_is_not_taken_for_the_answer_to_the_request_before(gateway: FastGateway) -> None:
+    """The answer has a body even after a HEAD, and the log line has no method."""
     with Client(gateway.port) as client:
         client.sock.sendall(request(b"HEAD /healthz HTTP/1.1"))
         assert client.sock.recv(9999).endswith(b"\r\n\r\n")
@@ -280,18 +283,18 @@ def test_an_error_is_not_taken_for_the_answer_to_the_request_before(gateway: Dae
         check_refused(gateway, client.answer(""), BAD)
 
 
-def test_pipelined_requests_are_answered_in_their_order(gateway: Daemon) -> None:
+def test_pipelined_requests_are_answered_in_their_order(gateway: FastGateway) -> None:
     slow = b'{"messages":[{"role":"user","content":"fault:slow-first-byte:1"}]}'
-    heard: Heard = tell(
+    received: RawAnswers = send_raw(
         gateway.port,
         post(b"Content-Length: %d" % len(slow), b"X-Request-ID: first", body=slow)
         + get(b"/healthz", b"X-Request-ID: second")
         + post(LAST, CLOSE, b"X-Request-ID: third", body=BODY)
         + SMUGGLED,
     )
-    first, second, third = heard.answers
+    first, second, third = received.answers
     assert [first.status, second.status, third.status] == [200] * 3
-    ids = [answer.header("x-request-id") for answer in heard.answers]
+    ids = [answer.header("x-request-id") for answer in received.answers]
     assert ids == [["first"], ["second"], ["third"]]
     assert first.json()["id"] == "first" and third.json()["id"] == "third"
     assert second.json() == {"status": "ok"}

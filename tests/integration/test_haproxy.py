@@ -1,4 +1,4 @@
-"""deploy/haproxy.cfg, but for its places: two gateways behind HAProxy, one of which stops."""
+"""deploy/haproxy.cfg with local addresses: two gateways behind HAProxy, one of which stops."""
 
 import http.client
 import json
@@ -48,7 +48,7 @@ class HAProxy(Server):
         super().__init__(command, port=port, health="/readyz", folder=folder)
 
     def say(self, command: str) -> str:
-        """What socat does: give one command to the admin socket, and return the answer."""
+        """Send one command to the admin socket, and return the answer."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(str(self._folder / "admin.sock"))
@@ -57,7 +57,7 @@ class HAProxy(Server):
 
 
 class Load:
-    """Clients that send one request after the other, each on a connection that it keeps.
+    """Clients that each send one request after another on a persistent connection.
 
     :param url: the base URL.
     """
@@ -76,7 +76,7 @@ class Load:
             self._threads.append(thread)
 
     def wait(self, **counts: int) -> None:
-        """Until there are that many good replies of each kind."""
+        """Wait for at least so many good replies of each kind."""
         deadline = time.monotonic() + 20
         while any(self.good[kind] < count for kind, count in counts.items()):
             assert not self.failures, self.failures[:5]
@@ -84,7 +84,7 @@ class Load:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """End when each client has the reply that it waits for."""
+        """Stop each client after its current reply."""
         self._over.set()
         for thread in self._threads:
             thread.join(20)
@@ -104,7 +104,7 @@ class Load:
 
 
 def ask(connection: http.client.HTTPConnection, prompt: str, stream: bool) -> str:
-    """Send a chat request; return the whole of its reply, which must be good."""
+    """Send a chat request, check that the reply is good, and return its body."""
     body = {"messages": [{"role": "user", "content": prompt}], "stream": stream}
     headers = {"Content-Type": "application/json"}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
@@ -132,7 +132,7 @@ def backend() -> Iterator[FaultBackend]:
 
 
 def fetch(port: int, path: str, **headers: str) -> tuple[int, bytes]:
-    """The status and the body of what a GET on a connection of its own is answered with."""
+    """GET a path on a new connection; return status and body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
     try:
         connection.request("GET", path, headers=headers)
@@ -143,7 +143,7 @@ def fetch(port: int, path: str, **headers: str) -> tuple[int, bytes]:
 
 
 def test_the_metrics_of_a_gateway_are_not_public_through_haproxy(tmp_path: Path) -> None:
-    """One gateway whose metrics have a port of their own, and one where that was forgotten."""
+    """One gateway with a port for its metrics, and one without, by mistake."""
     own, folders = free_port(), [tmp_path / name for name in ("own", "forgotten", "proxy")]
     for folder in folders:
         folder.mkdir()
@@ -157,7 +157,7 @@ def test_the_metrics_of_a_gateway_are_not_public_through_haproxy(tmp_path: Path)
                 status, body = fetch(proxy.port, path)
                 assert status in (403, 404) and json.loads(body)["error"]["code"], path
         assert b"gatewayd_requests_total" in fetch(own, "/metrics")[1]
-        # The gateway that shows them to this machine refuses what HAProxy would have passed on.
+        # The second gateway shows them to local clients, but refuses requests through HAProxy.
         assert fetch(second.port, "/metrics")[0] == 200
         assert fetch(second.port, "/metrics", **{"X-Forwarded-For": "192.0.2.7"})[0] == 403
         if os.geteuid() == 0:
@@ -165,7 +165,7 @@ def test_the_metrics_of_a_gateway_are_not_public_through_haproxy(tmp_path: Path)
 
 
 def served(gateway: Gateway) -> int:
-    """How many completions this gateway has served, streamed or not."""
+    """The number of completions that this gateway has served, streams included."""
     return len(re.findall(r'"route":"/v1/chat/completions".*"end":"complete"', gateway.output))
 
 

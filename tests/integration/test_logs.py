@@ -1,4 +1,4 @@
-"""Logs that cannot be written: the daemon serves and stops as if they could."""
+"""Logs that cannot be written: the daemon serves and stops as usual."""
 
 import os
 import signal
@@ -7,10 +7,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.integration.operating import metric
 from tests.integration.processes import BIN, clean_environment, free_port
+from tests.integration.reports import metric
 
-#: Lines of some 600 bytes each: more than a pipe holds, at its largest.
+#: Lines of about 600 bytes each: more than the largest pipe can hold.
 REQUESTS = 4000
 AT_ONCE = 100
 
@@ -25,7 +25,7 @@ def connect(port: int) -> socket.socket:
 
 
 def get(connection: socket.socket, path: str, times: int = 1) -> bytes:
-    """Send the same request several times at once; return all of the answers."""
+    """Send the same request several times at once; return the bytes of all answers."""
     head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {'i' * 128}\r\n\r\n"
     connection.sendall(head.encode() * times)
     answers = b""

@@ -1,4 +1,4 @@
-"""The official ``openai`` SDK talks to gatewayd as it talks to OpenAI."""
+"""The official ``openai`` SDK works with gatewayd as with OpenAI."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ WEATHER: ChatCompletionFunctionToolParam = {
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    """Make clients of a server; they are closed after the test."""
+    """Make clients of a server; they are closed at the end of the test."""
     clients: list[openai.OpenAI] = []
 
     def make(server: Server) -> openai.OpenAI:
@@ -164,7 +164,7 @@ def test_a_real_model_streams_in_order_and_as_it_speaks(chat: Gateway, connect: 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_several_prompts_stream_side_by_side(chat: Gateway, connect: Connect, n: int) -> None:
-    """llama.cpp begins the stream of each with ``data: null``."""
+    """llama.cpp begins each of these streams with ``data: null``."""
     prompts = ["One,", "A, B,", "Mon, Tue,"]
     for _ in range(4 // n):  # not one of them is held against the backend
         stream = connect(chat).completions.create(
@@ -325,7 +325,7 @@ def test_an_unknown_model_is_not_found(
 
 
 def counting() -> Any:
-    """A request whose answer takes half a second and is the same each time."""
+    """A request whose answer takes half a second and is always the same."""
     return {
         "model": "smollm2",
         "messages": [{"role": "user", "content": "Count from one to twenty, in words."}],
@@ -341,19 +341,19 @@ def asking(*messages: dict[str, Any]) -> Any:
 
 
 def text(chunks: list[ChatCompletionChunk]) -> str:
-    """What a streamed reply says."""
+    """The text of a streamed reply."""
     return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
 
 
 def assert_it_came_bit_by_bit(arrivals: list[float]) -> None:
-    """A reply that somebody held back would have come at once, at the end."""
+    """Check that chunks arrived over time; a buffered reply would arrive as a whole at the end."""
     assert len(arrivals) > 20
     assert arrivals[0] < arrivals[-1] / 2
     assert len({round(arrival, 3) for arrival in arrivals}) > len(arrivals) / 2
 
 
 def requests_processing(llama: LlamaServer) -> int:
-    """How many requests the model works on right now."""
+    """The number of requests that the model is processing."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(llama.url + "/metrics", timeout=5) as response:
         for line in cast(bytes, response.read()).decode().splitlines():

@@ -1,7 +1,7 @@
-"""The API besides chat, with the official ``openai`` SDK, through the gateway to real servers.
+"""Endpoints other than chat, with the official ``openai`` SDK, through the gateway to real servers.
 
-llama.cpp's server has completions, responses, messages and (with a model for it) embeddings; speech
-and transcriptions come from a stub, because no small model makes or hears sound.
+llama.cpp's server has completions, responses, messages and, with a suitable model, embeddings. A
+stub serves speech and transcriptions, because there is no small model for sound.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import openai
 import pytest
 
 from tests.integration import tinymodel
-from tests.integration.faults import wait_for
-from tests.integration.processes import Gateway, LlamaServer, Server
+from tests.integration.processes import Gateway, LlamaServer, Server, wait_for
 
-#: Waits for a log line.
+#: Waits for a log line and returns it.
 Line = Callable[[], dict[str, Any]]
 
 _numbers = itertools.count(1)
@@ -32,7 +31,7 @@ SOUND = bytes(range(256)) * 400
 
 
 class Studio(BaseHTTPRequestHandler):
-    """Speech for ``voice``, half of it for ``broken``; a transcription says what was uploaded."""
+    """Speech for ``voice``, half of it for ``broken``; a transcription describes the upload."""
 
     protocol_version = "HTTP/1.1"
 
@@ -59,7 +58,7 @@ class Studio(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def studio() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """llama.cpp's server with a model, called ``tiny``, of which it gives embeddings."""
+    """llama.cpp's server with a model called ``tiny``, for embeddings."""
     folder = tmp_path_factory.mktemp("vectors")
     tinymodel.write(folder / "tiny.gguf")
     with LlamaServer(folder / "tiny.gguf", "embeddings", alias="tiny", folder=folder) as server:
@@ -89,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gateway(folder: Path, llama: LlamaServer, vectors: Server, studio: str) -> Iterator[Gateway]:
-    """Three backends behind one URL, two models by another name."""
+    """A gateway with three backends, and aliases for two models."""
     config = f"""
 [log]
 access = {folder / "access.log"}
@@ -116,7 +115,7 @@ def connected(gateway: Gateway) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 def name() -> str:
-    """The id of this test's requests."""
+    """The id of the requests of this test."""
     return f"test-{next(_numbers)}"
 
 
@@ -127,7 +126,7 @@ def client(connected: openai.OpenAI, name: str) -> openai.OpenAI:
 
 @pytest.fixture
 def line(folder: Path, name: str) -> Line:
-    """Waits for the log line of this test's only request and returns it."""
+    """A function that waits for the log line of the only request of this test."""
 
     def find() -> dict[str, Any]:
         def found() -> list[dict[str, Any]]:
@@ -176,9 +175,9 @@ def test_chat_by_another_name(client: openai.OpenAI, line: Line, stream: bool) -
     else:
         completion = client.chat.completions.create(stream=False, **asked)
         assert completion.model == "writer" and completion.choices[0].message.content
-    told = line()
-    assert (told["model"], told["backend"], told["end"]) == ("writer", ["chat"], "complete")
-    assert told["prompt_tokens"] > 0 and told["completion_tokens"] == 8
+    entry = line()
+    assert (entry["model"], entry["backend"], entry["end"]) == ("writer", ["chat"], "complete")
+    assert entry["prompt_tokens"] > 0 and entry["completion_tokens"] == 8
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -201,8 +200,8 @@ def test_completions(
     else:
         completion = client.completions.create(**asked)
         assert completion.model == "writer" and completion.choices == [wanted]
-    told = line()
-    assert (told["route"], told["completion_tokens"]) == ("/v1/completions", 8)
+    entry = line()
+    assert (entry["route"], entry["completion_tokens"]) == ("/v1/completions", 8)
 
 
 def test_embeddings(client: openai.OpenAI, vectors: Server, line: Line) -> None:
@@ -212,9 +211,9 @@ def test_embeddings(client: openai.OpenAI, vectors: Server, line: Line) -> None:
     found = client.embeddings.create(model="embedder", input=texts)
     assert found.model == "embedder" and found.data == wanted.data and len(found.data) == 2
     assert found.data[0].embedding != found.data[1].embedding
-    told = line()
-    assert (told["route"], told["backend"]) == ("/v1/embeddings", ["vectors"])
-    assert (told["prompt_tokens"], told["completion_tokens"]) == (found.usage.prompt_tokens, 0)
+    entry = line()
+    assert (entry["route"], entry["backend"]) == ("/v1/embeddings", ["vectors"])
+    assert (entry["prompt_tokens"], entry["completion_tokens"]) == (found.usage.prompt_tokens, 0)
 
 
 def test_an_endpoint_that_a_backend_does_not_have_answers_as_it_does_and_it_serves_on(
@@ -246,15 +245,15 @@ def test_responses(client: openai.OpenAI, line: Line, stream: bool) -> None:
         response = client.responses.create(**asked)
         assert response.output_text
     assert response.model == "writer" and response.usage.output_tokens == 8
-    told = line()
-    assert (told["route"], told["end"], told["stream"]) == ("/v1/responses", "complete", stream)
-    assert told["completion_tokens"] == 8
-    assert told["prompt_tokens"] == response.usage.input_tokens
+    entry = line()
+    assert (entry["route"], entry["end"], entry["stream"]) == ("/v1/responses", "complete", stream)
+    assert entry["completion_tokens"] == 8
+    assert entry["prompt_tokens"] == response.usage.input_tokens
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_messages(gateway: Gateway, name: str, line: Line, stream: bool) -> None:
-    """With their event lines, by which the other SDK goes."""
+    """With the ``event:`` lines that Anthropic's SDK needs."""
     asked = {
         "model": "writer",
         "max_tokens": 8,
@@ -277,9 +276,9 @@ def test_messages(gateway: Gateway, name: str, line: Line, stream: bool) -> None
     else:
         message = json.loads(body)
         assert message["model"] == "writer" and message["content"][0]["text"]
-    told = line()
-    assert (told["route"], told["end"]) == ("/v1/messages", "complete")
-    assert told["completion_tokens"] == 8
+    entry = line()
+    assert (entry["route"], entry["end"]) == ("/v1/messages", "complete")
+    assert entry["completion_tokens"] == 8
 
 
 def test_speech(client: openai.OpenAI, line: Line) -> None:
@@ -296,5 +295,5 @@ def test_speech_that_breaks_off_is_not_whole(client: openai.OpenAI, line: Line) 
 def test_an_upload_arrives_as_it_was_sent(client: openai.OpenAI, line: Line) -> None:
     said = client.audio.transcriptions.create(model="ear", file=("a.wav", SOUND))
     assert said.text == "whisper heard 1"  # the sound is whole, the model has its real name
-    told = line()
-    assert (told["route"], told["backend"]) == ("/v1/audio/transcriptions", ["studio"])
+    entry = line()
+    assert (entry["route"], entry["backend"]) == ("/v1/audio/transcriptions", ["studio"])

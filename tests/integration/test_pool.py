@@ -1,5 +1,4 @@
-"""Connections to backends that are used again, and requests that are sent again: rarely, and never
-where the backend may have run."""
+"""Reuse of backend connections, and the few cases in which a request is sent again."""
 
 from __future__ import annotations
 
@@ -14,46 +13,33 @@ import pytest
 from tests import faultbackend_faults
 from tests.certificates import certificate
 from tests.faultbackend import FaultBackend, blackhole
-from tests.integration.faults import (
-    CONNECT,
-    FIRST_BYTE,
-    PATIENT,
-    Answer,
-    Case,
-    Daemon,
-    Err,
-    Whole,
-    ask,
-    attempts_of,
-    check,
-    play,
-    spread,
-    wait_for,
-    watched,
-)
+from tests.integration.client import Answer, ask
+from tests.integration.expectations import Case, Err, Whole, attempts_of, check, play, spread
+from tests.integration.gateways import CONNECT, FIRST_BYTE, PATIENT, FastGateway, watched
+from tests.integration.processes import wait_for
 
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
 WHOLE = Whole()
 RESET = Err(502, "upstream_reset")
 
 
-#: Seconds of idleness between rounds of requests to a backend that closes after one.
+#: Idle seconds between rounds of requests to a backend that closes connections after 1 s.
 ROUNDS = (0.9, 0.97, 0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02, 1.1)
 LANES = 16
 
 
 @pytest.fixture(scope="module", autouse=True)
 def idle_closer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[str]]:
-    """In the background of the other tests: a backend that closes idle connections after 1 s."""
+    """A backend that closes idle connections after 1 s; runs while the other tests do."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(close_idle_connections, tmp_path_factory.mktemp("idle"))
 
 
 def close_idle_connections(folder: Path) -> str:
-    """Ask in rounds of :data:`LANES` requests at once, so that as many connections lie idle."""
+    """Send rounds of :data:`LANES` concurrent requests, to have as many idle connections."""
     with (
         FaultBackend(keep_alive_seconds=1) as sim,
-        watched(Daemon(folder, sim.url), sim, warm=False) as daemon,
+        watched(FastGateway(folder, sim.url), sim, warm=False) as daemon,
         ThreadPoolExecutor(LANES) as pool,
     ):
         answers = []
@@ -70,7 +56,7 @@ def close_idle_connections(folder: Path) -> str:
 @STREAM
 @pytest.mark.parametrize("how", ["rst", "fin"])
 def test_an_idle_connection_that_dies_is_replaced(
-    gateway: Daemon, sim: FaultBackend, how: str, stream: bool
+    gateway: FastGateway, sim: FaultBackend, how: str, stream: bool
 ) -> None:
     first = play(gateway, sim, f"stale-next:{how}", stream)
     check(first, WHOLE)
@@ -81,7 +67,7 @@ def test_an_idle_connection_that_dies_is_replaced(
 
 
 @STREAM
-def test_it_is_replaced_once_only(gateway: Daemon, sim: FaultBackend, stream: bool) -> None:
+def test_it_is_replaced_once_only(gateway: FastGateway, sim: FaultBackend, stream: bool) -> None:
     first = play(gateway, sim, "", stream)
     check(first, WHOLE)
     case = play(gateway, sim, "reset-after-request", stream)
@@ -92,9 +78,9 @@ def test_it_is_replaced_once_only(gateway: Daemon, sim: FaultBackend, stream: bo
 
 @STREAM
 def test_what_was_under_way_is_not_sent_again(
-    gateway: Daemon, sim: FaultBackend, stream: bool
+    gateway: FastGateway, sim: FaultBackend, stream: bool
 ) -> None:
-    """The connection dies later than an idle one that had been closed would."""
+    """The connection fails later than a closed idle connection would."""
     check(play(gateway, sim, "", stream), WHOLE)
     check(play(gateway, sim, "slow-first-byte:1.2+reset-after-request", stream), RESET)
 
@@ -111,12 +97,12 @@ def test_what_was_under_way_is_not_sent_again(
     ids=["503", "500", "429", "reset-mid-headers"],
 )
 def test_one_backend_is_asked_once(
-    gateway: Daemon, sim: FaultBackend, fault: str, expected: Err, stream: bool
+    gateway: FastGateway, sim: FaultBackend, fault: str, expected: Err, stream: bool
 ) -> None:
     check(play(gateway, sim, fault, stream), expected)
 
 
-def test_a_backend_that_hangs_is_asked_once(gateway: Daemon, sim: FaultBackend) -> None:
+def test_a_backend_that_hangs_is_asked_once(gateway: FastGateway, sim: FaultBackend) -> None:
     late = Err(504, "upstream_timeout", "backend_timeout", at=FIRST_BYTE)
     with ThreadPoolExecutor(2) as pool:
         cases = list(pool.map(partial(play, gateway, sim, "flaky:1:hang"), (False, True)))
@@ -124,7 +110,7 @@ def test_a_backend_that_hangs_is_asked_once(gateway: Daemon, sim: FaultBackend) 
         check(case, late)
 
 
-def test_three_requests_of_one_id_are_three(gateway: Daemon, sim: FaultBackend) -> None:
+def test_three_requests_of_one_id_are_three(gateway: FastGateway, sim: FaultBackend) -> None:
     for stream in (False, True, False):
         assert ask(gateway, "", stream, id="same-id").status == 200
     assert attempts_of(sim)["same-id"] == 3
@@ -134,7 +120,7 @@ def test_three_requests_of_one_id_are_three(gateway: Daemon, sim: FaultBackend) 
 def test_a_hundred_connections_serve_two_hundred_requests(tmp_path: Path) -> None:
     with (
         FaultBackend() as sim,
-        watched(Daemon(tmp_path, sim.url, **PATIENT), sim) as daemon,
+        watched(FastGateway(tmp_path, sim.url, **PATIENT), sim) as daemon,
         ThreadPoolExecutor(100) as pool,
     ):
         for _ in range(2):
@@ -146,7 +132,7 @@ def test_a_hundred_connections_serve_two_hundred_requests(tmp_path: Path) -> Non
         assert sim.connections_total <= 100
 
 
-def test_the_newest_idle_connection_is_used(gateway: Daemon, sim: FaultBackend) -> None:
+def test_the_newest_idle_connection_is_used(gateway: FastGateway, sim: FaultBackend) -> None:
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(lambda _: ask(gateway, "slow-first-byte:0.2"), range(20)))
     used = {play(gateway, sim, "", False).record.connection for _ in range(10)}
@@ -158,7 +144,7 @@ def test_the_newest_idle_connection_is_used(gateway: Daemon, sim: FaultBackend) 
     "fault", ["status:500:huge", "redirect:302", "huge:9MB+json-for-sse", "surplus", "eof-body"]
 )
 def test_a_connection_is_not_kept(
-    gateway: Daemon, sim: FaultBackend, fault: str, stream: bool
+    gateway: FastGateway, sim: FaultBackend, fault: str, stream: bool
 ) -> None:
     case = play(gateway, sim, fault, stream)
     (connection,) = [c for c in sim.connections if c.number == case.record.connection]
@@ -171,7 +157,7 @@ def test_it_is_used_again_over_tls(tmp_path: Path, stream: bool) -> None:
     pair = certificate(tmp_path, "sim")
     with (
         FaultBackend(tls=pair) as sim,
-        watched(Daemon(tmp_path, sim.url, tls_ca=pair[0]), sim, warm=False) as daemon,
+        watched(FastGateway(tmp_path, sim.url, tls_ca=pair[0]), sim, warm=False) as daemon,
     ):
         for _ in range(3):  # one when that before it is at its end for everybody
             check(play(daemon, sim, "", stream), WHOLE)
@@ -182,9 +168,9 @@ def test_it_is_used_again_over_tls(tmp_path: Path, stream: bool) -> None:
 
 
 def test_a_connection_with_surplus_bytes_in_the_same_segment_is_not_kept(
-    gateway: Daemon, sim: FaultBackend, monkeypatch: pytest.MonkeyPatch
+    gateway: FastGateway, sim: FaultBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows the reply is nobody's, however early it comes."""
+    """Bytes after a reply are never used, however early they arrive."""
     body = b'{"id":"x","object":"chat.completion","choices":[{"index":0,"finish_reason":"stop"}]}'
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     data = head % len(body) + body + faultbackend_faults.SURPLUS
@@ -213,7 +199,7 @@ def test_a_connection_with_surplus_bytes_in_the_same_segment_is_not_kept(
 def test_backends_that_close_connections(name: str, sim: FaultBackend, tmp_path: Path) -> None:
     with (
         sim,
-        watched(Daemon(tmp_path, sim.url), sim) as daemon,
+        watched(FastGateway(tmp_path, sim.url), sim) as daemon,
         ThreadPoolExecutor(20) as pool,
     ):
         sim.reset()
@@ -222,16 +208,16 @@ def test_backends_that_close_connections(name: str, sim: FaultBackend, tmp_path:
         if not sim.close_after_reply:
             assert not [record for record in sim.records if record.killed]
             assert set(attempts_of(sim).values()) == {1}
-        daemon.is_well()
+        daemon.check_health()
 
 
 def test_backends_that_close_idle_connections(idle_closer: Future[str]) -> None:
-    """Unannounced after 1 s, just when the next request comes."""
+    """It closes without notice after 1 s, just when the next request is sent."""
     print(idle_closer.result())
 
 
 def report(name: str, sim: FaultBackend, answers: list[Answer]) -> str:
-    """No client may have seen an error; say how many requests the backend saw twice."""
+    """Check that no client got an error; print how many requests the backend saw twice."""
     wrong = [answer for answer in answers if (answer.status, answer.whole) != (200, True)]
     assert wrong == []
     attempts = attempts_of(sim)
@@ -255,7 +241,7 @@ def test_a_backend_that_is_down_is_not_hammered(mode: str, tmp_path: Path) -> No
         if mode == "down":
             sim.stop()
         with (
-            watched(Daemon(tmp_path, sim.url)) as daemon,
+            watched(FastGateway(tmp_path, sim.url)) as daemon,
             ThreadPoolExecutor(200) as pool,
         ):
             before = daemon.cpu_seconds()
@@ -267,7 +253,7 @@ def test_a_backend_that_is_down_is_not_hammered(mode: str, tmp_path: Path) -> No
             idle = daemon.cpu_seconds()
             time.sleep(0.5)
             assert daemon.cpu_seconds() - idle < 0.1
-            daemon.is_well()
+            daemon.check_health()
     finally:
         sim.stop()
 
@@ -281,18 +267,18 @@ def pair() -> Iterator[tuple[FaultBackend, FaultBackend]]:
 @pytest.fixture(scope="module")
 def two(
     pair: tuple[FaultBackend, FaultBackend], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Daemon]:
+) -> Iterator[FastGateway]:
     """A gateway with two backends."""
     first, second = pair
     folder = tmp_path_factory.mktemp("two")
-    with watched(Daemon(folder, first.url, second.url), first, second) as daemon:
+    with watched(FastGateway(folder, first.url, second.url), first, second) as daemon:
         yield daemon
 
 
 @STREAM
 @pytest.mark.parametrize("kind", ["503", "429", "huge-503"])
 def test_the_second_backend_is_asked_when_the_first_refuses(
-    two: Daemon,
+    two: FastGateway,
     pair: tuple[FaultBackend, FaultBackend],
     kind: str,
     stream: bool,
@@ -319,13 +305,13 @@ def test_the_second_backend_is_asked_when_the_first_refuses(
     ids=["500", "400", "422", "reset-mid-headers", "garbage"],
 )
 def test_the_second_backend_is_not_asked_when_the_first_may_have_run(
-    two: Daemon,
+    two: FastGateway,
     pair: tuple[FaultBackend, FaultBackend],
     kind: str,
     expected: Err,
     stream: bool,
 ) -> None:
-    """Promise 6. What one backend finds wrong with a request is nothing to ask another about."""
+    """Promise 6. A request that one backend rejects is not sent to another."""
     first, second = pair
     case = play_flaky(two, pair, kind, stream)
     check(Case(two, first, stream, case.answer), expected)
@@ -333,10 +319,10 @@ def test_the_second_backend_is_not_asked_when_the_first_may_have_run(
 
 
 def play_flaky(
-    daemon: Daemon, pair: tuple[FaultBackend, FaultBackend], kind: str, stream: bool
+    daemon: FastGateway, pair: tuple[FaultBackend, FaultBackend], kind: str, stream: bool
 ) -> Case:
-    """Play a fault that only the first backend has."""
-    # It must be well, or it would not be asked.
+    """Play a fault of the first backend only."""
+    # It must be healthy, or it would get no request.
     wait_for(lambda: first_is_asked(daemon), 20, "the first backend's recovery")
     second = pair[1]
     id = f"two-{kind}-{stream}"
@@ -344,13 +330,13 @@ def play_flaky(
     return Case(daemon, second, stream, ask(daemon, f"flaky:1:{kind}", stream, id=id, model=None))
 
 
-def first_is_asked(daemon: Daemon) -> bool:
+def first_is_asked(daemon: FastGateway) -> bool:
     answer = ask(daemon, model=None)
     return answer.status == 200 and daemon.line(answer.id)["backend"] == ["b0"]
 
 
 def test_the_second_backend_is_asked_when_the_first_cannot_be(tmp_path: Path) -> None:
-    """With a closed port, and with one that answers no SYN."""
+    """One backend has a closed port, the other does not answer a SYN."""
     with blackhole() as port, FaultBackend() as sim, FaultBackend() as closed:
         closed.stop()
         for name, url, limit in (
@@ -359,7 +345,7 @@ def test_the_second_backend_is_asked_when_the_first_cannot_be(tmp_path: Path) ->
         ):
             folder = tmp_path / name
             folder.mkdir()
-            with watched(Daemon(folder, url, sim.url), sim, warm=False) as daemon:
+            with watched(FastGateway(folder, url, sim.url), sim, warm=False) as daemon:
                 for stream in (False, True):
                     case = Case(daemon, sim, stream, ask(daemon, "", stream, model=None))
                     check(case, WHOLE)
@@ -368,11 +354,11 @@ def test_the_second_backend_is_asked_when_the_first_cannot_be(tmp_path: Path) ->
 
 
 def test_a_backend_that_is_back_is_used_again(tmp_path: Path) -> None:
-    """And what happens when all are down."""
+    """All backends are down."""
     with (
         FaultBackend() as first,
         FaultBackend() as second,
-        watched(Daemon(tmp_path, first.url, second.url), first, second) as daemon,
+        watched(FastGateway(tmp_path, first.url, second.url), first, second) as daemon,
     ):
         first.stop()
         answers = [ask(daemon, "", stream) for stream in (False, True) * 10]

@@ -1,4 +1,4 @@
-"""Clients that do not read, too many at once, and many requests: memory and descriptors stay."""
+"""Clients that do not read, too many clients, many requests: memory and descriptors are bounded."""
 
 from __future__ import annotations
 
@@ -18,64 +18,62 @@ import pytest
 from tests import faultbackend_faults
 from tests.certificates import certificate
 from tests.faultbackend import FaultBackend, Record
-from tests.integration.door import post
-from tests.integration.faults import (
+from tests.integration.client import Answer, Client, ask
+from tests.integration.expectations import check_error, play, spread
+from tests.integration.gateways import (
     CLIENT_WRITE,
     MAX_IN_FLIGHT,
     MAX_REPLY,
     MIB,
     PATIENT,
-    Answer,
-    Client,
-    Daemon,
-    ask,
-    check_error,
-    play,
-    spread,
-    wait_for,
+    FastGateway,
+    ini,
     watched,
 )
-from tests.integration.neighbour import Neighbour, kept_waiting
-from tests.integration.operating import Caller, ini
-from tests.integration.processes import Gateway
+from tests.integration.healthprobe import HealthProbe, stolen_seconds
+from tests.integration.processes import Gateway, wait_for
+from tests.integration.raw import post
 
 KIB = 1024
 RECEIVE_BUFFER = 16 * KIB
-#: What a stalled reader may cost.
+#: Bytes of memory that a stalled reader may cost.
 EACH = 256 * KIB
 
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[FaultBackend]:
-    # What it has sent and its own kernel still holds is nothing the gateway could stop.
+    # Bytes that the backend's own kernel still holds cannot be held back by the gateway.
     with FaultBackend(so_sndbuf=64 * KIB) as backend:
         yield backend
 
 
 @pytest.fixture(scope="module")
-def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastGateway]:
     folder = tmp_path_factory.mktemp("pressure")
-    with watched(Daemon(folder, sim.url, **PATIENT), sim, growth=80 * MIB) as daemon:
+    with watched(FastGateway(folder, sim.url, **PATIENT), sim, growth=80 * MIB) as daemon:
         yield daemon
 
 
-def check_neighbour(neighbour: Neighbour) -> None:
-    """The page's 100 ms, of a gateway that has much to do."""
-    print(f"\nneighbour: {spread(neighbour.delays)} ms")
-    assert neighbour.at(0.9) < 0.1
-    assert max(neighbour.delays) < 1
+def check_delays(probe: HealthProbe) -> None:
+    """The 100 ms of docs/protocol.rst, for a busy gateway."""
+    print(f"\nneighbour: {spread(probe.delays)} ms")
+    assert probe.at(0.9) < 0.1
+    assert max(probe.delays) < 1
 
 
-def stalled(stack: ExitStack, daemon: Daemon, sim: FaultBackend, count: int) -> list[Record]:
-    """Let clients ask for an endless stream and read nothing of it."""
-    clients = [stack.enter_context(Client(daemon.port, RECEIVE_BUFFER)) for _ in range(count)]
-    ids = [client.ask("endless", True) for client in clients]
+def stalled(stack: ExitStack, daemon: FastGateway, sim: FaultBackend, count: int) -> list[Record]:
+    """Clients that request an endless stream and read nothing of it."""
+    clients = [
+        stack.enter_context(Client(daemon.port, receive_buffer=RECEIVE_BUFFER))
+        for _ in range(count)
+    ]
+    ids = [client.send_chat("endless", True) for client in clients]
     wait_for(lambda: all(sim.records_for(id) for id in ids), 10, "all at the backend")
     return [sim.records_for(id)[0] for id in ids]
 
 
 def plateau(records: list[Record]) -> list[int]:
-    """Wait until the backend could send nothing for a while; return what it has sent."""
+    """Wait until the backend can send nothing more; return the number of bytes that it has sent."""
     sent: list[int] = []
     while sent != (sent := [record.sent_bytes for record in records]):
         time.sleep(0.4)
@@ -84,10 +82,10 @@ def plateau(records: list[Record]) -> list[int]:
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_who_does_not_read_stops_its_backend(
-    gateway: Daemon, sim: FaultBackend, count: int
+    gateway: FastGateway, sim: FaultBackend, count: int
 ) -> None:
-    """Bounded memory, then the end."""
-    with ExitStack() as stack, Neighbour(gateway) as neighbour:
+    """Memory is bounded, then the client is disconnected."""
+    with ExitStack() as stack, HealthProbe(gateway) as probe:
         with ExitStack() as once:  # what every first time costs
             plateau(stalled(once, gateway, sim, 1))
         resident = gateway.memory()
@@ -106,14 +104,14 @@ def test_who_does_not_read_stops_its_backend(
         for record in records:
             line = gateway.line(str(record.request_id))
             assert (line["end"], line["status"]) == ("client_gone", 200)
-    check_neighbour(neighbour)
-    gateway.is_well()
+    check_delays(probe)
+    gateway.check_health()
 
 
-def test_who_reads_slowly_is_not_cut_off(gateway: Daemon, sim: FaultBackend) -> None:
-    """It reads a little now and then, for longer than ``client_write``."""
-    with Client(gateway.port, RECEIVE_BUFFER) as client:
-        answer = Answer(client.ask("huge:1MB", True), time.monotonic())
+def test_who_reads_slowly_is_not_cut_off(gateway: FastGateway, sim: FaultBackend) -> None:
+    """It reads a little at intervals, for longer than ``client_write``."""
+    with Client(gateway.port, receive_buffer=RECEIVE_BUFFER) as client:
+        answer = Answer(client.send_chat("huge:1MB", True), time.monotonic())
         began = time.monotonic()
         while time.monotonic() - began < CLIENT_WRITE + 2 and not answer.whole:
             client.sock.settimeout(5)
@@ -127,14 +125,14 @@ def test_who_reads_slowly_is_not_cut_off(gateway: Daemon, sim: FaultBackend) -> 
     assert gateway.line(answer.id)["end"] == "complete"
 
 
-def test_slow_readers_of_large_replies(gateway: Daemon, sim: FaultBackend) -> None:
+def test_slow_readers_of_large_replies(gateway: FastGateway, sim: FaultBackend) -> None:
     """With 10 clients."""
     count = 10
     resident = gateway.memory()
 
     def read_late(_: int) -> Answer:
-        with Client(gateway.port, RECEIVE_BUFFER) as client:
-            id = client.ask("huge:7MB", False)
+        with Client(gateway.port, receive_buffer=RECEIVE_BUFFER) as client:
+            id = client.send_chat("huge:7MB", False)
             time.sleep(1.5)
             return client.answer(id)
 
@@ -149,18 +147,18 @@ def test_slow_readers_of_large_replies(gateway: Daemon, sim: FaultBackend) -> No
             (record,) = sim.records_for(answer.id)
             assert bytes(answer.body) == record.want_json_as(answer.id)
     print(f"\nslow readers of 7 MiB: {most / count / MIB:.1f} MiB each")
-    # Two more: while one is put together, its parts are there twice.
+    # Two more, because a reply is in memory twice while its parts are joined.
     assert most < (count + 2) * (MAX_REPLY + MIB)
-    gateway.is_well()
+    gateway.check_health()
 
 
 def test_too_many_at_once_are_refused_at_once(
-    gateway: Daemon, sim: FaultBackend, monkeypatch: pytest.MonkeyPatch
+    gateway: FastGateway, sim: FaultBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = threading.Event()
+    stopped = threading.Event()
 
     async def until_told() -> None:
-        while not told.is_set():
+        while not stopped.is_set():
             await asyncio.sleep(0.01)
 
     def held(reply: faultbackend_faults.Reply) -> None:
@@ -170,24 +168,24 @@ def test_too_many_at_once_are_refused_at_once(
 
     def one(client: Client, number: int) -> Answer:
         began = time.monotonic()
-        return client.answer(client.ask("held", number % 2 == 0), began)
+        return client.answer(client.send_chat("held", number % 2 == 0), began)
 
     def refuse(client: Client, number: int) -> Answer:
-        waited = kept_waiting(gateway.pid)
+        waited = stolen_seconds(gateway.pid)
         answer = one(client, number)
-        answer.asked += kept_waiting(gateway.pid) - waited
+        answer.asked += stolen_seconds(gateway.pid) - waited
         return answer
 
     sim.reset()
     surplus = 100
-    with ExitStack() as stack, Neighbour(gateway) as neighbour:
+    with ExitStack() as stack, HealthProbe(gateway) as probe:
         clients = [stack.enter_context(Client(gateway.port)) for _ in range(MAX_IN_FLIGHT)]
         later = [stack.enter_context(Client(gateway.port)) for _ in range(surplus)]
         with ThreadPoolExecutor(MAX_IN_FLIGHT) as pool:
             first = [pool.submit(one, client, n) for n, client in enumerate(clients)]
             wait_for(lambda: len(sim.records) == MAX_IN_FLIGHT, 5, "a full gateway")
             refused = [refuse(client, number) for number, client in enumerate(later)]
-            told.set()
+            stopped.set()
             served = [future.result() for future in first]
     assert [(answer.status, answer.whole) for answer in served] == [(200, True)] * MAX_IN_FLIGHT
     assert [answer.status for answer in refused] == [503] * surplus
@@ -198,7 +196,7 @@ def test_too_many_at_once_are_refused_at_once(
     waited = [answer.seconds for answer in refused]
     print(f"\nrefused after {spread(waited)} ms")
     assert max(waited) < 0.05 + 0.1
-    check_neighbour(neighbour)
+    check_delays(probe)
     assert ask(gateway).status == 200
 
 
@@ -214,7 +212,7 @@ MIXED = (
 
 
 def test_thousands_of_mixed_requests_leave_nothing_behind(
-    gateway: Daemon, sim: FaultBackend
+    gateway: FastGateway, sim: FaultBackend
 ) -> None:
     """With 3,000 requests."""
     rng = random.Random(10)
@@ -222,7 +220,7 @@ def test_thousands_of_mixed_requests_leave_nothing_behind(
     def one(fault: str, stream: bool) -> None:
         if fault == "leave":
             with Client(gateway.port) as client:
-                id = client.ask("stall-after:1", stream)
+                id = client.send_chat("stall-after:1", stream)
                 wait_for(lambda: sim.records_for(id), 5, "a request")
                 client.reset()
             return
@@ -245,7 +243,7 @@ def test_thousands_of_mixed_requests_leave_nothing_behind(
     print(f"\nRSS grew by {(second - first) / KIB:.0f} KiB in the last 1000 of 3000 requests")
     assert after <= descriptors
     assert second - first < MIB
-    gateway.is_well()
+    gateway.check_health()
     ends = {line["end"] for lines in gateway.lines().values() for line in lines}
     assert ends >= {"complete", "backend_error", "backend_truncated", "client_gone", "refused"}
     assert "internal" not in ends
@@ -257,7 +255,7 @@ def test_thousands_of_mixed_requests_leave_nothing_behind(
 def test_who_sends_and_does_not_read_is_not_answered_any_further(
     tls: bool, count: int, tmp_path: Path
 ) -> None:
-    """Thousands of pipelined requests, and no byte of an answer is read."""
+    """Clients send thousands of pipelined requests and read no byte of an answer."""
     pair = certificate(tmp_path, "gateway")
     section = {"tls_certificate": pair[0], "tls_key": pair[1]} if tls else {}
     trust = ssl.create_default_context(cafile=pair[0]) if tls else None
@@ -265,7 +263,7 @@ def test_who_sends_and_does_not_read_is_not_answered_any_further(
         body = b'{"messages":[{"role":"user","content":"%b"}]}' % (b"x" * 20 * KIB)
         data = post(b"Content-Length: %d" % len(body), body=body)
         with ExitStack() as stack:
-            clients = [stack.enter_context(Caller(echo, tls=trust)) for _ in range(count)]
+            clients = [stack.enter_context(Client(echo.port, tls=trust)) for _ in range(count)]
             for client in clients:  # what every first time costs
                 client.sock.sendall(data)
                 client.more(Answer("", 0.0))
@@ -282,5 +280,5 @@ def test_who_sends_and_does_not_read_is_not_answered_any_further(
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has now."""
+    """Resident bytes of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()

@@ -1,7 +1,7 @@
-"""Tokens, keys, ids and headers, on real sockets: who may come in, and what never comes out.
+"""Tokens, keys, ids and headers on real sockets: access, and secrets that must not leak.
 
-Sentinels stand for a client's token, a wrong one, the backend's key and a prompt. They are sent
-along with a wide mix of requests and faults, and then looked for in all that the daemon wrote.
+The token of the client, a wrong token, the key of the backend and the prompt are sentinels, sent
+with many requests and faults. Then the tests search for them in everything that the daemon wrote.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from gatewayd.settings.load import load
 from gatewayd.settings.model import Settings
 from gatewayd.wire.errors import Unauthorized
 from tests.faultbackend import FaultBackend, blackhole
-from tests.integration.door import (
+from tests.integration.client import Answer, Client
+from tests.integration.gateways import MIB, FastGateway, watched
+from tests.integration.processes import AT_ONCE, free_port
+from tests.integration.raw import (
     BODY,
     CLOSE,
-    Heard,
+    RawAnswers,
     chat,
     check_refused,
     get,
     post,
     request,
-    tell,
+    send_raw,
 )
-from tests.integration.faults import AT_ONCE, MIB, Answer, Client, Daemon, watched
-from tests.integration.processes import free_port
 
 TOKEN = "gw-sentinel-alice-2f7c"
 OTHER = "gw-sentinel-bob-91aa"
@@ -69,7 +70,7 @@ def bearer(token: str = TOKEN) -> bytes:
 
 
 def asking(text: str = "", *headers: bytes, stream: bool = False, token: str = TOKEN) -> bytes:
-    """A good request; ``text`` may name a fault."""
+    """A good chat request; ``text`` may name a fault."""
     content = f"{PROMPT}\n{text}"
     body = {"model": "m", "messages": [{"role": "user", "content": content}], "stream": stream}
     return chat(json.dumps(body).encode(), bearer(token), *headers)
@@ -86,14 +87,14 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("temporary")
 
 
-Start = Callable[..., Daemon]
+Start = Callable[..., FastGateway]
 
 
 @pytest.fixture(scope="module")
 def start(sim: FaultBackend, temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Make gateways that know the tokens; the backend is sent its key."""
+    """A function that starts gateways with these tokens and the key of the backend."""
 
-    def make(name: str, **settings: str) -> Daemon:
+    def make(name: str, **settings: str) -> FastGateway:
         known = {
             "backend b0_url": sim.url,
             "backend b0_api_key": KEY,
@@ -108,13 +109,13 @@ def start(sim: FaultBackend, temporary: Path, tmp_path_factory: pytest.TempPathF
         }
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TMPDIR", str(temporary))
-            return Daemon(tmp_path_factory.mktemp(name), **{**known, **settings})
+            return FastGateway(tmp_path_factory.mktemp(name), **{**known, **settings})
 
     return make
 
 
 @pytest.fixture(scope="module")
-def gateway(sim: FaultBackend, start: Start) -> Iterator[Daemon]:
+def gateway(sim: FaultBackend, start: Start) -> Iterator[FastGateway]:
     with watched(start("guarded"), sim, growth=64 * MIB) as daemon:
         yield daemon
 
@@ -152,10 +153,10 @@ KNOCKING = {
 
 
 @pytest.mark.parametrize("id", KNOCKING)
-def test_who_may_come_in(gateway: Daemon, sim: FaultBackend, id: str) -> None:
+def test_who_may_come_in(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
     sim.reset()
     headers, expected = KNOCKING[id]
-    answer = tell(gateway.port, chat(BODY, *headers)).answer
+    answer = send_raw(gateway.port, chat(BODY, *headers)).answer
     if expected:
         check_refused(gateway, answer, expected)
         assert answer.header("www-authenticate") == ["Bearer"]
@@ -166,19 +167,19 @@ def test_who_may_come_in(gateway: Daemon, sim: FaultBackend, id: str) -> None:
         assert [record.violations for record in sim.records] == [[]]
 
 
-def test_a_token_in_the_url_is_none(gateway: Daemon) -> None:
-    answer = tell(gateway.port, get(f"/v1/models?api_key={TOKEN}&key={TOKEN}".encode())).answer
+def test_a_token_in_the_url_is_none(gateway: FastGateway) -> None:
+    answer = send_raw(gateway.port, get(f"/v1/models?api_key={TOKEN}&key={TOKEN}".encode())).answer
     check_refused(gateway, answer, MISSING)
 
 
 @pytest.mark.parametrize("expect", [[], [b"Expect: 100-continue"]], ids=["", "expect"])
 def test_a_wrong_token_is_told_before_the_body_comes(
-    gateway: Daemon, sim: FaultBackend, expect: list[bytes]
+    gateway: FastGateway, sim: FaultBackend, expect: list[bytes]
 ) -> None:
     sim.reset()
-    heard = tell(gateway.port, post(b"Content-Length: 1048576", BAD, *expect))
-    check_refused(gateway, heard.answer, INVALID)
-    assert heard.seconds < AT_ONCE and sim.records == []
+    received = send_raw(gateway.port, post(b"Content-Length: 1048576", BAD, *expect))
+    check_refused(gateway, received.answer, INVALID)
+    assert received.seconds < AT_ONCE and sim.records == []
 
 
 PATHS = [
@@ -190,21 +191,21 @@ PATHS = [
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "DELETE"])
-def test_nobody_learns_what_there_is(gateway: Daemon, method: str) -> None:
-    """On each route, and where there is none."""
+def test_nobody_learns_what_there_is(gateway: FastGateway, method: str) -> None:
+    """On each route, and on a path without a route."""
     for path in PATHS:
         for headers, code in (([], "missing_api_key"), ([BAD], "invalid_api_key")):
             line = f"{method} {path} HTTP/1.1".encode()
-            heard = tell(gateway.port, request(line, CLOSE, *headers))
-            answer = heard.answer
+            received = send_raw(gateway.port, request(line, CLOSE, *headers))
+            answer = received.answer
             assert answer.status == 401, (path, answer)
             assert gateway.line(*answer.header("x-request-id"))["code"] == code
             assert answer.header("allow") == [] and (answer.body == b"") is (method == "HEAD")
 
 
-def test_health_is_open_and_tells_nothing(gateway: Daemon) -> None:
+def test_health_is_open_and_tells_nothing(gateway: FastGateway) -> None:
     for headers in ([], [BAD]):
-        answer = tell(gateway.port, get(b"/healthz", CLOSE, *headers)).answer
+        answer = send_raw(gateway.port, get(b"/healthz", CLOSE, *headers)).answer
         assert (answer.status, answer.json()) == (200, {"status": "ok"})
 
 
@@ -220,9 +221,9 @@ def keys(count: int) -> Settings:
 def test_comparing_does_the_same_work_whatever_is_presented(
     presented: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Judged by what is done rather than by a clock, which says nothing on a shared machine.
+    """Counts the comparisons; a clock would tell nothing on a shared machine.
 
-    Digests of one length, compared in constant time, each with all of them, match or not.
+    Digests of equal length are compared in constant time, each with all others, match or not.
     """
     compared: list[tuple[bytes, bytes]] = []
 
@@ -241,7 +242,7 @@ def test_comparing_does_the_same_work_whatever_is_presented(
 # -- what a token may ------------------------------------------------------------------------------
 
 
-def test_a_token_may_use_its_models_alone(gateway: Daemon, sim: FaultBackend) -> None:
+def test_a_token_may_use_its_models_alone(gateway: FastGateway, sim: FaultBackend) -> None:
     sim.reset()
     for model, expected in (
         ("m", "403 model_not_allowed permission_error"),
@@ -251,33 +252,33 @@ def test_a_token_may_use_its_models_alone(gateway: Daemon, sim: FaultBackend) ->
         ("only", ""),
     ):
         body = {"messages": [{"role": "user", "content": PROMPT}], "model": model}
-        answer = tell(gateway.port, chat(json.dumps(body).encode(), bearer(OTHER))).answer
+        answer = send_raw(gateway.port, chat(json.dumps(body).encode(), bearer(OTHER))).answer
         if expected:
             check_refused(gateway, answer, expected, "model")
         else:
             assert answer.status == 200
     assert len(sim.records) == 2
     for token, names in ((OTHER, []), (TOKEN, ["sim-model"])):
-        answer = tell(gateway.port, get(b"/v1/models", CLOSE, bearer(token))).answer
+        answer = send_raw(gateway.port, get(b"/v1/models", CLOSE, bearer(token))).answer
         assert [model["id"] for model in answer.json()["data"]] == names
 
 
-def test_a_token_may_have_so_many_in_flight(gateway: Daemon, sim: FaultBackend) -> None:
-    """Another token's requests do not notice."""
+def test_a_token_may_have_so_many_in_flight(gateway: FastGateway, sim: FaultBackend) -> None:
+    """Requests with another token are not affected."""
     slow = {"messages": [{"role": "user", "content": "fault:slow-first-byte:0.7"}], "model": "b-1"}
     data = chat(json.dumps(slow).encode(), bearer(OTHER))
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(tell, gateway.port, data.replace(CLOSE, CLOSE + b"\r\nX-A: a"))
+        first = pool.submit(send_raw, gateway.port, data.replace(CLOSE, CLOSE + b"\r\nX-A: a"))
         time.sleep(0.3)
-        second = tell(gateway.port, data)
+        second = send_raw(gateway.port, data)
         check_refused(gateway, second.answer, "429 rate_limit_exceeded")
         assert second.answer.header("retry-after") == ["1"]
-        assert tell(gateway.port, asking()).answer.status == 200
+        assert send_raw(gateway.port, asking()).answer.status == 200
         assert first.result().answer.status == 200
 
 
-def test_the_openai_sdk_obeys_the_rate_limit(gateway: Daemon) -> None:
-    """60 at once, then one each second; a retry waits for it."""
+def test_the_openai_sdk_obeys_the_rate_limit(gateway: FastGateway) -> None:
+    """60 requests at once, then one each second; the SDK's retry waits for it."""
     messages: Any = [{"role": "user", "content": PROMPT}]
     with openai.OpenAI(
         base_url=gateway.url + "/v1",
@@ -302,8 +303,8 @@ def test_the_openai_sdk_obeys_the_rate_limit(gateway: Daemon) -> None:
         assert 0.7 < time.monotonic() - began < 5
 
 
-def test_a_backends_own_limit_is_passed_on(gateway: Daemon) -> None:
-    answer = tell(gateway.port, asking("fault:429-retry-after")).answer
+def test_a_backends_own_limit_is_passed_on(gateway: FastGateway) -> None:
+    answer = send_raw(gateway.port, asking("fault:429-retry-after")).answer
     assert answer.status == 429 and answer.header("retry-after") == ["7"]
     assert answer.header("x-ratelimit-limit-requests") == ["60"]
     assert answer.header("x-ratelimit-reset-requests") == ["7s"]
@@ -314,12 +315,14 @@ def test_a_backends_own_limit_is_passed_on(gateway: Daemon) -> None:
 
 
 @pytest.fixture(scope="module")
-def unguarded(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A gateway without tokens, in front of a backend that wants no key."""
+def unguarded(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastGateway]:
+    """A gateway without tokens, with a backend that needs no key."""
     with (
         FaultBackend(api_key="") as backend,
         watched(
-            Daemon(tmp_path_factory.mktemp("unguarded"), backend.url, gateway_allowed_origins=PAGE),
+            FastGateway(
+                tmp_path_factory.mktemp("unguarded"), backend.url, gateway_allowed_origins=PAGE
+            ),
             backend,
         ) as daemon,
     ):
@@ -346,12 +349,12 @@ ORIGINS = {
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_a_page_may_call_or_not(unguarded: Daemon, origin: str) -> None:
-    """Its answers and streams carry what the browser wants to see, or it gets none."""
+def test_a_page_may_call_or_not(unguarded: FastGateway, origin: str) -> None:
+    """An allowed page gets the headers that browsers need; any other page is refused."""
     header = f"Origin: {origin}".encode()
     stream = BODY.replace(b'"messages"', b'"stream":true,"messages"')
     for data in (chat(BODY, header), chat(stream, header), get(b"/v1/models", CLOSE, header)):
-        answer = tell(unguarded.port, data).answer
+        answer = send_raw(unguarded.port, data).answer
         if ORIGINS[origin]:
             assert answer.status == 200 and answer.header("vary") == ["Origin"]
             assert answer.header("access-control-allow-origin") == [origin]
@@ -365,7 +368,7 @@ def test_a_page_may_call_or_not(unguarded: Daemon, origin: str) -> None:
         b"Access-Control-Request-Method: POST",
         b"Access-Control-Request-Headers: x-a,content-type",
     )
-    answer = tell(unguarded.port, request(line, CLOSE, header, *asked)).answer
+    answer = send_raw(unguarded.port, request(line, CLOSE, header, *asked)).answer
     assert answer.status == (200 if ORIGINS[origin] else 403)
     if ORIGINS[origin]:
         assert answer.header("access-control-allow-headers") == ["x-a,content-type"]
@@ -384,10 +387,10 @@ REPLACED = [
 
 @pytest.mark.parametrize("header", ["X-Request-ID", "x-request-id", "Request-Id"])
 @pytest.mark.parametrize("id", KEPT)
-def test_a_good_id_is_kept(gateway: Daemon, sim: FaultBackend, id: str, header: str) -> None:
+def test_a_good_id_is_kept(gateway: FastGateway, sim: FaultBackend, id: str, header: str) -> None:
     sim.reset()
     id = id + header[:2] if len(id) < 100 else header[:2] + id[2:]  # each only once
-    answer = tell(gateway.port, asking("", f"{header}: {id}".encode())).answer
+    answer = send_raw(gateway.port, asking("", f"{header}: {id}".encode())).answer
     assert answer.header("x-request-id") == [id] == [answer.json()["id"]]
     assert sim.records[0].header("x-request-id") == [id] and sim.records[0].violations == []
 
@@ -395,10 +398,10 @@ def test_a_good_id_is_kept(gateway: Daemon, sim: FaultBackend, id: str, header: 
 @pytest.mark.parametrize(
     "id", [[i] for i in REPLACED] + [["one-a", "one-b"]], ids=lambda i: i[0][:20]
 )
-def test_any_other_id_is_replaced(gateway: Daemon, sim: FaultBackend, id: list[str]) -> None:
+def test_any_other_id_is_replaced(gateway: FastGateway, sim: FaultBackend, id: list[str]) -> None:
     sim.reset()
     headers = [f"X-Request-ID: {i}".encode("latin-1") for i in id]
-    answer = tell(gateway.port, asking("", *headers)).answer
+    answer = send_raw(gateway.port, asking("", *headers)).answer
     (made,) = answer.header("x-request-id")
     assert re.fullmatch(UUID, made) and answer.status == 200
     head, body = sim.records[0].head, sim.records[0].body
@@ -415,7 +418,7 @@ def closed_port() -> str:
     return f"http://127.0.0.1:{free_port()}"
 
 
-def test_every_status_carries_one_id(gateway: Daemon, start: Start) -> None:
+def test_every_status_carries_one_id(gateway: FastGateway, start: Start) -> None:
     with blackhole() as hole:
         others = [
             start("refused", **{"backend b0_url": closed_port()}),
@@ -423,7 +426,7 @@ def test_every_status_carries_one_id(gateway: Daemon, start: Start) -> None:
             start("hole", **{"backend b0_url": f"http://127.0.0.1:{hole}"}),
         ]
         with others[0] as refused, others[1] as full, others[2] as dark:
-            cases: list[tuple[int, Daemon, bytes]] = [
+            cases: list[tuple[int, FastGateway, bytes]] = [
                 (400, gateway, get(b"/ x", GOOD)),
                 (400, gateway, chat(b"{", GOOD)),
                 (401, gateway, chat()),
@@ -445,12 +448,12 @@ def test_every_status_carries_one_id(gateway: Daemon, start: Start) -> None:
                 (200, gateway, request(b"HEAD /v1/models HTTP/1.1", CLOSE, GOOD)),
             ]
             with ThreadPoolExecutor(len(cases) + 1) as pool:
-                occupied = pool.submit(tell, full.port, asking("fault:slow-first-byte:1.5"))
+                occupied = pool.submit(send_raw, full.port, asking("fault:slow-first-byte:1.5"))
                 time.sleep(0.3)
-                heards = list(pool.map(lambda case: tell(case[1].port, case[2]), cases))
+                all_received = list(pool.map(lambda case: send_raw(case[1].port, case[2]), cases))
                 assert occupied.result().answer.status == 200
-    for (status, _, _), heard in zip(cases, heards, strict=True):
-        answer = heard.answer
+    for (status, _, _), received in zip(cases, all_received, strict=True):
+        answer = received.answer
         assert answer.status == status
         assert len(answer.header("x-request-id")) == 1, answer
         assert answer.header("x-content-type-options") == ["nosniff"]
@@ -475,12 +478,14 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
-def test_a_backend_sees_only_what_it_must(gateway: Daemon, sim: FaultBackend, stream: bool) -> None:
+def test_a_backend_sees_only_what_it_must(
+    gateway: FastGateway, sim: FaultBackend, stream: bool
+) -> None:
     sim.reset()
-    heard: Heard = tell(
+    received: RawAnswers = send_raw(
         gateway.port, asking("", *HOPS, stream=stream).replace(CLOSE + b"\r\n", b"")
     )
-    assert heard.answer.status == 200
+    assert received.answer.status == 200
     (record,) = sim.records
     assert record.violations == []
     assert {name.lower() for name, _ in record.headers} <= ALLOWED
@@ -490,18 +495,18 @@ def test_a_backend_sees_only_what_it_must(gateway: Daemon, sim: FaultBackend, st
     assert not re.search(rb"sentinel-[^bp]|=sentinel|6\.6\.6|evil|gw-", record.head)
 
 
-def test_without_a_key_a_backend_gets_none(unguarded: Daemon) -> None:
-    """The client's own is not passed on; the backend looks."""
+def test_without_a_key_a_backend_gets_none(unguarded: FastGateway) -> None:
+    """The header of the client is not passed on; the backend checks this."""
     for headers in ([], [GOOD], [f"x-api-key: {TOKEN}".encode()]):
-        answer = tell(unguarded.port, chat(BODY, *headers)).answer
+        answer = send_raw(unguarded.port, chat(BODY, *headers)).answer
         assert answer.status == 200
     echoed = BODY.replace(b"hello", b"fault:echo")
-    answer = tell(unguarded.port, chat(echoed, GOOD)).answer
+    answer = send_raw(unguarded.port, chat(echoed, GOOD)).answer
     assert TOKEN.encode() not in answer.body and b"gateway\\r" not in answer.body
 
 
-def test_an_answer_tells_nothing_of_the_software(gateway: Daemon) -> None:
-    stream, whole = (tell(gateway.port, asking("", stream=s)).answer for s in (True, False))
+def test_an_answer_tells_nothing_of_the_software(gateway: FastGateway) -> None:
+    stream, whole = (send_raw(gateway.port, asking("", stream=s)).answer for s in (True, False))
     for answer in (stream, whole):
         assert answer.header("server") == ["gatewayd"]
         assert answer.header("x-content-type-options") == ["nosniff"]
@@ -526,8 +531,10 @@ REPLACED_ERRORS = {
 
 @pytest.mark.parametrize("fault", REPLACED_ERRORS)
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
-def test_a_backends_own_troubles_stay_behind(gateway: Daemon, fault: str, stream: bool) -> None:
-    answer = tell(gateway.port, asking(f"fault:{fault}", stream=stream)).answer
+def test_a_clients_error_hides_the_failure_of_a_backend(
+    gateway: FastGateway, fault: str, stream: bool
+) -> None:
+    answer = send_raw(gateway.port, asking(f"fault:{fault}", stream=stream)).answer
     status, code, kind = REPLACED_ERRORS[fault].split()
     error = answer.json()["error"]
     assert (answer.status, error["code"], error["type"]) == (int(status), code, kind)
@@ -549,8 +556,8 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def knock(daemon: Daemon) -> list[Heard]:
-    """Good and bad requests of all kinds, each with sentinels in it."""
+def knock(daemon: FastGateway) -> list[RawAnswers]:
+    """Send good and bad requests of all kinds, each with sentinels."""
     secret = PROMPT.encode()
     id = b"X-Request-ID: sentinel " + secret
     bad = [
@@ -582,34 +589,34 @@ def knock(daemon: Daemon) -> list[Heard]:
     ]
     played = [asking(f"fault:{f}", id, stream=s) for f in FAULTS for s in (False, True)]
     with ThreadPoolExecutor(40) as pool:
-        heards = list(pool.map(lambda data: tell(daemon.port, data), [*bad, *played]))
+        all_received = list(pool.map(lambda data: send_raw(daemon.port, data), [*bad, *played]))
     for data in (bad[0], played[0], played[1]):
         leave(daemon, data[:-5])
         leave(daemon, data)
-    return heards
+    return all_received
 
 
-def leave(daemon: Daemon, data: bytes) -> None:
+def leave(daemon: FastGateway, data: bytes) -> None:
     with Client(daemon.port) as client:
         client.sock.sendall(data)
         client.sock.shutdown(socket.SHUT_WR)
 
 
 def test_no_secret_is_written_anywhere(start: Start, temporary: Path) -> None:
-    """With both kinds of log."""
+    """With both log formats."""
     daemons = [
         start(f"secret-{kind}", log_format=kind, log_access="-") for kind in ("json", "text")
     ]
     with daemons[0], daemons[1], ThreadPoolExecutor(2) as pool:
-        heards = list(pool.map(knock, daemons))
+        all_received = list(pool.map(knock, daemons))
         told = [everything_told(daemon) for daemon in daemons]
-    for daemon, heard, parts in zip(daemons, heards, told, strict=True):
-        answers = [answer for h in heard for answer in h.answers]
+    for daemon, received, parts in zip(daemons, all_received, told, strict=True):
+        answers = [answer for h in received for answer in h.answers]
         statuses = {answer.status for answer in answers}
         assert statuses >= {200, 400, 401, 403, 404, 405, 414, 415, 417, 431, 500, 502, 503, 504}
-        assert len(answers) == len(heard)
+        assert len(answers) == len(received)
         folder, written = daemon._output.parent, daemon.output.encode()
-        assert written.count(b"\n") > len(heard)
+        assert written.count(b"\n") > len(received)
         files = [path for path in [*folder.rglob("*"), *temporary.rglob("*")] if path.is_file()]
         assert {path.name for path in files} == {"gatewayd.ini", "output.txt"}
         lines = [line for part in (written, *parts) for line in part.split(b"\n")]
@@ -621,9 +628,9 @@ def test_no_secret_is_written_anywhere(start: Start, temporary: Path) -> None:
             assert not re.search(rb"sentinel-(alice|bob|carol|wrong|backend)", mine), answer
 
 
-def everything_told(daemon: Daemon) -> list[bytes]:
-    """What others on this machine can see of it."""
-    metrics = tell(daemon.port, get(b"/metrics", CLOSE, host=b"Host: localhost")).answer
+def everything_told(daemon: FastGateway) -> list[bytes]:
+    """What other users of this machine can see of the process."""
+    metrics = send_raw(daemon.port, get(b"/metrics", CLOSE, host=b"Host: localhost")).answer
     assert metrics.status == 200
     process = Path(f"/proc/{daemon.pid}")
     seen = [(process / name).read_bytes() for name in ("cmdline", "environ", "comm")]
@@ -631,7 +638,7 @@ def everything_told(daemon: Daemon) -> list[bytes]:
     return [bytes(metrics.body), *seen, *links]
 
 
-def test_an_answer_is_what_the_tests_think(gateway: Daemon) -> None:
-    """The search would find what is there: the prompt does reach the backend and come back."""
-    answer: Answer = tell(gateway.port, asking("fault:echo")).answer
+def test_an_answer_is_what_the_tests_think(gateway: FastGateway) -> None:
+    """The search works: the prompt is found in the request to the backend and in its reply."""
+    answer: Answer = send_raw(gateway.port, asking("fault:echo")).answer
     assert SENTINELS.search(bytes(answer.body)) and answer.status == 200

@@ -1,4 +1,4 @@
-"""Signals that come at any moment of a start or a stop, and again and again."""
+"""Signals at any moment of a start or a stop, and repeatedly."""
 
 from __future__ import annotations
 
@@ -14,28 +14,19 @@ from typing import Self
 import pytest
 
 from tests.faultbackend import FaultBackend
-from tests.integration.faults import wait_for
-from tests.integration.operating import (
-    both_serve,
-    chat,
-    crowd,
-    in_front_of,
-    ini,
-    is_whole,
-    reached,
-    refuses,
-    workers,
-)
-from tests.integration.processes import START, TWIST, TWISTD, Gateway
+from tests.integration.client import ask, crowd
+from tests.integration.expectations import is_whole, reached
+from tests.integration.gateways import in_front_of, ini
+from tests.integration.processes import START, TWIST, TWISTD, Gateway, refuses, wait_for
 
 TWO = ini(gateway={"workers": 2})
 RUNNERS = pytest.mark.parametrize("runner", [TWISTD, TWIST], ids=["twistd", "twist"])
 
 
 def pester(gateway: Gateway, numbers: Sequence[int], *others: int) -> int:
-    """Send these by turns, every millisecond, until it has ended; return the exit status.
+    """Send these signals in turn, one each millisecond, until it has ended; return the exit status.
 
-    :param others: processes that hear the same.
+    :param others: processes that get the same signals.
     """
     for number in itertools.cycle(numbers):
         gateway.send(number)
@@ -49,7 +40,7 @@ def pester(gateway: Gateway, numbers: Sequence[int], *others: int) -> int:
 
 
 class Unready(Gateway):
-    """One whose start the test does not wait for."""
+    """A gateway whose start the test does not wait for."""
 
     def __enter__(self) -> Self:
         return self
@@ -67,16 +58,16 @@ def test_a_signal_in_the_moment_the_port_opens_does_what_it_always_does(
         gateway.send(number)
         if number == signal.SIGHUP:
             wait_for(lambda: "reloaded:" in gateway.output, START, "the reload")
-            assert chat(gateway).status == 200
+            assert ask(gateway).status == 200
             assert gateway.stop() == 0
         assert gateway.wait() == 0
         assert "ended" not in gateway.output
 
 
 def test_a_worker_that_starts_is_told_to_stop_and_does(tmp_path: Path) -> None:
-    """It hears every signal when it can handle it, not before."""
+    """Each signal is delivered when it can be handled, not before."""
     with Unready(folder=tmp_path, config=TWO) as gateway:
-        started = wait_for(lambda: workers(gateway), START, "the workers")
+        started = wait_for(lambda: gateway.workers(), START, "the workers")
         gateway.send(signal.SIGTERM)
         while gateway.runs:
             for number, pid in itertools.product((signal.SIGHUP, signal.SIGTERM), started):
@@ -99,7 +90,7 @@ def test_two_different_signals_together_are_one_stop(
     pause: float,
     config: dict[str, int],
 ) -> None:
-    """What runs may end: a terminal and a parent tell the same thing."""
+    """Running requests may end: a terminal and a parent process may both send the signal."""
     text = in_front_of(sim, tmp_path / "access.log", **config)
     with Gateway(folder=tmp_path, config=text) as gateway, crowd(gateway) as clients:
         name = f"together-{gateway.pid}"
@@ -118,16 +109,16 @@ def test_a_stop_ends_with_0_whatever_comes_until_it_is_gone(
     tmp_path: Path, runner: Sequence[str], also: int
 ) -> None:
     with Gateway(folder=tmp_path, runner=runner) as gateway:
-        assert chat(gateway).status == 200
+        assert ask(gateway).status == 200
         assert pester(gateway, [signal.SIGTERM, also]) == 0
 
 
 @RUNNERS
-def test_so_does_one_with_workers(tmp_path: Path, runner: Sequence[str]) -> None:
-    """They hear it as often as the supervisor does, and end as cleanly."""
+def test_a_gateway_with_workers_survives_signals_too(tmp_path: Path, runner: Sequence[str]) -> None:
+    """Workers get the signals as often as the supervisor, and end as cleanly."""
     with Gateway(folder=tmp_path, runner=runner, config=TWO) as gateway:
-        both_serve(gateway)
-        assert pester(gateway, [signal.SIGTERM, signal.SIGHUP], *workers(gateway)) == 0
+        gateway.wait_for_workers()
+        assert pester(gateway, [signal.SIGTERM, signal.SIGHUP], *gateway.workers()) == 0
         assert "ended" not in gateway.output
 
 
@@ -135,8 +126,8 @@ def test_so_does_one_with_workers(tmp_path: Path, runner: Sequence[str]) -> None
 def test_a_second_stop_reaches_the_workers_as_cleanly(
     tmp_path: Path, runner: Sequence[str]
 ) -> None:
-    """The supervisor hands it on as the signal that ends them at once."""
+    """The supervisor sends the workers the signal that ends them at once."""
     with Gateway(folder=tmp_path, runner=runner, config=TWO) as gateway:
-        both_serve(gateway)
+        gateway.wait_for_workers()
         assert pester(gateway, [signal.SIGTERM, signal.SIGINT]) == 0
         assert "ended" not in gateway.output

@@ -1,6 +1,6 @@
-"""Clients that are slow, send too much, or are too many, on real sockets.
+"""Clients that are slow, that send too much, or that are too many, on real sockets.
 
-What ends by a clock is played at once, in the background.
+Requests that end by a clock are sent concurrently, in the background.
 """
 
 from __future__ import annotations
@@ -19,34 +19,26 @@ import attrs
 import pytest
 
 from tests.faultbackend import FaultBackend
-from tests.integration.door import (
+from tests.integration.client import Client, ask
+from tests.integration.expectations import check_duration, check_error, spread
+from tests.integration.gateways import MIB, FastGateway, watched
+from tests.integration.healthprobe import HealthProbe, stolen_seconds
+from tests.integration.processes import AT_ONCE, wait_for
+from tests.integration.raw import (
     BODY,
     CLOSE,
     CONTINUE,
     SMUGGLED,
-    Heard,
+    RawAnswers,
     chat,
     check_refused,
     chunked,
     get,
     post,
     request,
-    tell,
+    send_raw,
     together,
 )
-from tests.integration.faults import (
-    AT_ONCE,
-    MIB,
-    Client,
-    Daemon,
-    ask,
-    check_duration,
-    check_error,
-    spread,
-    wait_for,
-    watched,
-)
-from tests.integration.neighbour import Neighbour, kept_waiting
 
 HEAD, WHOLE_BODY, LINGER = 2.0, 4.0, 2.0
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -55,9 +47,9 @@ MAX_BODY = MIB
 
 
 @pytest.fixture(scope="module")
-def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastGateway]:
     folder = tmp_path_factory.mktemp("slow")
-    with watched(Daemon(folder, sim.url, timeouts_client_idle="3"), sim) as daemon:
+    with watched(FastGateway(folder, sim.url, timeouts_client_idle="3"), sim) as daemon:
         yield daemon
         assert "smuggled" not in daemon.lines()
         assert all(record.complete for record in sim.records)
@@ -70,7 +62,7 @@ def gateway(sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory) -> Iter
 class Slow:
     """
     :param pieces: one every 200 ms.
-    :param expected: of the refusal; nothing where the connection just ends.
+    :param expected: the refusal; empty if the connection just ends.
     :param at: seconds until it ends.
     """
 
@@ -81,7 +73,7 @@ class Slow:
 
 
 def pieces(begin: bytes, each: bytes) -> Callable[[], Iterator[bytes]]:
-    """First this, then for ever that."""
+    """The first piece once, then the second for ever."""
 
     def go_on() -> Iterator[bytes]:
         yield begin
@@ -108,32 +100,34 @@ SLOW = [
 
 
 @pytest.fixture(scope="module")
-def played(gateway: Daemon) -> Iterator[dict[str, Future[Heard]]]:
+def played(gateway: FastGateway) -> Iterator[dict[str, Future[RawAnswers]]]:
     with ThreadPoolExecutor(len(SLOW)) as pool:
         yield {row.id: pool.submit(play, gateway, row) for row in SLOW}
 
 
-def play(gateway: Daemon, row: Slow) -> Heard:
-    """Send until well after the connection must have ended."""
-    return tell(gateway.port, *islice(row.pieces(), int((row.at + 2) / 0.2)), every=0.2)
+def play(gateway: FastGateway, row: Slow) -> RawAnswers:
+    """Send for longer than the connection may last."""
+    return send_raw(gateway.port, *islice(row.pieces(), int((row.at + 2) / 0.2)), every=0.2)
 
 
 @pytest.mark.parametrize("row", SLOW, ids=lambda row: row.id)
-def test_who_is_slow(gateway: Daemon, played: dict[str, Future[Heard]], row: Slow) -> None:
-    heard = played[row.id].result()
-    check_duration(heard.seconds, row.at)
+def test_who_is_slow(
+    gateway: FastGateway, played: dict[str, Future[RawAnswers]], row: Slow
+) -> None:
+    received = played[row.id].result()
+    check_duration(received.seconds, row.at)
     if row.expected:
-        check_refused(gateway, heard.answers[-1], row.expected)
-        assert heard.answers[-1].header("connection") == ["close"]
-    elif heard.answers:
-        assert heard.answer.status == 200
-    assert heard.ended in ("closed", "reset")
+        check_refused(gateway, received.answers[-1], row.expected)
+        assert received.answers[-1].header("connection") == ["close"]
+    elif received.answers:
+        assert received.answer.status == 200
+    assert received.ended in ("closed", "reset")
 
 
-def test_a_hundred_slow_heads_at_once(gateway: Daemon) -> None:
-    """A neighbour notices nothing."""
+def test_a_hundred_slow_heads_at_once(gateway: FastGateway) -> None:
+    """Other clients are not delayed."""
     count = 100
-    with ExitStack() as stack, Neighbour(gateway) as neighbour:
+    with ExitStack() as stack, HealthProbe(gateway) as probe:
         clients = [stack.enter_context(Client(gateway.port)) for _ in range(count)]
         began = time.monotonic()
         for byte in b"GET /v1/models HTTP/1.1\r\nX: abcdef"[: int(HEAD / 0.2) - 1]:
@@ -146,15 +140,15 @@ def test_a_hundred_slow_heads_at_once(gateway: Daemon) -> None:
     for answer in answers:
         check_refused(gateway, answer, LATE)
         assert HEAD - 0.5 < answer.head_at - began < HEAD + 0.5
-    print(f"\n{count} slow heads: neighbour {spread(neighbour.delays)} ms")
-    assert neighbour.at(0.9) < 0.1
+    print(f"\n{count} slow heads: probe {spread(probe.delays)} ms")
+    assert probe.at(0.9) < 0.1
 
 
 # -- too large -------------------------------------------------------------------------------------
 
 
 def padded(size: int) -> bytes:
-    """A good body of this many bytes."""
+    """A good body of so many bytes."""
     head, tail = b'{"messages":[{"role":"user","content":"', b'"}]}'
     return head + b"a" * (size - len(head) - len(tail)) + tail
 
@@ -173,23 +167,26 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("id", TOO_LARGE)
-def test_a_body_that_is_too_large(gateway: Daemon, sim: FaultBackend, id: str) -> None:
-    """Refused at once, before it is there, and without a ``100 Continue``."""
+def test_a_body_that_is_too_large(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
+    """It is refused at once, before it has arrived, and without ``100 Continue``."""
     sim.reset()
-    heard = tell(gateway.port, TOO_LARGE[id], SMUGGLED)
-    check_refused(gateway, heard.answer, "413 request_too_large")
-    assert heard.answer.header("connection") == ["close"]
-    assert heard.answer.head_at - heard.answer.asked < AT_ONCE
+    received = send_raw(gateway.port, TOO_LARGE[id], SMUGGLED)
+    check_refused(gateway, received.answer, "413 request_too_large")
+    assert received.answer.header("connection") == ["close"]
+    assert received.answer.head_at - received.answer.asked < AT_ONCE
     assert sim.records == []
 
 
-def test_too_large_bodies_cost_no_memory_and_no_file(gateway: Daemon) -> None:
-    data, resident = post(CHUNKED) + b"%x\r\n" % (64 * MIB) + bytes(16 * MIB), gateway.forget_peak()
+def test_too_large_bodies_cost_no_memory_and_no_file(gateway: FastGateway) -> None:
+    data, resident = (
+        post(CHUNKED) + b"%x\r\n" % (64 * MIB) + bytes(16 * MIB),
+        gateway.reset_peak_memory(),
+    )
     with ThreadPoolExecutor(4) as pool:
-        heards = list(pool.map(lambda _: tell(gateway.port, data), range(4)))
+        all_received = list(pool.map(lambda _: send_raw(gateway.port, data), range(4)))
     grown = gateway.memory("VmHWM") - resident
     print(f"\n4 x 16 MiB refused: {grown / MIB:.1f} MiB")
-    assert {heard.answer.status for heard in heards} == {413}
+    assert {received.answer.status for received in all_received} == {413}
     assert grown < 4 * (MAX_BODY * 4)
     files = []
     for link in Path(f"/proc/{gateway.pid}/fd").iterdir():
@@ -199,8 +196,8 @@ def test_too_large_bodies_cost_no_memory_and_no_file(gateway: Daemon) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
-def test_small_chunks_cost_no_more_than_large_ones(gateway: Daemon, size: int) -> None:
-    """Bodies that are all but whole, and are held so."""
+def test_small_chunks_cost_no_more_than_large_ones(gateway: FastGateway, size: int) -> None:
+    """Bodies that lack their last byte, on open connections."""
     count = 4
     data = post(CHUNKED) + (b"%x\r\n%b\r\n" % (size, b"a" * size)) * ((MAX_BODY - 1) // size)
     resident = gateway.memory()
@@ -213,24 +210,24 @@ def test_small_chunks_cost_no_more_than_large_ones(gateway: Daemon, size: int) -
     assert grown < count * 4 * MAX_BODY
 
 
-def idle(daemon: Daemon) -> bool:
-    """Whether it does nothing for a while."""
-    before = daemon.cpu_seconds() + kept_waiting(daemon.pid)
+def idle(daemon: FastGateway) -> bool:
+    """Whether it uses no processor time for a while."""
+    before = daemon.cpu_seconds() + stolen_seconds(daemon.pid)
     time.sleep(0.1)
-    return daemon.cpu_seconds() + kept_waiting(daemon.pid) - before < 0.03
+    return daemon.cpu_seconds() + stolen_seconds(daemon.pid) - before < 0.03
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_a_body_of_just_the_limit(gateway: Daemon, sim: FaultBackend, framing: str) -> None:
+def test_a_body_of_just_the_limit(gateway: FastGateway, sim: FaultBackend, framing: str) -> None:
     body = padded(MAX_BODY)
     data = chat(body) if framing == "length" else post(CHUNKED, CLOSE, body=chunked(body, 60_000))
-    heard = tell(gateway.port, data)
-    assert heard.answer.status == 200
-    (record,) = sim.records_for(*heard.answer.header("x-request-id"))
+    received = send_raw(gateway.port, data)
+    assert received.answer.status == 200
+    (record,) = sim.records_for(*received.answer.header("x-request-id"))
     assert record.body_sha256 == hashlib.sha256(body).hexdigest()
 
 
-def test_who_waits_for_a_100_gets_it(gateway: Daemon, sim: FaultBackend) -> None:
+def test_who_waits_for_a_100_gets_it(gateway: FastGateway, sim: FaultBackend) -> None:
     with Client(gateway.port) as client:
         length = b"Content-Length: %d" % len(BODY)
         client.sock.sendall(post(EXPECT, length, CLOSE))
@@ -245,7 +242,7 @@ def test_who_waits_for_a_100_gets_it(gateway: Daemon, sim: FaultBackend) -> None
 @pytest.mark.parametrize("how", ["finish", "reset"])
 @pytest.mark.parametrize("framing", [b"Content-Length: 27", CHUNKED], ids=["length", "chunked"])
 def test_who_leaves_within_a_body(
-    gateway: Daemon, sim: FaultBackend, framing: bytes, how: str
+    gateway: FastGateway, sim: FaultBackend, framing: bytes, how: str
 ) -> None:
     sim.reset()
     id = f"left-{how}-{framing[0:1].decode()}"
@@ -259,11 +256,11 @@ def test_who_leaves_within_a_body(
     assert sim.records == []
 
 
-def test_who_pipelines_very_many_does_not_hold_up_others(gateway: Daemon) -> None:
-    """However many requests come in one segment, the loop goes round between some of them."""
+def test_who_pipelines_very_many_does_not_hold_up_others(gateway: FastGateway) -> None:
+    """The event loop runs other work between many requests of one segment."""
     count = 3000
     with (
-        Neighbour(gateway, every=0.002) as neighbour,
+        HealthProbe(gateway, every=0.002) as probe,
         Client(gateway.port) as client,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -272,8 +269,8 @@ def test_who_pipelines_very_many_does_not_hold_up_others(gateway: Daemon) -> Non
         while answers < count:
             answers += client.sock.recv(1 << 20).count(b"HTTP/1.1 ")
         sent.result()
-    print(f"\n{count} pipelined requests: neighbour {spread(neighbour.delays)} ms")
-    assert max(neighbour.delays) < 0.2
+    print(f"\n{count} pipelined requests: probe {spread(probe.delays)} ms")
+    assert max(probe.delays) < 0.2
 
 
 # -- what HTTP says --------------------------------------------------------------------------------
@@ -311,13 +308,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("id", REFUSED)
-def test_what_http_says_of_it(gateway: Daemon, sim: FaultBackend, id: str) -> None:
+def test_what_http_says_of_it(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
     sim.reset()
     data, expected, allow = REFUSED[id]
-    heard = tell(gateway.port, data)
-    check_refused(gateway, heard.answer, expected)
-    assert allow is None or heard.answer.header("allow") == allow
-    assert b"echo" not in heard.answer.body and sim.records == []
+    received = send_raw(gateway.port, data)
+    check_refused(gateway, received.answer, expected)
+    assert allow is None or received.answer.header("allow") == allow
+    assert b"echo" not in received.answer.body and sim.records == []
 
 
 TAKEN = {
@@ -330,17 +327,17 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("id", TAKEN)
-def test_what_is_taken(gateway: Daemon, sim: FaultBackend, id: str) -> None:
-    heard = tell(gateway.port, TAKEN[id])
-    assert heard.answer.status == 200 and heard.answer.header("content-encoding") == []
-    (record,) = sim.records_for(*heard.answer.header("x-request-id"))
-    assert bytes(heard.answer.body) == record.want_json_as(record.request_id or "")
+def test_what_is_taken(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
+    received = send_raw(gateway.port, TAKEN[id])
+    assert received.answer.status == 200 and received.answer.header("content-encoding") == []
+    (record,) = sim.records_for(*received.answer.header("x-request-id"))
+    assert bytes(received.answer.body) == record.want_json_as(record.request_id or "")
     assert record.header("accept-encoding") in ([], ["identity"])
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/v1/models", "/v1/nothing", "/v1/chat/completions"])
-def test_head_has_no_body(gateway: Daemon, path: str) -> None:
-    """Nothing but a head comes, and the connection goes on."""
+def test_head_has_no_body(gateway: FastGateway, path: str) -> None:
+    """The answer is a head only, and the connection stays usable."""
     with Client(gateway.port) as client:
         client.sock.sendall(f"HEAD {path} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
         client.sock.sendall(get(b"/healthz", CLOSE))
@@ -356,8 +353,8 @@ def test_head_has_no_body(gateway: Daemon, path: str) -> None:
 # -- too many --------------------------------------------------------------------------------------
 
 
-class Limited(Daemon):
-    """A gateway with this many file descriptors."""
+class Limited(FastGateway):
+    """A gateway with so many file descriptors."""
 
     def __init__(self, folder: Path, descriptors: int, *urls: str, **settings: str) -> None:
         super().__init__(folder, *urls, **settings)
@@ -367,7 +364,7 @@ class Limited(Daemon):
 def test_thousands_of_idle_connections(
     sim: FaultBackend, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """With 5,000, of which the last 100 are too many."""
+    """5,000 connections, of which the last 100 are too many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = min(5600, 5600 if hard == resource.RLIM_INFINITY else hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(room, soft), hard))
@@ -390,8 +387,8 @@ def test_thousands_of_idle_connections(
             assert grown < 100 * MIB
             assert spread_of(among) < max(2 * spread_of(alone), 0.1)
             surplus = [stack.enter_context(Client(daemon.port)) for _ in range(300)]
-            heard = [client.answer("") for client in surplus[-100:]]
-            for answer in heard:
+            received = [client.answer("") for client in surplus[-100:]]
+            for answer in received:
                 assert answer.status == 503 and answer.header("retry-after") == ["1"]
                 assert len(answer.header("x-request-id")) == 1
                 check_error(bytes(answer.body), "overloaded", "server_error")
@@ -399,8 +396,8 @@ def test_thousands_of_idle_connections(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def quick(daemon: Daemon, count: int) -> list[float]:
-    """Requests one after the other, 100 in a second."""
+def quick(daemon: FastGateway, count: int) -> list[float]:
+    """Requests one after another, 100 in a second."""
     delays = []
     for _ in range(count):
         began = time.monotonic()
@@ -416,7 +413,7 @@ def spread_of(samples: list[float]) -> float:
 
 
 def test_no_descriptors_left(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """It lives, waits without work, and serves again."""
+    """It runs, is idle, and serves again."""
     settings = {"timeouts_request_head": "30", "timeouts_client_idle": "30"}
     daemon = Limited(tmp_path_factory.mktemp("few"), 256, **settings)
     with watched(daemon, warm=False):

@@ -1,5 +1,5 @@
-"""The connection to a backend where the kernel decides: addresses, descriptors, early answers,
-bytes that nobody asked for, and a loop that was held up."""
+"""Backend connections and the kernel: addresses, descriptors, early answers, unexpected bytes, and
+an event loop that was blocked."""
 
 from __future__ import annotations
 
@@ -17,25 +17,17 @@ import pytest
 
 from tests.certificates import certificate
 from tests.faultbackend import FaultBackend
-from tests.integration.faults import (
-    CONNECT,
-    PATIENT,
-    Answer,
-    Client,
-    Daemon,
-    ask,
-    wait_for,
-    watched,
-)
-from tests.integration.processes import Gateway
+from tests.integration.client import Answer, Client, ask
+from tests.integration.gateways import CONNECT, PATIENT, FastGateway, watched
+from tests.integration.processes import Gateway, wait_for
 
-#: Far below what it takes for a clock to be due, far above what an answer takes.
+#: Seconds: far less than any clock, far more than an answer takes.
 SOON = 1.5
 
 
 @contextmanager
-def held_up(daemon: Daemon) -> Iterator[None]:
-    """The gateway's loop does nothing meanwhile."""
+def held_up(daemon: FastGateway) -> Iterator[None]:
+    """Block the event loop of the gateway meanwhile."""
     daemon.send(signal.SIGSTOP)
     try:
         stat = Path(f"/proc/{daemon.pid}/stat")
@@ -59,7 +51,7 @@ def test_a_backend_at_an_address(tmp_path: Path, host: str, secure: bool) -> Non
         with Gateway(folder=tmp_path, config=config) as gateway:
             for _ in range(2):
                 with Client(gateway.port) as client:
-                    assert client.answer(client.ask(stream=True)).whole
+                    assert client.chat(stream=True).whole
             assert listed(gateway.port) == ["sim-model"]
             assert [record.violations for record in sim.records if record.violations] == []
 
@@ -75,7 +67,7 @@ def test_without_tls_ca_a_backend_is_trusted_as_the_system_trusts_it(
         Gateway("--backend-url", sim.url, folder=tmp_path, environment=store) as gateway,
         Client(gateway.port) as client,
     ):
-        answer = client.answer(client.ask())
+        answer = client.chat()
         assert answer.status == (200 if trusted else 502)
         assert len(sim.records) == trusted
 
@@ -83,7 +75,7 @@ def test_without_tls_ca_a_backend_is_trusted_as_the_system_trusts_it(
 def test_backends_at_names_with_an_underscore_start_and_take_nothing_from_others(
     tmp_path: Path,
 ) -> None:
-    """No resolver knows these names here; that is a 502 of theirs and no fault of the gateway."""
+    """No resolver knows these names; the answer is a 502, not a fault of the gateway."""
     with FaultBackend() as sim:
         config = f"""
             [backend good]
@@ -101,7 +93,7 @@ def test_backends_at_names_with_an_underscore_start_and_take_nothing_from_others
         with Gateway(folder=tmp_path, config=config) as gateway, Client(gateway.port) as client:
             assert listed(gateway.port) == ["sim-model", "plain", "secure"]
             for model in ("plain", "secure") * 2:
-                answer = client.answer(client.ask(model=model))
+                answer = client.chat(model=model)
                 assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_dns")
 
 
@@ -117,8 +109,8 @@ def listed(port: int) -> list[str]:
 
 
 @contextmanager
-def no_descriptor_left(daemon: Daemon) -> Iterator[None]:
-    """It can open nothing more than what it has."""
+def no_descriptor_left(daemon: FastGateway) -> Iterator[None]:
+    """The gateway can open no further descriptor."""
     number = resource.RLIMIT_NOFILE
     soft, hard = resource.prlimit(daemon.pid, number)
     resource.prlimit(daemon.pid, number, (daemon.descriptors(), hard))
@@ -137,24 +129,24 @@ def test_without_a_descriptor_for_a_backend_the_gateway_is_overloaded_and_blames
     with FaultBackend(tls=pair, close_after_reply=True) as sim:
         url = sim.url.replace("127.0.0.1", host)
         with (
-            Daemon(tmp_path, url, tls_ca=pair[0] if pair else "") as daemon,
+            FastGateway(tmp_path, url, tls_ca=pair[0] if pair else "") as daemon,
             Client(daemon.port) as client,
         ):
             client.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
             assert client.answer("").status == 200
             descriptors = daemon.descriptors()
             secure_by_name = secure and host == "localhost"  # its certificate is for the address
-            first = client.answer(client.ask())
+            first = client.chat()
             assert first.status == (502 if secure_by_name else 200)
             wait_for(lambda: daemon.descriptors() <= descriptors, 2, "no connection to it")
             with no_descriptor_left(daemon):
                 for _ in range(6):
-                    answer = client.answer(client.ask())
+                    answer = client.chat()
                     assert (answer.status, answer.json()["error"]["code"]) == (503, "overloaded")
                     assert "open files" in daemon.line(answer.id)["detail"]
                     assert daemon.line(answer.id)["end"] == "refused"
             if not secure_by_name:
-                assert client.answer(client.ask()).status == 200
+                assert client.chat().status == 200
 
 
 # -- what a connection still holds -----------------------------------------------------------------
@@ -166,7 +158,7 @@ def test_a_connection_whose_backend_answered_before_it_had_the_request_is_not_us
 ) -> None:
     with (
         FaultBackend(on_accept="early", so_rcvbuf=4096) as sim,
-        Daemon(tmp_path, sim.url, limits_request_body="8 MiB") as daemon,
+        FastGateway(tmp_path, sim.url, limits_request_body="8 MiB") as daemon,
     ):
         for _ in range(3):
             began = time.monotonic()
@@ -190,15 +182,15 @@ def post_large(port: int, size: int) -> Answer:
 
 
 def test_bytes_that_come_behind_a_reply_are_not_the_next_clients(tmp_path: Path) -> None:
-    """They come while the loop is held up, and behind the next request: it sees that one first."""
+    """They arrive while the loop is blocked, after the next request, which is read first."""
     with (
         FaultBackend() as sim,
-        watched(Daemon(tmp_path, sim.url, **PATIENT), sim, warm=False) as daemon,
+        watched(FastGateway(tmp_path, sim.url, **PATIENT), sim, warm=False) as daemon,
         Client(daemon.port) as client,
     ):
-        assert client.answer(client.ask("surplus:0.3")).whole
+        assert client.chat("surplus:0.3").whole
         with held_up(daemon):
-            second = client.ask()
+            second = client.send_chat()
             time.sleep(0.6)  # the surplus comes
         answer = client.answer(second)
         assert b"stolen" not in answer.body and answer.json()["object"] == "chat.completion"
@@ -210,18 +202,20 @@ def test_bytes_that_come_behind_a_reply_are_not_the_next_clients(tmp_path: Path)
 def test_a_connection_that_its_backend_has_closed_already_is_not_tried_first(
     tmp_path: Path, secure: bool
 ) -> None:
-    """A request whose backend has gone meanwhile need not be sent twice."""
+    """A request is not sent twice if the connection is seen to be closed before it is sent."""
     pair = certificate(tmp_path, "backend") if secure else None
     with (
         FaultBackend(keep_alive_seconds=0.3, tls=pair) as sim,
         watched(
-            Daemon(tmp_path, sim.url, tls_ca=pair[0] if pair else "", **PATIENT), sim, warm=False
+            FastGateway(tmp_path, sim.url, tls_ca=pair[0] if pair else "", **PATIENT),
+            sim,
+            warm=False,
         ) as daemon,
         Client(daemon.port) as client,
     ):
-        assert client.answer(client.ask()).whole
+        assert client.chat().whole
         with held_up(daemon):
-            second = client.ask()
+            second = client.send_chat()
             time.sleep(0.6)  # it is closed
         assert client.answer(second).whole
         assert len(sim.records_for(second)) == 1
@@ -231,17 +225,19 @@ def test_a_connection_that_its_backend_has_closed_already_is_not_tried_first(
 def test_a_connection_whose_reply_had_to_wait_for_its_client_serves_the_next_one(
     tmp_path: Path, secure: bool
 ) -> None:
-    """The reply's last bytes are read while its client is too slow, or are not, as it happens."""
+    """The last bytes of the reply may or may not be read while the client is slow."""
     pair = certificate(tmp_path, "backend") if secure else None
     with (
         FaultBackend(tls=pair) as sim,
         watched(
-            Daemon(tmp_path, sim.url, tls_ca=pair[0] if pair else "", **PATIENT), sim, warm=False
+            FastGateway(tmp_path, sim.url, tls_ca=pair[0] if pair else "", **PATIENT),
+            sim,
+            warm=False,
         ) as daemon,
     ):
         for size in range(100, 500, 25):
             with Client(daemon.port, receive_buffer=4096) as slow:
-                id = slow.ask(f"huge:{size}KB+no-done", stream=True)
+                id = slow.send_chat(f"huge:{size}KB+no-done", stream=True)
                 wait_for(partial(sim.records_for, id), 2, "the request")
                 time.sleep(0.05)  # its socket is full
                 assert slow.answer(id).whole
@@ -255,13 +251,13 @@ def test_a_connection_whose_reply_had_to_wait_for_its_client_serves_the_next_one
 def test_a_connection_that_the_kernel_made_while_the_loop_was_held_up_is_used(
     tmp_path: Path,
 ) -> None:
-    """The clock ``connect`` is due when the loop goes on, and the connection is there by then."""
+    """When the loop runs again, ``connect`` seconds are over and the connection is established."""
     with (
         full_listener() as (listener, fillers),
-        Daemon(tmp_path, f"http://127.0.0.1:{listener.getsockname()[1]}") as daemon,
+        FastGateway(tmp_path, f"http://127.0.0.1:{listener.getsockname()[1]}") as daemon,
         Client(daemon.port) as client,
     ):
-        asked = client.ask()
+        asked = client.send_chat()
         time.sleep(CONNECT / 4)  # the SYN is dropped; the kernel sends it again after a second
         with held_up(daemon):
             connection = accept(listener, fillers)
@@ -282,7 +278,7 @@ COMPLETION = b'{"object":"chat.completion","choices":[{"index":0,"finish_reason"
 
 @contextmanager
 def full_listener() -> Iterator[tuple[socket.socket, list[socket.socket]]]:
-    """A port that answers no SYN while those sockets fill its queue (Linux)."""
+    """A port that answers no SYN while these sockets fill its queue (Linux)."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -298,7 +294,7 @@ def full_listener() -> Iterator[tuple[socket.socket, list[socket.socket]]]:
 
 
 def accept(listener: socket.socket, fillers: list[socket.socket]) -> socket.socket:
-    """Empty the queue and return the first connection that is no filler."""
+    """Empty the queue, and return the first connection that is not one of these sockets."""
     ports = [filler.getsockname()[1] for filler in fillers]
     for filler in fillers:
         filler.close()

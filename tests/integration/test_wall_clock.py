@@ -1,9 +1,7 @@
-"""The wall clock of a running gateway is set an hour forward or back.
+"""The wall clock of a running gateway is set an hour forward or back; no time limit may change.
 
-Nothing that measures time may notice.
-
-``time.time`` of the gateway's process is replaced before anything is imported there, so that its
-wall clock differs from that of the test.
+``time.time`` in the process of the gateway is replaced before any import, so that its wall clock
+differs from that of the test.
 """
 
 from __future__ import annotations
@@ -18,20 +16,15 @@ from pathlib import Path
 import pytest
 
 from tests.faultbackend import FaultBackend
-from tests.integration.operating import (
-    chat,
-    crowd,
-    get,
-    ini,
-    is_whole,
-    notices,
-    reached,
-)
+from tests.integration.client import ask, crowd, get
+from tests.integration.expectations import is_whole, reached
+from tests.integration.gateways import ini
 from tests.integration.processes import TWIST, TWISTD, Gateway
+from tests.integration.systemd import notices
 
 HOUR = 3600.0
 
-#: The modification time of a file says by how much the wall clock differs; a stat is atomic.
+#: The modification time of a file is the difference of the wall clock; a stat is atomic.
 _EPOCH = 1_000_000.0
 _SITECUSTOMIZE = f"""
 import os, time
@@ -48,7 +41,7 @@ RUNNERS = {
 
 
 class WallClock:
-    """The wall clock of the gateways that are started with its environment."""
+    """The wall clock of gateways that run with its environment."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE)
@@ -59,7 +52,7 @@ class WallClock:
         self.environment = {"PYTHONPATH": path, "WALL_CLOCK_FILE": str(self._file)}
 
     def set(self, difference: float) -> None:
-        """Differ from the true time by so many seconds from now on."""
+        """From now on, differ from the true time by so many seconds."""
         os.utime(self._file, (0, _EPOCH + difference))
 
 
@@ -85,9 +78,9 @@ def gateway(
 
 
 def date(gateway: Gateway) -> float:
-    """What it says that the time is."""
-    (said,) = get(gateway, "/healthz").header("date")
-    return parsedate_to_datetime(said).timestamp()
+    """The time in its Date header."""
+    (date,) = get(gateway, "/healthz").header("date")
+    return parsedate_to_datetime(date).timestamp()
 
 
 @pytest.mark.parametrize("difference", [HOUR, -HOUR], ids=["forward", "back"])
@@ -100,31 +93,31 @@ def test_a_jump_disturbs_no_stream_and_stops_no_clock(
         before = date(gateway)
         wall_clock.set(difference)
         assert date(gateway) - before == pytest.approx(difference, abs=5)
-        late = chat(gateway, "hang", id=f"late-{gateway.pid}", token="good")
+        late = ask(gateway, "hang", id=f"late-{gateway.pid}", token="good")
         assert (late.status, late.seconds < 5) == (504, True)
         assert all(is_whole(answer, sim) for answer in clients.answers())
-    # Nobody has had 60 requests in a minute: the bucket is neither emptied nor overfilled.
-    (left,) = chat(gateway, id=f"rate-{gateway.pid}", token="good").header(
+    # Fewer than 60 requests in a minute: the token bucket is neither emptied nor overfilled.
+    (remaining,) = ask(gateway, id=f"rate-{gateway.pid}", token="good").header(
         "x-ratelimit-remaining-requests"
     )
-    assert 50 < int(left) < 60
+    assert 50 < int(remaining) < 60
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_watchdog_is_fed_whatever_the_wall_clock_does(
     tmp_path: Path, wall_clock: WallClock, workers: int
 ) -> None:
-    with notices() as heard:
-        environment = {"NOTIFY_SOCKET": heard.path, "WATCHDOG_USEC": "200000"}
+    with notices() as received:
+        environment = {"NOTIFY_SOCKET": received.path, "WATCHDOG_USEC": "200000"}
         with Gateway(
             folder=tmp_path,
             config=ini(gateway={"workers": workers}),
             environment=environment | wall_clock.environment,
         ) as gateway:
-            assert heard.next()["READY"] == "1"
+            assert received.next()["READY"] == "1"
             wall_clock.set(-HOUR)
-            # More than what can have been sent before the jump.
+            # More than can have been sent before the jump.
             for _ in range(15):
-                assert heard.next(ignored="READY") == {"WATCHDOG": "1"}
+                assert received.next(ignored="READY") == {"WATCHDOG": "1"}
             gateway.send(signal.SIGTERM)
             assert gateway.wait() == 0

@@ -1,4 +1,4 @@
-"""``workers = 2``: workers that hang or die, files that change, and signals at a bad moment."""
+"""``workers = 2``: workers that hang or die, files that change, signals at a bad moment."""
 
 from __future__ import annotations
 
@@ -17,47 +17,41 @@ import pytest
 
 from tests.certificates import certificate
 from tests.faultbackend import FaultBackend
-from tests.integration.faults import wait_for
-from tests.integration.operating import (
-    activated,
-    both_serve,
-    chat,
-    get,
-    ini,
-    workers,
-)
-from tests.integration.processes import BIN, TWISTD, Gateway, clean_environment, free_port
+from tests.integration.client import ask, get
+from tests.integration.gateways import ini
+from tests.integration.processes import BIN, TWISTD, Gateway, clean_environment, free_port, wait_for
+from tests.integration.systemd import activated
 
 TWO = {"workers": 2}
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n"
 
 
 def replaced(gateway: Gateway, pid: int) -> bool:
-    return len(workers(gateway)) == 2 and pid not in workers(gateway)
+    return len(gateway.workers()) == 2 and pid not in gateway.workers()
 
 
 def both_serve_again(gateway: Gateway, times: int) -> None:
-    """Until so many workers have started in all."""
-    said = "gatewayd 0.1.0 listens on"
-    wait_for(lambda: gateway.output.count(said) == times, 15, "the next one")
+    """Wait until so many workers have been started in total."""
+    message = "gatewayd 0.1.0 listens on"
+    wait_for(lambda: gateway.output.count(message) == times, 15, "the next one")
 
 
 def test_a_worker_that_hangs_is_noticed_and_replaced(tmp_path: Path, sim: FaultBackend) -> None:
     config = ini(backend__b={"url": sim.url}, gateway=TWO)
     with Gateway(folder=tmp_path, config=config) as gateway:
-        both_serve(gateway)
-        hung, _ = workers(gateway)
+        gateway.wait_for_workers()
+        hung, _ = gateway.workers()
         os.kill(hung, signal.SIGSTOP)
         wait_for(lambda: "hangs" in gateway.output, 20, "that it is noticed")
         wait_for(lambda: replaced(gateway, hung), 5, "another one")
         both_serve_again(gateway, 3)
-        assert all(chat(gateway).seconds < 1 for _ in range(40))
+        assert all(ask(gateway).seconds < 1 for _ in range(40))
 
 
 def test_a_second_stop_ends_a_worker_that_hangs(tmp_path: Path) -> None:
     with Gateway(folder=tmp_path, config=ini(gateway=TWO)) as gateway:
-        both_serve(gateway)
-        os.kill(workers(gateway)[0], signal.SIGSTOP)
+        gateway.wait_for_workers()
+        os.kill(gateway.workers()[0], signal.SIGSTOP)
         began = time.monotonic()
         gateway.send(signal.SIGTERM)
         wait_for(lambda: "gatewayd stops" in gateway.output, 2, "the stop")
@@ -67,22 +61,22 @@ def test_a_second_stop_ends_a_worker_that_hangs(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_started_again_reads_no_file(tmp_path: Path, sim: FaultBackend) -> None:
-    """Neither settings with a mistake or with TLS, nor a key file that it may not read."""
+    """Settings with a mistake or with TLS, and a key file without permission, change nothing."""
     key = tmp_path / "key"
     key.write_text("the-key")
     key.chmod(0o600)
     config = ini(backend__b={"url": sim.url, "api_key_file": key}, gateway=TWO)
     with Gateway(folder=tmp_path, config=config) as gateway:
-        both_serve(gateway)
+        gateway.wait_for_workers()
         key.unlink()
         for number, text in enumerate(("[gateway\n", "[gateway]\ntls_certificate = /x\n"), 1):
             gateway.ini.write_text(text)
             assert "stay as they were" in gateway.reload()
-            killed = workers(gateway)[0]
+            killed = gateway.workers()[0]
             os.kill(killed, signal.SIGKILL)
             wait_for(lambda pid=killed: replaced(gateway, pid), 10, "another one")  # type: ignore[misc]
             both_serve_again(gateway, 2 + number)
-            assert {chat(gateway).status for _ in range(20)} == {200}
+            assert {ask(gateway).status for _ in range(20)} == {200}
         assert gateway.output.count(" ended: ") == 2
 
 
@@ -93,20 +87,20 @@ def test_a_worker_that_is_started_again_has_the_certificate_that_was_accepted(
     config = ini(gateway=TWO | {"tls_certificate": files[0], "tls_key": files[1]})
     trust = ssl.create_default_context(cafile=files[0])
     with Gateway(folder=tmp_path, config=config, trust=trust) as gateway:
-        both_serve(gateway)
+        gateway.wait_for_workers()
         for file in files:
             Path(file).write_text("nothing")
         assert "stay as they were" in gateway.reload()
-        killed = workers(gateway)[0]
+        killed = gateway.workers()[0]
         os.kill(killed, signal.SIGKILL)
         wait_for(lambda: replaced(gateway, killed), 10, "another one")
         both_serve_again(gateway, 3)
-        assert {chat(gateway, tls=trust).status for _ in range(20)} == {200}
+        assert {ask(gateway, tls=trust).status for _ in range(20)} == {200}
         assert gateway.output.count(" ended: ") == 1
 
 
 def test_workers_of_a_daemon_in_another_folder_serve(tmp_path: Path) -> None:
-    """``--rundir``, and a file and a search path that are named from the first folder."""
+    """``--rundir``, with a file and a search path that are relative to the first folder."""
     port, rundir = free_port(), tmp_path / "rundir"
     rundir.mkdir()
     (tmp_path / "here").mkdir()
@@ -116,8 +110,8 @@ def test_workers_of_a_daemon_in_another_folder_serve(tmp_path: Path) -> None:
         "--config", "gatewayd.ini",
         folder=tmp_path, runner=runner, environment={"PYTHONPATH": "here"},
     ) as gateway:  # fmt: skip
-        both_serve(gateway)
-        assert chat(gateway).status == 200
+        gateway.wait_for_workers()
+        assert ask(gateway).status == 200
         assert "ended" not in gateway.output
 
 
@@ -128,8 +122,8 @@ def test_a_stop_answers_all_who_wait_to_be_accepted(tmp_path: Path, count: int) 
         ExitStack() as stack,
     ):
         if count == 2:
-            both_serve(gateway)
-        serving = workers(gateway) or [gateway.pid]
+            gateway.wait_for_workers()
+        serving = gateway.workers() or [gateway.pid]
         for pid in serving:
             os.kill(pid, signal.SIGSTOP)
         clients = []
@@ -159,7 +153,7 @@ def test_all_sockets_of_systemds_are_served(tmp_path: Path, count: int) -> None:
             first, tmp_path / "x", environment=environment, more=[second, third]
         ) as gateway:
             if count == 2:
-                both_serve(gateway)
+                gateway.wait_for_workers()
             assert get(gateway, "/healthz").status == 200
             for family, address in (
                 (socket.AF_INET6, second.getsockname()),
@@ -170,8 +164,8 @@ def test_all_sockets_of_systemds_are_served(tmp_path: Path, count: int) -> None:
                     client.connect(address)
                     client.sendall(REQUEST)
                     assert client.recv(4096).startswith(b"HTTP/1.1 200")
-            for said in (f"::1 port {second.getsockname()[1]}", third.getsockname()):
-                assert said in gateway.output
+            for message in (f"::1 port {second.getsockname()[1]}", third.getsockname()):
+                assert message in gateway.output
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -198,13 +192,13 @@ def test_a_supervisor_that_is_killed_leaves_nothing_to_the_next(tmp_path: Path) 
         (tmp_path / name).mkdir()
     config = ini(gateway=TWO)
     with Gateway(folder=tmp_path / "first", config=config, environment=environment) as gateway:
-        both_serve(gateway)
+        gateway.wait_for_workers()
         (left,) = folders()
-        orphans = workers(gateway)
+        orphans = gateway.workers()
         gateway.kill()
     wait_for(lambda: not any(Path(f"/proc/{pid}/fd/3").exists() for pid in orphans), 10, "the end")
     with Gateway(folder=tmp_path / "second", config=config, environment=environment) as gateway:
-        both_serve(gateway)
+        gateway.wait_for_workers()
         (new,) = folders()
         assert new != left
     assert folders() == set()

@@ -1,6 +1,6 @@
-"""``workers = 2``: one port served by two processes under a third.
+"""``workers = 2``: a supervisor with two workers that serve one port.
 
-What was measured is printed at the end (``pytest -s``).
+Measured times are printed at the end (``pytest -s``).
 """
 
 from __future__ import annotations
@@ -19,28 +19,12 @@ from pathlib import Path
 import pytest
 
 from tests.faultbackend import FaultBackend
-from tests.integration.faults import check_error, wait_for
-from tests.integration.operating import (
-    AT_ONCE,
-    Caller,
-    activated,
-    both_serve,
-    chat,
-    crowd,
-    ends,
-    get,
-    in_front_of,
-    ini,
-    is_whole,
-    left_at,
-    log_lines,
-    logged,
-    metric,
-    notices,
-    reached,
-    workers,
-)
-from tests.integration.processes import Gateway, free_port
+from tests.integration.client import Client, ask, crowd, get
+from tests.integration.expectations import cancelled_at, check_error, is_whole, reached
+from tests.integration.gateways import in_front_of, ini
+from tests.integration.processes import AT_ONCE, Gateway, free_port, wait_for
+from tests.integration.reports import ends, log_lines, logged, metric
+from tests.integration.systemd import activated, notices
 
 TWO = {"workers": 2}
 
@@ -59,12 +43,12 @@ def base(sim: FaultBackend, log: Path) -> str:
 @pytest.fixture(scope="module")
 def gateway(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with Gateway(folder=tmp_path_factory.mktemp("workers"), config=base) as gateway:
-        both_serve(gateway)
+        gateway.wait_for_workers()
         yield gateway
 
 
 def clients_of(worker: int, gateway: Gateway) -> int:
-    """How many connections of clients a worker has."""
+    """The number of client connections of a worker."""
     sockets = set()
     for link in Path(f"/proc/{worker}/fd").iterdir():
         if link.is_symlink():
@@ -78,23 +62,23 @@ def clients_of(worker: int, gateway: Gateway) -> int:
 
 
 def settled(gateway: Gateway, clients: int) -> None:
-    """Wait until the workers have so many clients: those that left may still be closing."""
+    """Wait until the workers have so many clients; earlier connections may still be closing."""
     wait_for(
-        lambda: sum(clients_of(worker, gateway) for worker in workers(gateway)) == clients,
+        lambda: sum(clients_of(worker, gateway) for worker in gateway.workers()) == clients,
         5,
         f"{clients} clients",
     )
 
 
 def reload(gateway: Gateway, config: str) -> None:
-    """Until both workers have said so."""
+    """Reload, and wait until both workers have reported it."""
     before = gateway.output.count("reloaded:")
     gateway.reload(config)
     wait_for(lambda: gateway.output.count("reloaded:") >= before + 2, 5, "both reloads")
 
 
 def servers(gateway: Gateway) -> set[str]:
-    """What the gateway calls itself on several connections."""
+    """The Server headers on several connections."""
     answers = [get(gateway, "/healthz") for _ in range(20)]
     return {answer.header("server")[0] for answer in answers}
 
@@ -109,8 +93,8 @@ def test_both_get_work_and_the_metrics_are_those_of_both(
         clients.begin(40, "both", "tokens:40:0.05", True)
         sim.wait_for(lambda: reached(sim, clients.ids))
         settled(gateway, 40)
-        assert all(clients_of(worker, gateway) for worker in workers(gateway))
-        # Each says every second how many it has.
+        assert all(clients_of(worker, gateway) for worker in gateway.workers())
+        # Each worker reports its figures every second.
         wait_for(lambda: metric(page(), "gatewayd_requests_in_flight") >= 40, 5, "40 in flight")
         assert all(is_whole(answer, sim) for answer in clients.answers())
     counted = {"route": "/v1/chat/completions", "end": "complete", "model": "m"}
@@ -125,8 +109,8 @@ def test_a_reload_reaches_both_and_broken_settings_change_neither(
 ) -> None:
     reload(gateway, base + "api_title = second\n")
     assert servers(gateway) == {"second"}
-    said = gateway.reload(base + "api_titel = third\n")
-    assert said.count("api_titel") == said.count("stay as they were") == 1
+    printed = gateway.reload(base + "api_titel = third\n")
+    assert printed.count("api_titel") == printed.count("stay as they were") == 1
     assert servers(gateway) == {"second"}
     reload(gateway, base)
     assert servers(gateway) == {"gatewayd"}
@@ -135,15 +119,15 @@ def test_a_reload_reaches_both_and_broken_settings_change_neither(
 def test_rotation_loses_and_doubles_no_line(gateway: Gateway, base: str, log: Path) -> None:
     over = threading.Event()
 
-    def ask(number: int) -> list[str]:
+    def run_client(number: int) -> list[str]:
         ids: list[str] = []
         while not over.is_set():
             ids.append(f"rotated-{number}-{len(ids)}")
-            assert chat(gateway, id=ids[-1]).status == 200
+            assert ask(gateway, id=ids[-1]).status == 200
         return ids
 
     with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, number) for number in range(4)]
+        asking = [pool.submit(run_client, number) for number in range(4)]
         for n in range(3):
             log.rename(log.with_suffix(f".{n}"))
             reload(gateway, base)
@@ -159,15 +143,15 @@ def test_only_the_streams_of_a_worker_that_is_killed_end_and_they_end_with_a_cut
     with crowd(gateway) as clients:
         clients.begin(40, "killed", "tokens:60:0.05", True)
         sim.wait_for(lambda: reached(sim, clients.ids))
-        first, second = workers(gateway)
+        first, second = gateway.workers()
         settled(gateway, 40)
         its, others = clients_of(first, gateway), clients_of(second, gateway)
         assert its and others
         os.kill(first, signal.SIGKILL)
         killed = time.monotonic()
-        # A reload does not end the next one while it starts, and reaches it.
+        # A reload reaches the new worker while it starts, and does not end it.
         wait_for(
-            lambda: len(workers(gateway)) == 2 and first not in workers(gateway), 5, "a new one"
+            lambda: len(gateway.workers()) == 2 and first not in gateway.workers(), 5, "a new one"
         )
         restarted = time.monotonic() - killed
         gateway.reload(base + "api_title = reloaded\n")
@@ -178,14 +162,14 @@ def test_only_the_streams_of_a_worker_that_is_killed_end_and_they_end_with_a_cut
         assert answer.status == 200 and not answer.whole and answer.ended
         assert b"[DONE]" not in answer.body
         (record,) = sim.records_for(answer.id)
-        assert wait_for(partial(left_at, record), 1, "a cancel")
-    (new,) = set(workers(gateway)) - {second}
+        assert wait_for(partial(cancelled_at, record), 1, "a cancel")
+    (new,) = set(gateway.workers()) - {second}
     wait_for(lambda: servers(gateway) == {"reloaded"}, 5, "the reload")
     assert gateway.output.count("ended: ") == 1
     with ExitStack() as stack:
 
         def one_more() -> bool:
-            stack.enter_context(Caller(gateway))
+            stack.enter_context(Client(gateway.port))
             return clients_of(new, gateway) > 0
 
         wait_for(one_more, 10, "work for the new one")
@@ -193,7 +177,7 @@ def test_only_the_streams_of_a_worker_that_is_killed_end_and_they_end_with_a_cut
         clients.begin(40, "next", "", True)
         assert all(is_whole(answer, sim) for answer in clients.answers())
 
-    # What the dead one counted still counts, and what it had in flight does not.
+    # The counters of the dead worker are kept; its requests in flight are not.
     def page() -> bytes:
         return bytes(get(gateway, "/metrics").body)
 
@@ -206,21 +190,21 @@ def test_only_the_streams_of_a_worker_that_is_killed_end_and_they_end_with_a_cut
         )
 
 
-def test_a_stop_that_everybody_hears_drains_both(tmp_path: Path, sim: FaultBackend) -> None:
-    """As by Ctrl-C, or by systemd: the workers are told too, and are told again."""
+def test_a_stop_signal_to_all_processes_drains_both(tmp_path: Path, sim: FaultBackend) -> None:
+    """As with Ctrl-C or systemd: the workers get the signal too, and again from the supervisor."""
     log = tmp_path / "access.log"
     with (
         Gateway(folder=tmp_path, config=in_front_of(sim, log, **TWO)) as gateway,
         crowd(gateway) as clients,
-        Caller(gateway) as idle,
+        Client(gateway.port) as idle,
     ):
-        both_serve(gateway)
+        gateway.wait_for_workers()
         assert idle.get("/readyz").status == 200
         clients.begin(20, "drained-json", "slow-first-byte:1", False)
         clients.begin(20, "drained-sse", "tokens:40:0.05", True)
         sim.wait_for(lambda: reached(sim, clients.ids))
-        assert all(clients_of(worker, gateway) for worker in workers(gateway))
-        for pid in (*workers(gateway), gateway.pid):
+        assert all(clients_of(worker, gateway) for worker in gateway.workers())
+        for pid in (*gateway.workers(), gateway.pid):
             os.kill(pid, signal.SIGTERM)
         assert idle.sock.recv(1) == b""
         answers = clients.answers()
@@ -252,17 +236,17 @@ def test_the_drain_has_an_end_and_a_second_signal_ends_it_at_once(
         crowd(again) as others,
     ):
         for gateway, clients, name in ((drain, some, "some"), (again, others, "others")):
-            both_serve(gateway)
+            gateway.wait_for_workers()
             clients.begin(10, f"late-{name}", "tokens:1000:0.05", True)
             sim.wait_for(partial(reached, sim, clients.ids))
             gateway.send(signal.SIGTERM)
-        told = time.monotonic()
+        signalled = time.monotonic()
         wait_for(lambda: again.output.count("gatewayd stops") == 2, 2, "the stop")
         again.send(signal.SIGTERM)
         assert again.wait() == 0
-        assert time.monotonic() - told < AT_ONCE
+        assert time.monotonic() - signalled < AT_ONCE
         assert drain.wait() == 0
-        assert time.monotonic() - told < 1 + AT_ONCE
+        assert time.monotonic() - signalled < 1 + AT_ONCE
         for answer in some.answers():
             assert not answer.whole
             check_error(answer.payloads()[-1], "draining", "server_error")
@@ -274,23 +258,23 @@ def test_the_drain_has_an_end_and_a_second_signal_ends_it_at_once(
 def test_workers_do_not_outlive_a_supervisor_that_is_killed(
     tmp_path: Path, sim: FaultBackend
 ) -> None:
-    """The port is free for the next one."""
+    """The port is free for the next gateway."""
     port = free_port()
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     config = ini(backend__b={"url": sim.url}, gateway=TWO | {"drain": 0})
     with Gateway(folder=tmp_path / "first", config=config, port=port) as first:
-        both_serve(first)
-        orphans = workers(first)
+        first.wait_for_workers()
+        orphans = first.workers()
         first.kill()
         with Gateway(folder=tmp_path / "second", config=config, port=port) as second:
-            both_serve(second)  # one of the first may have answered until then
-            assert chat(second).status == 200
+            second.wait_for_workers()  # one of the first may have answered until then
+            assert ask(second).status == 200
             assert not any(runs(pid) for pid in orphans)
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there, and not only its exit status."""
+    """Whether a process exists and is not a zombie."""
     try:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:
@@ -300,25 +284,25 @@ def runs(pid: int) -> bool:
 def test_systemd_hears_of_both_and_its_socket_is_served_by_both(
     tmp_path: Path, sim: FaultBackend
 ) -> None:
-    """READY comes when both serve."""
-    with notices() as heard, socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
+    """READY is sent when both workers serve."""
+    with notices() as received, socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         environment = {
-            "NOTIFY_SOCKET": heard.path,
+            "NOTIFY_SOCKET": received.path,
             "WATCHDOG_USEC": "200000",
             "GATEWAYD_GATEWAY_WORKERS": "2",
             "BACKEND_URL": sim.url,
         }
         with activated(listening, tmp_path / "x", environment=environment) as gateway:
-            assert heard.next()["READY"] == "1"
-            assert len(workers(gateway)) == 2
+            assert received.next()["READY"] == "1"
+            assert len(gateway.workers()) == 2
             with crowd(gateway) as clients:
                 clients.begin(20, "given", "tokens:10:0.05", True)
                 sim.wait_for(lambda: reached(sim, clients.ids))
                 settled(gateway, 20)
-                assert all(clients_of(worker, gateway) for worker in workers(gateway))
+                assert all(clients_of(worker, gateway) for worker in gateway.workers())
                 assert all(is_whole(answer, sim) for answer in clients.answers())
             gateway.send(signal.SIGHUP)
-            assert heard.next()["RELOADING"] == "1"
-            assert heard.next()["READY"] == "1"
+            assert received.next()["RELOADING"] == "1"
+            assert received.next()["READY"] == "1"
             gateway.send(signal.SIGTERM)
-            assert heard.next()["STOPPING"] == "1"
+            assert received.next()["STOPPING"] == "1"

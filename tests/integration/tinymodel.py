@@ -1,9 +1,9 @@
 """A language model of 100 kB that calls a tool, written by hand.
 
 It is a llama of one layer whose attention and feed-forward weights are zero, so the last token
-alone decides about the next one: :data:`FOLLOWS` is all it knows. That is enough to open a call of
-whatever tool it is offered, to fill every string in it with ``Paris`` (llama.cpp's grammar supplies
-the rest of the JSON), and to say ``It is sunny.`` once it reads the tool's answer.
+alone determines the next one, by :data:`FOLLOWS`. That is enough to open a call of any tool that it
+is offered, to fill every string in it with ``Paris`` (llama.cpp's grammar supplies the rest of the
+JSON), and to answer ``It is sunny.`` when it reads the result of the tool.
 
 The file format is GGUF 3: a header, typed metadata, tensor descriptions, aligned tensor data
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
@@ -37,8 +37,8 @@ To call one:
 {% if messages[-1].role == "tool" %}>{% endif %}{% endif %}
 """
 
-#: Which token follows which. After every other one comes ``"``, or the end of the call where the
-#: grammar has no room for a string.
+#: Token -> next token. Every other token is followed by ``"``, or by the end of the call if the
+#: grammar allows no string.
 FOLLOWS = {
     "\n": "<tool_call>",
     "<tool_call>": "\n",
@@ -106,7 +106,7 @@ def write(path: Path) -> None:
 def tensors(tokens: list[str]) -> dict[str, list[list[float]]]:
     """The weights by name, each as rows of :data:`WIDTH` numbers."""
     number = {token: place for place, token in enumerate(tokens)}
-    number["\n"] = ord("\n")  # the only one here whose name in the vocabulary is another
+    number["\n"] = ord("\n")  # the only token here that has another name in the vocabulary
     embedding = [unit(0, 1.0) for _ in tokens]
     output = [unit(0, 0.0) for _ in tokens]
     for token, weight in OTHERWISE.items():

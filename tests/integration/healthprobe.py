@@ -1,10 +1,10 @@
-"""A quiet neighbour, who asks for /healthz while others are loud, and what the machine does to it.
+"""A client that requests /healthz at intervals and measures the delays, under load of others.
 
-It is a process of its own, so that nothing the tests do in theirs makes it wait. And what the
-machine makes it or the gateway wait for a processor is none of the gateway's doing: the kernel
-counts that (``schedstat`` in proc(5)), and it is taken off.
+It runs in its own process, so the work of the tests does not delay it. The time during which the
+gateway or this process waited for a processor is subtracted: the kernel counts it (``schedstat`` in
+proc(5)), and the gateway is not responsible for it.
 
-Run as a program: ``neighbour.py PORT PID EVERY``; it asks until its standard input ends.
+Run as a program: ``healthprobe.py PORT PID EVERY``; it ends with its standard input.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ REQUEST = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
 OK = b'{"status": "ok"}'
 
 
-def kept_waiting(pid: int) -> float:
-    """Seconds that a process and this thread could have run, and others had the processors."""
+def stolen_seconds(pid: int) -> float:
+    """Seconds that a process and this thread have waited for a processor, ready to run."""
     nanoseconds = 0
     for task in (f"{pid}", "thread-self"):
         with open(f"/proc/{task}/schedstat") as file:
@@ -33,10 +33,11 @@ def kept_waiting(pid: int) -> float:
     return nanoseconds / 1e9
 
 
-class Neighbour:
-    """
-    :param every: seconds between two of its requests.
-    :ivar delays: what it waited for each answer; known at the end.
+class HealthProbe:
+    """The probe as a child process; a context manager.
+
+    :param every: seconds between two requests.
+    :ivar delays: seconds from each request to its answer; known at the end.
     """
 
     def __init__(self, gateway: Server, every: float = 0.05) -> None:
@@ -51,7 +52,7 @@ class Neighbour:
 
     def __enter__(self) -> Self:
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "asks\n"
+        assert self._process.stdout.readline() == "started\n"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,7 +61,7 @@ class Neighbour:
         self.delays += [float(delay) for delay in output.split()]
 
     def at(self, part: float) -> float:
-        """The delay that this part of the requests did not exceed."""
+        """The quantile of the delays at ``part``, which is between 0 and 1."""
         return sorted(self.delays)[int((len(self.delays) - 1) * part)]
 
 
@@ -69,7 +70,7 @@ def delays(port: int, pid: int, every: float) -> Iterator[float]:
         client.settimeout(30)
         ended: list[object] = []
         while not ended:
-            waited, began = kept_waiting(pid), time.monotonic()
+            waited, began = stolen_seconds(pid), time.monotonic()
             client.sendall(REQUEST)
             answer = b""
             while not answer.endswith(OK):
@@ -77,12 +78,12 @@ def delays(port: int, pid: int, every: float) -> Iterator[float]:
                 assert data, answer
                 answer += data
             took = time.monotonic() - began
-            yield max(0.0, took - (kept_waiting(pid) - waited))
+            yield max(0.0, took - (stolen_seconds(pid) - waited))
             ended, _, _ = select.select([sys.stdin], [], [], every)
 
 
 if __name__ == "__main__":
     asked = delays(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
     first = next(asked)
-    print("asks", flush=True)
+    print("started", flush=True)
     print(first, *asked)

@@ -1,6 +1,4 @@
-"""What the tests of hostile clients share: bytes sent as they are, all that came back, and what
-must hold of every refusal.
-"""
+"""Raw requests, byte for byte, of hostile or broken clients; and the check of a refusal."""
 
 from __future__ import annotations
 
@@ -10,10 +8,12 @@ from contextlib import suppress
 
 import attrs
 
-from tests.integration.faults import Answer, Client, Daemon, check_error
+from tests.integration.client import Answer, Client
+from tests.integration.expectations import check_error
+from tests.integration.gateways import FastGateway
 
 BODY = b'{"messages":[{"role":"user","content":"hello"}]}'
-#: A request that nobody sent: it stands behind one that is refused, in the same bytes.
+#: A request in the same bytes after one that is refused; it must not be executed.
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: gateway\r\nX-Request-ID: smuggled\r\n\r\n"
 HOST = b"Host: gateway"
 CLOSE = b"Connection: close"
@@ -21,7 +21,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def chunked(body: bytes, size: int = 0, behind: bytes = b"") -> bytes:
-    """A body in chunks of ``size`` bytes; ``behind`` stands in each size line."""
+    """A body in chunks of ``size`` bytes; ``behind`` follows the number in each size line."""
     size = size or len(body)
     parts = [body[i : i + size] for i in range(0, len(body), size)]
     chunks = b"".join(b"%x%b\r\n%b\r\n" % (len(part), behind, part) for part in parts)
@@ -29,7 +29,7 @@ def chunked(body: bytes, size: int = 0, behind: bytes = b"") -> bytes:
 
 
 def request(line: bytes, *headers: bytes, body: bytes = b"", host: bytes = HOST) -> bytes:
-    """A request as these bytes; headers are whole lines without their end."""
+    """The bytes of a request; ``headers`` are lines without line ends."""
     return b"\r\n".join([line, *([host] if host else []), *headers, b"", b""]) + body
 
 
@@ -38,20 +38,20 @@ def get(target: bytes, *headers: bytes, host: bytes = HOST) -> bytes:
 
 
 def post(*headers: bytes, body: bytes = b"", media_type: bytes = b"application/json") -> bytes:
-    """A chat request without any framing but that in ``headers``."""
+    """A chat request with no framing except that in ``headers``."""
     line, kind = b"POST /v1/chat/completions HTTP/1.1", b"Content-Type: " + media_type
     return request(line, kind, *headers, body=body)
 
 
 def chat(body: bytes = BODY, *headers: bytes, media_type: bytes = b"application/json") -> bytes:
-    """A chat request with a length, on a connection's last use."""
+    """A chat request with a Content-Length and ``Connection: close``."""
     length = b"Content-Length: %d" % len(body)
     return post(length, CLOSE, *headers, body=body, media_type=media_type)
 
 
 @attrs.frozen
-class Heard:
-    """All that came back on a connection until its end."""
+class RawAnswers:
+    """All answers on a connection until its end."""
 
     answers: list[Answer]
     ended: str
@@ -59,15 +59,15 @@ class Heard:
 
     @property
     def answer(self) -> Answer:
-        """The only one."""
+        """The only answer."""
         (answer,) = self.answers
         return answer
 
 
-def tell(port: int, *pieces: bytes, every: float = 0.0) -> Heard:
-    """Send pieces of bytes, each in a segment of its own, then read until the connection ends.
+def send_raw(port: int, *pieces: bytes, every: float = 0.0) -> RawAnswers:
+    """Send each piece in its own segment, then read until the connection ends.
 
-    :param every: seconds between two pieces; an answer ends the sending.
+    :param every: seconds between two pieces; the rest is not sent after an answer.
     """
     began = time.monotonic()
     with Client(port) as client:
@@ -88,7 +88,7 @@ def tell(port: int, *pieces: bytes, every: float = 0.0) -> Heard:
         return _read(client, data.removeprefix(CONTINUE), began)
 
 
-def _read(client: Client, data: bytes, began: float) -> Heard:
+def _read(client: Client, data: bytes, began: float) -> RawAnswers:
     answers, current = [], Answer("", began)
     current.feed(data)
     while not current.ended:
@@ -100,14 +100,16 @@ def _read(client: Client, data: bytes, began: float) -> Heard:
             client.more(current)
     if current.status:
         answers.append(current)
-    return Heard(answers, current.ended, time.monotonic() - began)
+    return RawAnswers(answers, current.ended, time.monotonic() - began)
 
 
-def check_refused(daemon: Daemon, answer: Answer, expected: str, param: str | None = None) -> None:
-    """It is an envelope with one id, and the one line in the log tells the same.
+def check_refused(
+    daemon: FastGateway, answer: Answer, expected: str, param: str | None = None
+) -> None:
+    """Check that an answer is an error envelope, and that the log line agrees with it.
 
-    :param expected: ``STATUS CODE``, and ``TYPE`` where it is no ``invalid_request_error``; each
-        status or code may be several with ``|`` between them.
+    :param expected: ``STATUS CODE [TYPE]``; the type is ``invalid_request_error`` by default.
+        Alternative statuses and codes are separated by ``|``.
     """
     statuses, codes, kind = (*expected.split(), "invalid_request_error")[:3]
     assert answer.whole and f"{answer.status}" in statuses.split("|"), answer
@@ -124,7 +126,7 @@ def check_refused(daemon: Daemon, answer: Answer, expected: str, param: str | No
 
 
 def together(jobs: Sequence[tuple[Client, bytes]]) -> None:
-    """Send to several connections, whichever still stand."""
+    """Send to several connections; ignore those that are closed."""
     for client, data in jobs:
         with suppress(OSError):
             client.sock.sendall(data)
