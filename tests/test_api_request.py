@@ -80,7 +80,7 @@ def test_an_answer_without_a_body_has_none() -> None:
         lambda request: request.setHeader("x-request-id", "other"),
         lambda request: request.setResponseCode(404, b"Gone fishing"),
         lambda request: request.registerProducer(object(), False),
-        lambda request: request.args,
+        lambda request: request.responseHeaders,
         lambda request: request.addCookie("a", "b"),
         lambda request: request.setResponseCode(204) or request.write(b"x"),
         lambda request: request.write(b"x") or request.setHeader("x-late", "1"),
@@ -99,6 +99,17 @@ def test_what_is_not_offered_raises(misuse: Callable[[Any], Any]) -> None:
 
     serving(handler).request("GET", "/")
     assert len(errors) == 1 and errors[0]
+
+
+def test_the_arguments_of_the_query() -> None:
+    found: list[dict[bytes, list[bytes]]] = []
+
+    def handler(request: Any) -> None:
+        found.append(request.args)
+        request.finish()
+
+    serving(handler).request("GET", "/?a=1&a=2&b=&c=%2F")
+    assert found == [{b"a": [b"1", b"2"], b"b": [b""], b"c": [b"/"]}]
 
 
 def test_a_line_break_ends_no_header() -> None:

@@ -76,7 +76,7 @@ class Request(TwistedRequest):
         self, channel: Connection, exchange: Exchange, line: RequestLine, fields: Fields
     ) -> None:
         #: None once the answer was written, and after a disconnect.
-        self.channel: Connection | None = channel
+        self.channel: Connection | None = channel  # type: ignore[assignment]  # a Protocol of ours
         self.exchange = exchange
         self.fields = fields
         self.method, self.uri, self.path = line.method, line.target, line.path

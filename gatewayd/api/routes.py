@@ -1,6 +1,6 @@
-"""Finds the handler of a request in Klein's table of routes, and calls it.
+"""The Klein resource: finds the handler of a request in Klein's table of routes, and calls it.
 
-Klein's own resource takes the host and the scheme from the request, unquotes the path and binds a
+Klein's own ``render`` takes the host and the scheme from the request, unquotes the path and binds a
 matcher for each request. This one matches the raw path with a matcher that is bound once, and
 remembers the routes without a variable part. :mod:`.handling` says what handlers may return, and
 answers what they raise; Klein's own error handlers (``handle_errors``) are not called.
@@ -12,12 +12,14 @@ import re
 from typing import Any
 
 from klein import Klein
+from klein.resource import KleinResource
+from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as NoSuchMethod
 
 from gatewayd.wire.errors import MethodNotAllowed, UnknownURL
 
-from .handling import Answer
+from .handling import Answer, handle
 from .request import Request
 
 #: How many bytes of an unknown path are looked at.
@@ -32,22 +34,27 @@ def _shown(path: bytes) -> str:
     return "/".join(part if _PLAIN.fullmatch(part) else "*" for part in parts)
 
 
-class Routes:
+class Routes(KleinResource):
     """
     :param app: with its instance bound, if its handlers are methods.
     :param root_path: the path under which every route answers.
     """
 
     def __init__(self, app: Klein, root_path: str) -> None:
+        super().__init__(app)
         self._execute: Any = app.execute_endpoint
         self._root = root_path.encode("ascii")
         self._matcher = app.url_map.bind("gateway")
         self._found: dict[tuple[bytes, bytes], str] = {}
         self._paths = {rule.rule for rule in app.url_map.iter_rules() if not rule.arguments}
 
-    def render(self, request: Request) -> Any:
-        """Return what the request's handler returns.
+    def render(self, request: Request) -> Any:  # type: ignore[override]  # our request alone
+        """Call the request's handler, and answer with what it returns or raises."""
+        handle(request, self._call_handler)
+        return NOT_DONE_YET
 
+    def _call_handler(self, request: Request) -> Any:
+        """
         :raises GatewayError: there is no handler, or it refuses the request.
         """
         if request.preflight:

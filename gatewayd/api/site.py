@@ -1,39 +1,28 @@
 """Accepts connections: makes a channel for each, and passes its requests to the application.
 
-Twisted Web's own ``Site`` is not used. It makes Twisted's channel, which :mod:`.channel` replaces,
-writes an access log, as :mod:`gatewayd.telemetry` does here, and has a clock for the date, which
-:mod:`.state` has here.
+It is Twisted Web's ``Site`` with another channel (:mod:`.channel`), without Twisted's access log
+(:mod:`gatewayd.telemetry` writes one) and without its clock for the date (:mod:`.state` has one).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
-from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory, IReactorTime
-from twisted.internet.protocol import Factory
-from zope.interface import implementer
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.web import server
+from twisted.web.resource import IResource
 
 from gatewayd.exchange import Exchange
 from gatewayd.settings.model import Settings
 
 from .channel import Channel
-from .handling import handle
 from .request import Request
 from .state import ServerState
 
 
-class Resource(Protocol):
-    """Answers requests, as :class:`gatewayd.api.routes.Routes` does."""
-
-    def render(self, request: Request) -> Any:
-        """Return what a handler may return: see :mod:`.handling`."""
-
-
-@implementer(IProtocolNegotiationFactory)
-class Site(Factory):
+class Site(server.Site):
     """
-    :param resource: answers the requests.
+    :param resource: its ``render`` answers the request by itself (``NOT_DONE_YET``).
     :param admit: called with each request whose head is valid, before its body is read; raises a
         :class:`gatewayd.wire.errors.GatewayError` to refuse it.
     :param on_end: called with each exchange that has ended.
@@ -42,29 +31,38 @@ class Site(Factory):
 
     def __init__(
         self,
-        resource: Resource,
+        resource: IResource,
         settings: Settings,
         reactor: IReactorTime,
         admit: Callable[[Request], None],
         on_end: Callable[[Exchange], None],
         max_connections: int,
     ) -> None:
+        super().__init__(resource, reactor=reactor, parsePOSTFormSubmission=False)
         self.state = ServerState(settings, reactor, on_end, max_connections)
-        self._resource = resource
         self._admit = admit
 
-    def replace(self, resource: Resource, admit: Callable[[Request], None]) -> None:
+    def replace(self, resource: IResource, admit: Callable[[Request], None]) -> None:
         """Use these for new requests."""
-        self._resource, self._admit = resource, admit
+        self.resource, self._admit = resource, admit
 
     # -- Twisted's hooks -----------------------------------------------------------------------
 
-    def buildProtocol(self, addr: IAddress | None) -> Channel:
+    def buildProtocol(self, addr: IAddress | None) -> Channel:  # type: ignore[override]
         return Channel(self.state, self._admit_request, self._handle_request)
 
     def acceptableProtocols(self) -> list[bytes]:
         """What TLS may agree on (ALPN). A client that offers none of them is refused."""
         return [b"http/1.1", b"http/1.0"]
+
+    def startFactory(self) -> None:
+        """Open no log file, and start no clock."""
+
+    def stopFactory(self) -> None:
+        """Nothing was started."""
+
+    def log(self, request: object) -> None:
+        """The end of an exchange is logged instead: see :mod:`gatewayd.telemetry.access`."""
 
     # -- what channels call: the latest ``admit`` and ``resource`` ------------------------------
 
@@ -72,4 +70,4 @@ class Site(Factory):
         self._admit(request)
 
     def _handle_request(self, request: Request) -> None:
-        handle(request, self._resource.render)
+        self.resource.render(request)

@@ -1,10 +1,10 @@
 """The part of Twisted Web's request that is offered to handlers, with Twisted's meaning.
 
-Handlers written for Klein or Twisted Web mostly use ``method``, ``uri``, ``path``, ``content``,
-``requestHeaders``, ``getHeader``, ``setHeader``, ``setResponseCode``, ``write``, ``finish``,
-``notifyFinish`` and ``registerProducer``. Headers and body are built only when they are asked for.
-The rest (cookies, ``args``, ``responseHeaders``, sessions, addresses) is not there: using it raises
-AttributeError. :class:`gatewayd.api.request.Request` writes the answers.
+Handlers written for Klein or Twisted Web mostly use ``method``, ``uri``, ``path``, ``args``,
+``content``, ``requestHeaders``, ``getHeader``, ``setHeader``, ``setResponseCode``, ``write``,
+``finish``, ``notifyFinish`` and ``registerProducer``. Headers and body are built only when they are
+asked for. The rest (cookies, ``responseHeaders``, sessions, addresses) is not there: using it
+raises AttributeError. :class:`gatewayd.api.request.Request` writes the answers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import Any, AnyStr
 
 from twisted.internet.defer import Deferred
+from twisted.web import http
 from twisted.web.http_headers import Headers
 
 from gatewayd.http1.head import Fields
@@ -22,8 +23,12 @@ from gatewayd.http1.head import Fields
 _FRAMING = frozenset({b"Connection", b"Content-Length", b"Transfer-Encoding"})
 
 
-class TwistedRequest:
-    """Base class of the request, which sets the attributes that have no value here."""
+class TwistedRequest(http.Request):
+    """Base class of the request, which sets the attributes that have no value here.
+
+    ``http.Request.__init__`` is not called: it makes two header objects, cookies and addresses for
+    each request.
+    """
 
     fields: Fields
     body: bytes
@@ -36,20 +41,31 @@ class TwistedRequest:
     _notify: tuple[Deferred[None], ...] = ()
 
     @cached_property
-    def requestHeaders(self) -> Headers:
+    def requestHeaders(self) -> Headers:  # type: ignore[override]  # may be assigned, too
         return Headers({name: self.fields.all(name) for name in self.fields})
 
     @cached_property
-    def content(self) -> BytesIO:
+    def content(self) -> BytesIO:  # type: ignore[override]  # may be assigned, too
         return BytesIO(self.body)
+
+    @cached_property
+    def args(self) -> dict[bytes, list[bytes]]:  # type: ignore[override]  # may be assigned, too
+        """The arguments of the query. Forms in the body are not parsed."""
+        found: dict[bytes, list[bytes]] = http.parse_qs(self.uri.partition(b"?")[2], True)
+        return found
 
     def getHeader(self, key: AnyStr) -> AnyStr | None:
         """The last value of a header of the request."""
         values = self.requestHeaders.getRawHeaders(key)
         return values[-1] if values else None
 
-    def setResponseCode(self, code: int) -> None:
-        """Set the status. Unlike Twisted's, it takes no reason phrase."""
+    def setResponseCode(self, code: int, message: bytes | None = None) -> None:
+        """Set the status.
+
+        :param message: must be None: the reason phrase is that of the status.
+        """
+        if message is not None:
+            raise ValueError("The reason phrase cannot be set.")
         self._check_not_begun()
         self.code = code
 
