@@ -190,7 +190,7 @@ def test_a_body_that_is_refused(
 
 
 @pytest.mark.parametrize("id", GOOD)
-def test_a_body_that_is_taken(
+def test_a_body_that_is_accepted(
     gateway: FastGateway, alone: FastGateway, sim: FaultBackend, id: str
 ) -> None:
     body = GOOD[id]
@@ -244,7 +244,7 @@ def test_the_echo_streams(alone: FastGateway, usage: bool | None) -> None:
 
 @pytest.mark.parametrize("option", [None, False, True])
 @pytest.mark.parametrize("fault", ["usage:always", "usage:finish", "usage:never"])
-def test_usage_reaches_who_asked(
+def test_usage_is_sent_to_clients_that_requested_it(
     gateway: FastGateway, sim: FaultBackend, fault: str, option: bool | None
 ) -> None:
     """A separate usage chunk is sent only on request; usage within another chunk always is."""

@@ -176,7 +176,7 @@ def test_the_backend_request_is_cancelled_at_once(
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-def test_leaving_while_connecting_abandons_the_connect(
+def test_a_disconnect_while_connecting_cancels_the_connect(
     tmp_path: Path, summary: Summary, how: str
 ) -> None:
     with blackhole() as port:
@@ -214,7 +214,9 @@ def links(pid: int) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-def test_the_backend_is_left_over_tls(tmp_path: Path, summary: Summary, how: str) -> None:
+def test_a_backend_request_over_tls_is_cancelled(
+    tmp_path: Path, summary: Summary, how: str
+) -> None:
     """The backend never answers a close_notify."""
     pair = certificate(tmp_path, "sim")
     with (

@@ -156,7 +156,7 @@ def test_an_unusable_request_id_is_replaced(echo: Gateway, replaced: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["echo", "chat"])
-def test_the_example_script_is_content(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_example_script_succeeds(name: str, request: pytest.FixtureRequest) -> None:
     gateway: Gateway = request.getfixturevalue(name)
     result = run("bash", str(TRY), gateway.url)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -164,7 +164,7 @@ def test_the_example_script_is_content(name: str, request: pytest.FixtureRequest
     assert b"data: [DONE]" in result.stdout
 
 
-def test_the_example_script_fails_where_nobody_answers() -> None:
+def test_the_example_script_fails_if_nothing_listens() -> None:
     result = run("bash", str(TRY), f"http://127.0.0.1:{free_port()}")
     assert result.returncode != 0
     assert b"FAILED: " in result.stderr

@@ -59,7 +59,7 @@ def figures() -> Iterator[dict[str, str]]:
 # -- stop ----------------------------------------------------------------------------------------
 
 
-def test_an_idle_daemon_goes_at_once_and_closes_idle_connections(
+def test_an_idle_daemon_stops_at_once_and_closes_idle_connections(
     tmp_path: Path, figures: dict[str, str]
 ) -> None:
     """A pid file next to it names a running process."""
@@ -113,7 +113,7 @@ def test_a_drain_loses_nothing(tmp_path: Path, sim: FaultBackend, figures: dict[
     assert {line["end"] for line in lines} == {"complete"}
 
 
-def test_what_outlives_the_drain_gets_an_error_and_its_backend_is_left(
+def test_a_request_longer_than_the_drain_gets_an_error_and_is_cancelled(
     tmp_path: Path, sim: FaultBackend
 ) -> None:
     log = tmp_path / "access.log"
@@ -165,7 +165,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, sim: FaultBackend) -> None
     assert ends(clients.ids, log) == ["drained"] * 3
 
 
-def test_killed_under_load_it_serves_again_on_the_same_port(
+def test_a_gateway_killed_under_load_can_be_started_on_the_same_port(
     tmp_path: Path, sim: FaultBackend, figures: dict[str, str]
 ) -> None:
     port, over = free_port(), threading.Event()
@@ -359,7 +359,7 @@ def test_broken_settings_change_nothing_and_are_named(
     assert ask(gateway, token="good").status == 200
 
 
-def test_what_is_bound_stays_and_that_is_said(gateway: Gateway, base: str) -> None:
+def test_bound_addresses_stay_and_the_log_says_so(gateway: Gateway, base: str) -> None:
     """A reload that changes a listening address logs this, and opens nothing."""
     bound = {"listen": "0.0.0.0", "workers": 3}
     printed = gateway.reload(base + ini(gateway=bound, metrics={"listen": "127.0.0.1:1"}))
@@ -438,7 +438,7 @@ def test_each_request_has_one_line_however_it_ends(
     assert {line["id"]: line["end"] for line in lines} == expected
 
 
-def test_a_full_disk_or_a_missing_folder_is_said_once_and_disturbs_nobody(
+def test_a_full_disk_or_a_missing_folder_is_logged_once_and_affects_no_request(
     gateway: Gateway, base: str, tmp_path: Path
 ) -> None:
     log = log_of(base)
@@ -480,7 +480,7 @@ def test_in_the_foreground_lines_go_to_standard_output(tmp_path: Path) -> None:
     assert [line["id"] for line in log_lines(tmp_path / "lines")][-20:] == ids
 
 
-def test_a_standard_output_that_is_full_disturbs_nobody(tmp_path: Path) -> None:
+def test_a_full_standard_output_affects_no_request(tmp_path: Path) -> None:
     """The access log and the error log."""
     port = free_port()
     command = [str(BIN / "twistd"), "--nodaemon", "--pidfile=", "gatewayd", "--port", str(port)]
@@ -673,7 +673,7 @@ def test_clients_cannot_make_series(gateway: Gateway) -> None:
     assert b"model-" not in after and b"nowhere" not in after
 
 
-def test_a_backend_that_a_reload_took_out_is_no_longer_shown(
+def test_a_backend_that_a_reload_removed_is_no_longer_in_the_metrics(
     gateway: Gateway, base: str, other: FaultBackend
 ) -> None:
     gateway.reload(base + ini(backend__gone={"url": other.url}))
@@ -788,7 +788,7 @@ def test_a_backend_that_is_the_same_server_keeps_its_connection_whatever_else_ch
 # -- systemd -------------------------------------------------------------------------------------
 
 
-def test_systemd_is_told_what_happens_and_that_the_loop_turns(tmp_path: Path, base: str) -> None:
+def test_systemd_gets_the_state_and_the_watchdog_messages(tmp_path: Path, base: str) -> None:
     with notices() as received:
         environment = {"NOTIFY_SOCKET": received.path, "WATCHDOG_USEC": "200000"}
         gateway = Gateway(folder=tmp_path, config=base, environment=environment)
@@ -814,7 +814,7 @@ def test_systemd_is_told_what_happens_and_that_the_loop_turns(tmp_path: Path, ba
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_reload_command_says_whether_the_daemon_took_the_settings(
+def test_the_reload_command_reports_whether_the_settings_were_accepted(
     tmp_path: Path, workers: int
 ) -> None:
     def reload(daemon: Gateway) -> subprocess.CompletedProcess[str]:
@@ -833,7 +833,7 @@ def test_the_reload_command_says_whether_the_daemon_took_the_settings(
             assert (done.returncode, done.stderr) == (0, ""), daemon.output
 
 
-def test_with_a_socket_of_systemds_a_restart_refuses_no_connection(
+def test_with_a_socket_of_systemd_a_restart_refuses_no_connection(
     tmp_path: Path, sim: FaultBackend, figures: dict[str, str]
 ) -> None:
     over = threading.Event()
@@ -884,7 +884,7 @@ def test_systemd_socket_activate_starts_it_with_a_socket_that_has_no_name(tmp_pa
             assert ask(gateway).status == 200
 
 
-def test_the_metrics_are_closed_on_a_socket_of_systemds_that_is_open_to_all(tmp_path: Path) -> None:
+def test_the_metrics_need_a_token_on_a_public_socket_of_systemd(tmp_path: Path) -> None:
     """The address in the settings is still a loopback address there."""
     with socket.create_server(("0.0.0.0", 0)) as listening:
         config = tmp_path / "gatewayd.ini"
@@ -896,7 +896,7 @@ def test_the_metrics_are_closed_on_a_socket_of_systemds_that_is_open_to_all(tmp_
             assert get(gateway, "/metrics", "good").status == 200
 
 
-def test_a_start_with_broken_settings_answers_who_waits_in_a_socket_of_systemds(
+def test_a_start_with_broken_settings_answers_clients_that_wait_in_the_socket(
     tmp_path: Path,
 ) -> None:
     """Each start by systemd does this, so no client hangs while the settings have a mistake."""

@@ -282,7 +282,7 @@ def test_its_log_is_rotated_while_it_runs_and_while_it_is_stopped(debian: Instal
 @pytest.mark.parametrize(
     ("signal", "result"), [("KILL", "signal"), ("STOP", "watchdog")], ids=["killed", "hung"]
 )
-def test_it_is_started_again_and_nobody_is_refused_meanwhile(
+def test_it_is_started_again_and_no_connection_is_refused_meanwhile(
     debian: Installed, signal: str, result: str
 ) -> None:
     debian.serve(drop_in="WatchdogSec=4")
@@ -296,7 +296,7 @@ def test_it_is_started_again_and_nobody_is_refused_meanwhile(
     assert f"Failed with result '{result}'" in debian.machine.journal()
 
 
-def test_while_it_cannot_start_clients_are_told_and_it_serves_once_the_mistake_is_gone(
+def test_while_it_cannot_start_clients_get_an_error_until_the_mistake_is_corrected(
     debian: Installed,
 ) -> None:
     debian.serve()

@@ -43,20 +43,20 @@ def test_the_limit_is_raised_as_far_as_the_system_allows(tmp_path: Path, workers
         assert gateway.output.count(message) == 1
 
 
-def test_one_that_fits_is_no_warning(tmp_path: Path) -> None:
+def test_a_limit_that_suffices_is_no_warning(tmp_path: Path) -> None:
     config = ini(limits={"connections": 300, "in_flight": 200})
     with Gateway(folder=tmp_path, config=config, before=limited(700, 700)) as gateway:
         assert "do not fit" not in gateway.output
 
 
-def test_too_few_end_the_start_with_a_sentence(tmp_path: Path) -> None:
+def test_too_few_descriptors_end_the_start_with_a_sentence(tmp_path: Path) -> None:
     gateway = Gateway(folder=tmp_path, before=limited(40, FEWEST - 1))
     assert gateway.wait() == 1
     assert f"at most {FEWEST - 1} open files are allowed, at least {FEWEST}" in gateway.output
     assert "Traceback" not in gateway.output
 
 
-def test_clients_that_are_too_many_get_a_503_and_those_that_are_served_reach_their_backend(
+def test_surplus_clients_get_a_503_and_the_others_reach_their_backend(
     tmp_path: Path, sim: FaultBackend
 ) -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1000

@@ -256,7 +256,9 @@ def test_a_failing_backend(
     assert sim.redirect_hits == 0
 
 
-def test_json_for_a_stream_becomes_one(gateway: FastGateway, sim: FaultBackend) -> None:
+def test_a_json_reply_to_a_stream_request_becomes_a_stream(
+    gateway: FastGateway, sim: FaultBackend
+) -> None:
     """JSON is never sent as an event stream."""
     case = play(gateway, sim, "json-for-sse", True)
     *chunks, done = case.answer.payloads()
@@ -477,7 +479,7 @@ def test_tls(secure: tuple[FastGateway, FaultBackend], fault: str, stream: bool)
         ("wrong-host", "certificate verify failed: it is not for 127.0.0.1"),
     ],
 )
-def test_a_certificate_that_proves_nothing(
+def test_a_certificate_that_cannot_be_verified(
     secure: tuple[FastGateway, FaultBackend],
     certificates: dict[str, tuple[str, str]],
     name: str,
@@ -620,7 +622,7 @@ def test_a_refusal_of_the_gateways_own_says_so(gateway: FastGateway) -> None:
     check_error(bytes(answer.body), "invalid_value", "invalid_request_error")
 
 
-def test_the_log_tells_the_stages(gateway: FastGateway, sim: FaultBackend) -> None:
+def test_the_log_line_has_the_stages(gateway: FastGateway, sim: FaultBackend) -> None:
     answer = ask(gateway, "pause:1:0.3", True)
     line = gateway.line(answer.id)
     assert line["events"] == len(answer.payloads()) - 1

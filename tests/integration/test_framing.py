@@ -220,7 +220,7 @@ def gateway(gateway: FastGateway) -> Iterator[FastGateway]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
-def test_a_request_that_is_in_doubt(gateway: FastGateway, sim: FaultBackend, row: Row) -> None:
+def test_an_ambiguous_request(gateway: FastGateway, sim: FaultBackend, row: Row) -> None:
     sim.reset()
     # The first byte of the body may arrive alone, and the rest later.
     half = row.data.find(b"\r\n\r\n") + 5
@@ -265,9 +265,7 @@ def test_an_unusual_form_that_is_valid(gateway: FastGateway, sim: FaultBackend, 
     assert record.header("content-length") == [f"{len(BODY)}"]
 
 
-def test_what_stands_behind_a_last_request_is_not_read(
-    gateway: FastGateway, sim: FaultBackend
-) -> None:
+def test_bytes_after_a_last_request_are_not_read(gateway: FastGateway, sim: FaultBackend) -> None:
     """A request that says ``close``."""
     for data in (post(LAST, CLOSE, body=BODY), post(CHUNKED, CLOSE, body=chunked(BODY))):
         received = send_raw(gateway.port, data + SMUGGLED)

@@ -268,7 +268,7 @@ def test_a_bad_request_names_the_parameter(echo: Gateway, connect: Connect) -> N
     assert error.request_id == "bad-1"
 
 
-def test_the_backends_own_refusal_keeps_its_words(chat: Gateway, connect: Connect) -> None:
+def test_the_refusal_of_a_backend_keeps_its_text(chat: Gateway, connect: Connect) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         connect(chat).chat.completions.create(
             model="smollm2", messages=[{"role": "user", "content": "word " * 5000}]

@@ -292,7 +292,7 @@ def test_speech_that_breaks_off_is_not_whole(client: openai.OpenAI, line: Line) 
     assert line()["end"] == "backend_truncated"
 
 
-def test_an_upload_arrives_as_it_was_sent(client: openai.OpenAI, line: Line) -> None:
+def test_an_upload_arrives_unchanged(client: openai.OpenAI, line: Line) -> None:
     said = client.audio.transcriptions.create(model="ear", file=("a.wav", SOUND))
     assert said.text == "whisper heard 1"  # the sound is whole, the model has its real name
     entry = line()

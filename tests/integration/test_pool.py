@@ -77,7 +77,7 @@ def test_it_is_replaced_once_only(gateway: FastGateway, sim: FaultBackend, strea
 
 
 @STREAM
-def test_what_was_under_way_is_not_sent_again(
+def test_a_request_that_may_have_been_executed_is_not_sent_again(
     gateway: FastGateway, sim: FaultBackend, stream: bool
 ) -> None:
     """The connection fails later than a closed idle connection would."""
@@ -235,7 +235,7 @@ def report(name: str, sim: FaultBackend, answers: list[Answer]) -> str:
 
 
 @pytest.mark.parametrize("mode", ["down", "reset"])
-def test_a_backend_that_is_down_is_not_hammered(mode: str, tmp_path: Path) -> None:
+def test_a_backend_that_is_down_gets_few_requests(mode: str, tmp_path: Path) -> None:
     sim = FaultBackend(on_accept="reset").start()
     try:
         if mode == "down":

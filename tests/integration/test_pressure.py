@@ -81,7 +81,7 @@ def plateau(records: list[Record]) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [1, 20])
-def test_who_does_not_read_stops_its_backend(
+def test_a_client_that_does_not_read_pauses_its_backend(
     gateway: FastGateway, sim: FaultBackend, count: int
 ) -> None:
     """Memory is bounded, then the client is disconnected."""
@@ -108,7 +108,7 @@ def test_who_does_not_read_stops_its_backend(
     gateway.check_health()
 
 
-def test_who_reads_slowly_is_not_cut_off(gateway: FastGateway, sim: FaultBackend) -> None:
+def test_a_slow_reader_is_not_disconnected(gateway: FastGateway, sim: FaultBackend) -> None:
     """It reads a little at intervals, for longer than ``client_write``."""
     with Client(gateway.port, receive_buffer=RECEIVE_BUFFER) as client:
         answer = Answer(client.send_chat("huge:1MB", True), time.monotonic())
@@ -252,7 +252,7 @@ def test_thousands_of_mixed_requests_leave_nothing_behind(
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("count", [1, 8])
-def test_who_sends_and_does_not_read_is_not_answered_any_further(
+def test_a_client_that_does_not_read_gets_no_further_answers(
     tls: bool, count: int, tmp_path: Path
 ) -> None:
     """Clients send thousands of pipelined requests and read no byte of an answer."""

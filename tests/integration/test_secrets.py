@@ -153,7 +153,7 @@ KNOCKING = {
 
 
 @pytest.mark.parametrize("id", KNOCKING)
-def test_who_may_come_in(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
+def test_access_with_and_without_a_token(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
     sim.reset()
     headers, expected = KNOCKING[id]
     answer = send_raw(gateway.port, chat(BODY, *headers)).answer
@@ -167,13 +167,13 @@ def test_who_may_come_in(gateway: FastGateway, sim: FaultBackend, id: str) -> No
         assert [record.violations for record in sim.records] == [[]]
 
 
-def test_a_token_in_the_url_is_none(gateway: FastGateway) -> None:
+def test_a_token_in_the_url_does_not_count(gateway: FastGateway) -> None:
     answer = send_raw(gateway.port, get(f"/v1/models?api_key={TOKEN}&key={TOKEN}".encode())).answer
     check_refused(gateway, answer, MISSING)
 
 
 @pytest.mark.parametrize("expect", [[], [b"Expect: 100-continue"]], ids=["", "expect"])
-def test_a_wrong_token_is_told_before_the_body_comes(
+def test_a_wrong_token_is_refused_before_the_body_arrives(
     gateway: FastGateway, sim: FaultBackend, expect: list[bytes]
 ) -> None:
     sim.reset()
@@ -191,7 +191,9 @@ PATHS = [
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "DELETE"])
-def test_nobody_learns_what_there_is(gateway: FastGateway, method: str) -> None:
+def test_refusals_do_not_reveal_which_routes_and_models_exist(
+    gateway: FastGateway, method: str
+) -> None:
     """On each route, and on a path without a route."""
     for path in PATHS:
         for headers, code in (([], "missing_api_key"), ([BAD], "invalid_api_key")):
@@ -203,7 +205,7 @@ def test_nobody_learns_what_there_is(gateway: FastGateway, method: str) -> None:
             assert answer.header("allow") == [] and (answer.body == b"") is (method == "HEAD")
 
 
-def test_health_is_open_and_tells_nothing(gateway: FastGateway) -> None:
+def test_health_needs_no_token_and_reveals_nothing(gateway: FastGateway) -> None:
     for headers in ([], [BAD]):
         answer = send_raw(gateway.port, get(b"/healthz", CLOSE, *headers)).answer
         assert (answer.status, answer.json()) == (200, {"status": "ok"})
@@ -242,7 +244,7 @@ def test_comparing_does_the_same_work_whatever_is_presented(
 # -- what a token may ------------------------------------------------------------------------------
 
 
-def test_a_token_may_use_its_models_alone(gateway: FastGateway, sim: FaultBackend) -> None:
+def test_a_token_may_use_only_its_models(gateway: FastGateway, sim: FaultBackend) -> None:
     sim.reset()
     for model, expected in (
         ("m", "403 model_not_allowed permission_error"),
@@ -263,7 +265,9 @@ def test_a_token_may_use_its_models_alone(gateway: FastGateway, sim: FaultBacken
         assert [model["id"] for model in answer.json()["data"]] == names
 
 
-def test_a_token_may_have_so_many_in_flight(gateway: FastGateway, sim: FaultBackend) -> None:
+def test_a_token_has_its_limit_of_concurrent_requests(
+    gateway: FastGateway, sim: FaultBackend
+) -> None:
     """Requests with another token are not affected."""
     slow = {"messages": [{"role": "user", "content": "fault:slow-first-byte:0.7"}], "model": "b-1"}
     data = chat(json.dumps(slow).encode(), bearer(OTHER))
@@ -349,7 +353,7 @@ ORIGINS = {
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_a_page_may_call_or_not(unguarded: FastGateway, origin: str) -> None:
+def test_browser_origins(unguarded: FastGateway, origin: str) -> None:
     """An allowed page gets the headers that browsers need; any other page is refused."""
     header = f"Origin: {origin}".encode()
     stream = BODY.replace(b'"messages"', b'"stream":true,"messages"')
@@ -505,7 +509,7 @@ def test_without_a_key_a_backend_gets_none(unguarded: FastGateway) -> None:
     assert TOKEN.encode() not in answer.body and b"gateway\\r" not in answer.body
 
 
-def test_an_answer_tells_nothing_of_the_software(gateway: FastGateway) -> None:
+def test_an_answer_does_not_reveal_the_software(gateway: FastGateway) -> None:
     stream, whole = (send_raw(gateway.port, asking("", stream=s)).answer for s in (True, False))
     for answer in (stream, whole):
         assert answer.header("server") == ["gatewayd"]
@@ -638,7 +642,7 @@ def everything_told(daemon: FastGateway) -> list[bytes]:
     return [bytes(metrics.body), *seen, *links]
 
 
-def test_an_answer_is_what_the_tests_think(gateway: FastGateway) -> None:
+def test_the_search_for_secrets_works(gateway: FastGateway) -> None:
     """The search works: the prompt is found in the request to the backend and in its reply."""
     answer: Answer = send_raw(gateway.port, asking("fault:echo")).answer
     assert SENTINELS.search(bytes(answer.body)) and answer.status == 200

@@ -49,7 +49,7 @@ class Unready(Gateway):
 @RUNNERS
 @pytest.mark.parametrize("config", ["", TWO], ids=["one", "workers"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_in_the_moment_the_port_opens_does_what_it_always_does(
+def test_a_signal_while_the_port_opens_has_its_usual_effect(
     tmp_path: Path, runner: Sequence[str], config: str, number: int
 ) -> None:
     with Unready(folder=tmp_path, runner=runner, config=config) as gateway:
@@ -64,7 +64,7 @@ def test_a_signal_in_the_moment_the_port_opens_does_what_it_always_does(
         assert "ended" not in gateway.output
 
 
-def test_a_worker_that_starts_is_told_to_stop_and_does(tmp_path: Path) -> None:
+def test_a_worker_that_is_starting_can_be_stopped(tmp_path: Path) -> None:
     """Each signal is delivered when it can be handled, not before."""
     with Unready(folder=tmp_path, config=TWO) as gateway:
         started = wait_for(lambda: gateway.workers(), START, "the workers")
@@ -105,7 +105,7 @@ def test_two_different_signals_together_are_one_stop(
 
 @RUNNERS
 @pytest.mark.parametrize("also", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_stop_ends_with_0_whatever_comes_until_it_is_gone(
+def test_a_stop_ends_with_status_0_whatever_signals_follow(
     tmp_path: Path, runner: Sequence[str], also: int
 ) -> None:
     with Gateway(folder=tmp_path, runner=runner) as gateway:

@@ -111,7 +111,7 @@ def play(gateway: FastGateway, row: Slow) -> RawAnswers:
 
 
 @pytest.mark.parametrize("row", SLOW, ids=lambda row: row.id)
-def test_who_is_slow(
+def test_a_slow_client(
     gateway: FastGateway, played: dict[str, Future[RawAnswers]], row: Slow
 ) -> None:
     received = played[row.id].result()
@@ -227,7 +227,7 @@ def test_a_body_of_just_the_limit(gateway: FastGateway, sim: FaultBackend, frami
     assert record.body_sha256 == hashlib.sha256(body).hexdigest()
 
 
-def test_who_waits_for_a_100_gets_it(gateway: FastGateway, sim: FaultBackend) -> None:
+def test_a_client_that_waits_for_a_100_gets_it(gateway: FastGateway, sim: FaultBackend) -> None:
     with Client(gateway.port) as client:
         length = b"Content-Length: %d" % len(BODY)
         client.sock.sendall(post(EXPECT, length, CLOSE))
@@ -241,7 +241,7 @@ def test_who_waits_for_a_100_gets_it(gateway: FastGateway, sim: FaultBackend) ->
 
 @pytest.mark.parametrize("how", ["finish", "reset"])
 @pytest.mark.parametrize("framing", [b"Content-Length: 27", CHUNKED], ids=["length", "chunked"])
-def test_who_leaves_within_a_body(
+def test_a_client_that_disconnects_within_a_body(
     gateway: FastGateway, sim: FaultBackend, framing: bytes, how: str
 ) -> None:
     sim.reset()
@@ -256,7 +256,7 @@ def test_who_leaves_within_a_body(
     assert sim.records == []
 
 
-def test_who_pipelines_very_many_does_not_hold_up_others(gateway: FastGateway) -> None:
+def test_many_pipelined_requests_do_not_delay_other_clients(gateway: FastGateway) -> None:
     """The event loop runs other work between many requests of one segment."""
     count = 3000
     with (
@@ -308,7 +308,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("id", REFUSED)
-def test_what_http_says_of_it(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
+def test_refusals_that_http_defines(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
     sim.reset()
     data, expected, allow = REFUSED[id]
     received = send_raw(gateway.port, data)
@@ -327,7 +327,7 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("id", TAKEN)
-def test_what_is_taken(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
+def test_requests_that_are_accepted(gateway: FastGateway, sim: FaultBackend, id: str) -> None:
     received = send_raw(gateway.port, TAKEN[id])
     assert received.answer.status == 200 and received.answer.header("content-encoding") == []
     (record,) = sim.records_for(*received.answer.header("x-request-id"))

@@ -122,7 +122,7 @@ def no_descriptor_left(daemon: FastGateway) -> Iterator[None]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 @pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
-def test_without_a_descriptor_for_a_backend_the_gateway_is_overloaded_and_blames_nobody(
+def test_without_a_free_descriptor_the_gateway_reports_its_own_overload(
     tmp_path: Path, host: str, secure: bool
 ) -> None:
     pair = certificate(tmp_path, "backend") if secure else None
@@ -181,7 +181,7 @@ def post_large(port: int, size: int) -> Answer:
         return client.answer("")
 
 
-def test_bytes_that_come_behind_a_reply_are_not_the_next_clients(tmp_path: Path) -> None:
+def test_bytes_after_a_reply_do_not_reach_the_next_client(tmp_path: Path) -> None:
     """They arrive while the loop is blocked, after the next request, which is read first."""
     with (
         FaultBackend() as sim,
@@ -248,7 +248,7 @@ def test_a_connection_whose_reply_had_to_wait_for_its_client_serves_the_next_one
 # -- a loop that was held up -----------------------------------------------------------------------
 
 
-def test_a_connection_that_the_kernel_made_while_the_loop_was_held_up_is_used(
+def test_a_connection_that_was_established_while_the_loop_was_blocked_is_used(
     tmp_path: Path,
 ) -> None:
     """When the loop runs again, ``connect`` seconds are over and the connection is established."""

@@ -84,7 +84,7 @@ def date(gateway: Gateway) -> float:
 
 
 @pytest.mark.parametrize("difference", [HOUR, -HOUR], ids=["forward", "back"])
-def test_a_jump_disturbs_no_stream_and_stops_no_clock(
+def test_a_jump_affects_no_stream_and_no_clock(
     gateway: Gateway, sim: FaultBackend, wall_clock: WallClock, difference: float
 ) -> None:
     with crowd(gateway) as clients:

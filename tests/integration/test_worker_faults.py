@@ -116,7 +116,7 @@ def test_workers_of_a_daemon_in_another_folder_serve(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_stop_answers_all_who_wait_to_be_accepted(tmp_path: Path, count: int) -> None:
+def test_a_stop_answers_all_clients_that_wait_to_be_accepted(tmp_path: Path, count: int) -> None:
     with (
         Gateway(folder=tmp_path, config=ini(gateway={"workers": count})) as gateway,
         ExitStack() as stack,
@@ -140,7 +140,7 @@ def test_a_stop_answers_all_who_wait_to_be_accepted(tmp_path: Path, count: int) 
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_all_sockets_of_systemds_are_served(tmp_path: Path, count: int) -> None:
+def test_all_sockets_of_systemd_are_served(tmp_path: Path, count: int) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as first,
         socket.create_server(("::1", 0), family=socket.AF_INET6) as second,
@@ -169,7 +169,7 @@ def test_all_sockets_of_systemds_are_served(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_socket_of_systemds_that_cannot_be_served_ends_the_start(
+def test_a_socket_of_systemd_that_cannot_be_served_ends_the_start(
     tmp_path: Path, count: int
 ) -> None:
     with (

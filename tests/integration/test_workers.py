@@ -281,7 +281,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_systemd_hears_of_both_and_its_socket_is_served_by_both(
+def test_systemd_gets_the_state_of_both_workers_and_both_serve_its_socket(
     tmp_path: Path, sim: FaultBackend
 ) -> None:
     """READY is sent when both workers serve."""
