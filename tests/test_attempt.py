@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
@@ -179,6 +180,18 @@ def test_a_settled_attempt_reports_nothing_and_aborts_a_late_body(
     call.left = None
     attempt.makeConnection(call)
     assert call.left == "aborted"
+
+
+def test_a_reply_in_spite_of_a_cancel_is_aborted(
+    listener: Listener, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call: Any = AnyCall()
+    late = Asked(call, "req-1")
+    late.answer = Deferred(lambda _: late.head())
+    monkeypatch.setattr(backend, "send", lambda *_: late.answer)
+    listener.attempt.ask(64)
+    listener.attempt.settle(ClientLeft(1.0))
+    assert late.left == "aborted" and listener.heard == []
 
 
 # -- the client's pace ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The application: the table of routes, the handlers that answer by themselves, and who is let in.
+"""The application: the table of routes, short handlers, and admission by the head of a request.
 
 Requests for a backend go to :mod:`.dispatch`.
 """

@@ -111,7 +111,7 @@ class Channel(Protocol):
     def connectionMade(self) -> None:
         self._client = getattr(self.transport.getPeer(), "host", "")
         self.outgoing = Outgoing(
-            self.state, self.transport, self._deadline, self._full_changed, self._write_timeout
+            self.state, self.transport, self._deadline, self._read_on, self._write_timeout
         )
         if self.state.connected(self):
             self._deadline.set(self._settings.timeouts.request_head, self._idle_timeout)
@@ -164,10 +164,10 @@ class Channel(Protocol):
     def _go_on(self) -> None:
         """Other connections were served; go on reading."""
         self._yielding = None
-        self._full_changed()
+        self._read_on()
 
-    def _full_changed(self) -> None:
-        """The transport has become full, or empty."""
+    def _read_on(self) -> None:
+        """Go on reading, unless the connection is full or yielding."""
         self._update_reading()
         self._read_requests()
 
@@ -256,7 +256,7 @@ class Channel(Protocol):
             self.close_lingering()
             return
         self._deadline.set(self.state.settings.timeouts.client_idle, self._idle_timeout)
-        self._full_changed()
+        self._read_on()
 
     # -- refusing and closing ------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Requests for a backend: what their heads must say, whether they fit in, and their relay.
+"""Requests for a backend: their media type, the limits on them, and their relay.
 
 The endpoints are the rows of :mod:`gatewayd.wire.endpoints`; :mod:`.app` makes a route of each.
 """
@@ -24,7 +24,7 @@ from .request import Request
 _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 #: Headers in which the openai SDKs (Python, Node) say how many seconds they wait for an answer.
-_PATIENCE = (b"x-stainless-read-timeout", b"x-stainless-timeout")
+_TIMEOUT_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 
 
 class Dispatcher:
@@ -49,8 +49,8 @@ class Dispatcher:
     def dispatch(self, request: Request, endpoint: Endpoint) -> Deferred[None]:
         """Relay a request of this endpoint, or refuse it by raising a GatewayError.
 
-        It counts as under way until the client has taken the reply: a reply that waits in the
-        transport holds memory.
+        The request counts as under way until the client has taken the reply, because a reply that
+        waits in the transport holds memory.
         """
         # A web page can send other media types without a preflight request (CORS).
         content_type = endpoint.request.check_media_type(request.fields.all(b"content-type"))
@@ -78,7 +78,7 @@ class Dispatcher:
             limits,
             self._reactor,
             self._settings.timeouts.ping,
-            _patience(request),
+            _caller_timeout(request),
         )
         names = self._catalog.names
         return relay.run(self._router.route(call.model, lambda: filter(caller.may_use, names())))
@@ -94,9 +94,9 @@ def _check_coding(request: Request) -> None:
         raise UnsupportedMediaType("Send the body as it is, without a Content-Encoding.")
 
 
-def _patience(request: Request) -> float:
+def _caller_timeout(request: Request) -> float:
     """How many seconds the client waits for an answer; 0 if it does not say."""
-    for name in _PATIENCE:
+    for name in _TIMEOUT_HEADERS:
         values = request.fields.all(name)
         if len(values) == 1 and _SECONDS.fullmatch(values[0]):
             return float(values[0])

@@ -70,7 +70,6 @@ class Request(TwistedRequest):
     _head = b""  # a head that is made and not sent
     _head_unsent = True
     _events = False  # the body is an event stream
-    _bytes_sent = 0  # of the body
 
     def __init__(
         self, channel: Connection, exchange: Exchange, line: RequestLine, fields: Fields
@@ -80,6 +79,7 @@ class Request(TwistedRequest):
         self.exchange = exchange
         self.fields = fields
         self.method, self.uri, self.path = line.method, line.target, line.path
+        self.clientproto = b"HTTP/1." + line.minor
         self.body = b""
         self.caller = ANYONE
         self.preflight = False
@@ -111,7 +111,7 @@ class Request(TwistedRequest):
         """Answer with a whole body and end."""
         if self.exchange.end is not None:
             return
-        if self._begun:
+        if self.startedWriting:
             raise RuntimeError("Another answer was begun.")
         self.set_headers(headers)
         self._headers[b"Content-Type"] = media_type
@@ -120,12 +120,12 @@ class Request(TwistedRequest):
         head = self._make_head(status)
         if self.method == b"HEAD":
             body = b""
-        self._bytes_sent = len(body)
+        self.sentLength = len(body)
         self._finish(head + body)
 
     def fail(self, error: GatewayError) -> None:
         """Answer with an error envelope, or cut a body that was begun. The error names the end."""
-        if self._begun:
+        if self.startedWriting:
             self.cut(error, b"")
             return
         if self.exchange.end is not None:
@@ -160,7 +160,7 @@ class Request(TwistedRequest):
         channel, size = self.channel, len(data)
         if channel is None or not size:
             return
-        self._bytes_sent += size
+        self.sentLength += size
         if self._chunks:
             data = (_SIZES[size] if size < len(_SIZES) else _size(size)) + data + b"\r\n"
         if self._head_unsent:
@@ -179,7 +179,7 @@ class Request(TwistedRequest):
         self._end()  # first: a client that has the answer may look for its line in the log
         if last:
             send(self.channel.transport, last)
-        channel, self.channel = self.channel, None
+        channel, self.channel, self.finished = self.channel, None, 1
         channel.request_done()
         for notified in self._notify:
             notified.callback(None)
@@ -214,7 +214,7 @@ class Request(TwistedRequest):
 
     def _take_head(self) -> bytes:
         """Return the head, which is about to be sent; make it if no ``begin_`` method has."""
-        if not self._begun:
+        if not self.startedWriting:
             self._begin()
         self._head_unsent = False
         head, self._head = self._head, b""
@@ -225,14 +225,14 @@ class Request(TwistedRequest):
         if self.code in _WITHOUT_BODY:
             raise RuntimeError(f"An answer with status {self.code} has no body.")
         if self.method == b"HEAD":  # the head is sent by finish()
-            self._bytes_sent = 0
+            self.sentLength = 0
             return b""
         return self._take_head() + data
 
     def _make_head(self, status: int) -> bytes:
         if self.channel is not None and self.channel.closes_after_answer:
             self._headers[b"Connection"] = b"close"
-        self.code, self._begun = status, True
+        self.code, self.startedWriting = status, 1
         return response_head(status, self._headers.items())
 
     # -- the end -------------------------------------------------------------------------------
@@ -250,14 +250,14 @@ class Request(TwistedRequest):
         """End the exchange without the rest of an answer: the connection is about to close."""
         if self.exchange.end is None:
             self._account()
-            if not self._begun:
+            if not self.startedWriting:
                 self.exchange.status = CLIENT_CLOSED_REQUEST
             self.exchange.finish(end, self._now(), detail=detail)
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone; the handler is cancelled."""
         self.abandon(End.CLIENT_GONE, "")
-        self.channel = None
+        self.channel, self._disconnected = None, True
         if self.handling is not None:
             self.handling.cancel()
         for notified in self._notify:
@@ -265,7 +265,7 @@ class Request(TwistedRequest):
 
     def _account(self) -> None:
         self.exchange.status = self.code
-        self.exchange.bytes_out = self._bytes_sent
+        self.exchange.bytes_out = self.sentLength
 
     def _now(self) -> float:
         assert self.channel is not None

@@ -2,9 +2,10 @@
 
 Handlers written for Klein or Twisted Web mostly use ``method``, ``uri``, ``path``, ``args``,
 ``content``, ``requestHeaders``, ``getHeader``, ``setHeader``, ``setResponseCode``, ``write``,
-``finish``, ``notifyFinish`` and ``registerProducer``. Headers and body are built only when they are
-asked for. The rest (cookies, ``responseHeaders``, sessions, addresses) is not there: using it
-raises AttributeError. :class:`gatewayd.api.request.Request` writes the answers.
+``finish``, ``notifyFinish`` and ``registerProducer``. ``startedWriting``, ``sentLength`` and
+``finished`` say how far the answer is. Headers and body are built only when they are asked for. The
+rest (cookies, ``responseHeaders``, sessions, addresses) is not there: using it raises
+AttributeError. :class:`gatewayd.api.request.Request` writes the answers.
 """
 
 from __future__ import annotations
@@ -35,9 +36,6 @@ class TwistedRequest(http.Request):
     _headers: dict[bytes, bytes]  # of the answer, by name as it is sent
     _id_header: bytes  # the name of the header with the request's id
 
-    #: The status of the answer.
-    code = 200
-    _begun = False  # the head of the answer was made
     _notify: tuple[Deferred[None], ...] = ()
 
     @cached_property
@@ -93,5 +91,5 @@ class TwistedRequest(http.Request):
         return notified
 
     def _check_not_begun(self) -> None:
-        if self._begun:
+        if self.startedWriting:
             raise RuntimeError("The head of the answer has been made.")

@@ -54,8 +54,7 @@ class Listener(Protocol):
 
 @implementer(IPushProducer)
 class Attempt:
-    """
-    The body is delivered to it, and it is the client's producer: a slow client pauses the body.
+    """Receives the body of the reply, and is the client's producer: a slow client pauses the body.
 
     :param call: the client's request, under the name of the model that the client used.
     """
@@ -114,7 +113,7 @@ class Attempt:
     # -- what the relay does ---------------------------------------------------------------------
 
     def ask(self, depth: int) -> Deferred[None]:
-        """Send the request. The Deferred returned fails only by a fault of our own code.
+        """Send the request. The returned Deferred fails only if the gateway has a bug.
 
         :param depth: how many levels of JSON may nest in the reply.
         """
@@ -127,7 +126,7 @@ class Attempt:
         self._head = target.backend.send(call, exchange.id, exchange.traceparent)
         return self._head.addCallbacks(self._got_reply, self._got_no_reply)
 
-    def has_head(self, sure: bool) -> None:
+    def note_head(self, sure: bool) -> None:
         """The head of a reply with status 200 has come.
 
         :param sure: whether the backend sends that head only when the reply is ready. Servers send
@@ -135,10 +134,10 @@ class Attempt:
             agree before the backend counts as healthy.
         """
         if self._trial and (sure or self.target.health.check_passes):
-            self.has_answered()
+            self.note_event()
 
-    def has_answered(self) -> None:
-        """A first event has come. Requests that wait for the trial need not wait for its end."""
+    def note_event(self) -> None:
+        """An event has come. Requests that wait for the trial need not wait for the reply's end."""
         if self._trial:
             self.target.reply_began()
             self._trial = 0
@@ -170,6 +169,8 @@ class Attempt:
         self._exchange.connected = reply.connect_seconds
         if self._listener is not None:
             self._listener.replied(reply)
+        else:  # the backend replied although its Deferred was cancelled: abort the body
+            reply.body.deliverBody(self)  # type: ignore[arg-type]  # what it calls
 
     def _got_no_reply(self, reason: Failure) -> None:
         if self._listener is not None:

@@ -1,4 +1,4 @@
-"""Receivers of bodies that are no event streams: JSON documents, errors, and bytes of any type."""
+"""Receivers of bodies that are not event streams: JSON documents, errors, and bytes of any type."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ class Bytes(Receiver):
 
 
 def error_of(reply: Reply, body: bytes = b"") -> BackendFailed:
-    """The error that a reply with an error status stands for; judged by its head if no body."""
+    """The error that a reply with an error status stands for; without a body, its head decides."""
     return failure.error_of_reply(body, reply.status, reply.headers, reply.key)
 
 
 def _progress(data: bytes) -> Step:
-    """Some servers send white space until they have a reply; it is no content."""
+    """White space is not content: some servers send it until they have a reply."""
     return _NOTHING if data.isspace() else _CONTENT

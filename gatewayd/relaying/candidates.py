@@ -15,7 +15,7 @@ class Candidates:
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self._remaining = list(candidates)
-        #: The error for the client, of those so far.
+        #: Which error so far the client is sent if no other backend is asked.
         self.error: GatewayError | None = None
 
     def next(self) -> Candidate:

@@ -1,4 +1,4 @@
-"""What the head of a reply decides: whether it is relayed at all, and what reads its body."""
+"""Decides from the head of a reply whether it is relayed, and chooses the receiver of its body."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVENTS = "text/event-stream"
 def receiver_for(
     reply: Reply, call: Call, reader: Reader | None, limits: LimitSettings
 ) -> Receiver:
-    """Choose what reads the body of ``reply``.
+    """Choose the receiver of the body of ``reply``.
 
     :param reader: judges the payloads; None where the body crosses unread.
     :raises AuthRefused, BadReply: the client does not get this reply.

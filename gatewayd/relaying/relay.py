@@ -127,7 +127,7 @@ class Relay:
         self._attempt = Attempt(self, self._candidates.next(), self._call, self._exchange)
         try:
             self.watch.start(self._attempt.target.backend.clocks)
-            if self._phase is not Phase.ENDED:  # a clock was due that runs since the request came
+            if self._phase is not Phase.ENDED:  # else total or caller_timeout was due already
                 self._attempt.ask(self._limits.json_depth).addErrback(self._internal_error)
         except GatewayError as problem:
             self.fail_over(problem)
@@ -140,7 +140,7 @@ class Relay:
         if self._phase is Phase.ASKING:
             self._phase = Phase.READING
         if reply.status == 200:
-            attempt.has_head(sure=not self._call.stream)
+            attempt.note_head(sure=not self._call.stream)
         try:
             attempt.receiver = receiver_for(reply, self._call, attempt.reader, self._limits)
         except GatewayError as problem:
@@ -174,7 +174,7 @@ class Relay:
             self.end(error)
 
     def _internal_error(self, failure: Failure) -> None:
-        """Report a fault of our own code."""
+        """Log a bug of the gateway, and end with an error."""
         _log.failure("relaying {id} failed", failure, id=self._exchange.id)
         self.end(Internal("The gateway met an internal error."))
 
@@ -190,7 +190,7 @@ class Relay:
             self.watch.partial_event()
         if step.frames:
             self._exchange.events += step.events
-            self._attempt.has_answered()
+            self._attempt.note_event()
             self.watch.wrote()
             self.commit()
             self.client.write(step.frames)
