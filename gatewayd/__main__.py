@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="make a bearer token for a client",
         description="Make a bearer token. It is shown once; the settings hold only its digest.",
     )
-    token.add_argument("name", metavar="NAME", help="who will use it: letters, digits and . _ -")
+    token.add_argument("name", metavar="NAME", help="name of the client: letters, digits and . _ -")
     reloading = commands.add_parser(
         "reload",
         help="have a running daemon read its settings again",

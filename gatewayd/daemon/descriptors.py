@@ -62,9 +62,9 @@ def for_clients(settings: Settings) -> int:
     Each request in flight needs a connection to a backend beside its client's. Each backend's
     health path and list of models may be requested at any time.
     """
-    left = limit() - RESERVE
+    available = limit() - RESERVE
     backends = settings.limits.in_flight + 2 * len(settings.backends)
-    return max(1, min(settings.limits.connections, left - min(backends, left // 2)))
+    return max(1, min(settings.limits.connections, available - min(backends, available // 2)))
 
 
 def warnings(settings: Settings) -> list[str]:

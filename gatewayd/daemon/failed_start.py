@@ -60,19 +60,19 @@ def _answer() -> bytes:
 
 def _linger(clients: list[socket.socket]) -> None:
     """Read and discard what the clients send until they have closed."""
-    open_ones = {client.fileno(): client for client in clients}
+    still_open = {client.fileno(): client for client in clients}
     poll = select.poll()
-    for descriptor in open_ones:
+    for descriptor in still_open:
         poll.register(descriptor, select.POLLIN)
-    until = time.monotonic() + LINGER_SECONDS
-    while open_ones and (left := until - time.monotonic()) > 0:
-        for descriptor, _ in poll.poll(left * 1000):
+    deadline = time.monotonic() + LINGER_SECONDS
+    while still_open and (remaining := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(remaining * 1000):
             try:
-                ended = not open_ones[descriptor].recv(65536)
+                ended = not still_open[descriptor].recv(65536)
             except OSError:
                 ended = True
             if ended:
                 poll.unregister(descriptor)
-                open_ones.pop(descriptor).close()
-    for client in open_ones.values():
+                still_open.pop(descriptor).close()
+    for client in still_open.values():
         client.close()

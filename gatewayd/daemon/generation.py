@@ -99,9 +99,9 @@ def build(
 
 
 def warnings(settings: Settings) -> list[str]:
-    """What works with these settings but is dangerous or less than they ask for: a sentence each.
+    """Warnings for the log of this process, a sentence each.
 
-    They are for the log of this process.
+    They concern settings that are dangerous, or that this process cannot satisfy entirely.
     """
     return [*warnings_of(settings), *descriptors.warnings(settings)]
 

@@ -1,7 +1,6 @@
 """Listening sockets: bound here, or handed over by systemd or a supervisor.
 
-If a port cannot be bound, the start ends with a message of one line; a daemon that listens nowhere
-would be of no use.
+If a port cannot be bound, the start ends with a message of one line.
 """
 
 from __future__ import annotations

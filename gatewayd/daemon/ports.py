@@ -66,8 +66,8 @@ class Ports(Service):
     def _reachable_host(self) -> str:
         """The address of the sockets that were handed over; it counts, not the settings.
 
-        Of several addresses, one that other machines can reach is preferred, because it decides
-        who may see the metrics without a token. A socket in the file system has no IP address.
+        Of several addresses, one that other machines can reach is preferred: on a loopback
+        address, the metrics need no token. A socket in the file system has no IP address.
         """
         addresses = [port.getHost() for port in self._open]
         hosts = [address.host for address in addresses if hasattr(address, "host")]

@@ -206,11 +206,10 @@ class GatewayService(MultiService):
 
 
 def freeze_startup_objects() -> None:
-    """Exempt what exists now from Python's search for reference cycles.
+    """Exempt the objects that exist now from Python's search for reference cycles.
 
-    The modules and settings would be searched again and again, which takes a part of every
-    request's time. The search of what requests leave behind goes on as often as before, because
-    a cycle may hold a large reply.
+    Searching the modules and settings again and again would take a part of every request's time.
+    Objects made later are searched as often as before, because a cycle may hold a large reply.
     """
     gc.collect()
     gc.freeze()

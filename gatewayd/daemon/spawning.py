@@ -19,7 +19,7 @@ from .worker_process import CHECK_SECONDS
 
 _RUN = "from twisted.scripts.twistd import run; run()"
 
-#: Where modules are found, whatever folder twistd changes to later.
+#: The folders of modules, as absolute paths, because twistd may change to another folder later.
 _PATH = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
 
 #: The supervisor's own variables: what systemd tells it, and settings, which may hold keys.

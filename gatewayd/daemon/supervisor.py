@@ -1,4 +1,4 @@
-"""``workers`` above 1: one process that serves nothing and starts those that do.
+"""``workers`` above 1: the process that starts the workers and relays no request itself.
 
 The supervisor binds the port (or takes sockets from systemd) and gives the listening sockets to
 every worker. So connections that wait to be accepted survive the end of any worker.
@@ -101,7 +101,7 @@ class Supervisor(MultiService):
         every(CHECK_SECONDS, self._check_workers, reactor).setServiceParent(self)
 
     def _build(self, settings: Settings) -> Generation:
-        """What the workers will build, to see whether they can."""
+        """Build what the workers will build; raises what they would raise."""
         return build(settings, self.reactor, bytes)
 
     # -- start ---------------------------------------------------------------------------------

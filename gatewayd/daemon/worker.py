@@ -65,9 +65,7 @@ def is_worker() -> bool:
 
 
 class Supervised:
-    """What this worker has been told by its supervisor.
-
-    Making one waits for the handover.
+    """What this worker has received from its supervisor; the constructor waits for the handover.
 
     :raises SystemExit: the supervisor has died.
     """

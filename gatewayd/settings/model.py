@@ -49,7 +49,7 @@ class SectionId(NamedTuple):
 
 @attrs.frozen
 class Setting:
-    """What is declared of one setting."""
+    """The declaration of one setting."""
 
     default: str | None
     """As written in an ini file; ``None`` if the setting must be given."""

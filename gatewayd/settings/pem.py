@@ -53,9 +53,8 @@ def server_context(certificate: File, key: File) -> SSL.Context:
     """
     try:
         context = _context_with(certificate)
-        private: Any = load_pem_private_key(
-            key.content, None
-        )  # an unsuitable type: TypeError below
+        # Any, because a key of an unsuitable type makes use_privatekey raise a TypeError.
+        private: Any = load_pem_private_key(key.content, None)
         context.use_privatekey(private)
         context.check_privatekey()
     except Exception:  # the certificate itself was checked when it was read

@@ -55,7 +55,7 @@ class Snapshot:
 
 
 class PrometheusMetrics:
-    """Counts from the start. Shows states from :meth:`watch` on, the lag from :meth:`start` on."""
+    """Counts requests at once; shows states from :meth:`watch` on, the lag from :meth:`tick` on."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock

@@ -1,4 +1,4 @@
-"""What the processes use, under the names that Prometheus' own client libraries give it.
+"""Memory, processor time and descriptors, under the names of Prometheus' own client libraries.
 
 prometheus_client's ``ProcessCollector`` shows nothing where ``/proc/stat`` is hidden, as under
 systemd's ``ProcSubset=pid``, and nothing of other workers.
@@ -21,8 +21,8 @@ _CALLS = 10
 
 
 class ProcessMetrics:
-    """Memory and processor time are sums over the workers. Of descriptors the most of any worker
-    is shown.
+    """With several workers, memory and processor time are sums, and the number of open descriptors
+    is the highest of any worker.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
