@@ -230,7 +230,9 @@ class Gateway(Server):
     def reload(self, config: str | None = None) -> str:
         """Write the ini file if given, send SIGHUP, and return what is printed until the end."""
         if config is not None:
-            self.ini.write_text(config)
+            new = self.ini.with_suffix(".new")  # a reload that is under way reads a whole file
+            new.write_text(config)
+            new.replace(self.ini)
         before = len(self.output)
         self.send(signal.SIGHUP)
         deadline = time.monotonic() + STOP
