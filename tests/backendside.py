@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-from treq.client import HTTPClient
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -18,8 +17,9 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
 
 from gatewayd.backend.agent import Agent
+from gatewayd.backend.headers import RequestHeaders
 from gatewayd.backend.openai import OpenAIBackend
-from gatewayd.backend.treqclient import BytesProducer
+from gatewayd.backend.treqclient import TreqClient
 from gatewayd.settings.model import BackendSettings, LimitSettings
 from gatewayd.settings.values import base_url
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway
@@ -90,11 +90,10 @@ class AgentWorld:
     def __init__(self) -> None:
         self.reactor = MemoryReactorClock()
         self.agent = Agent(self.reactor, urlsplit(URL), None, 5.0, 16384)
-        self.client = HTTPClient(self.agent, data_to_body_producer=BytesProducer)
+        self.client = TreqClient(self.agent)
 
     def post(self, body: bytes = b"hi") -> Deferred[Any]:
-        options: Any = {"allow_redirects": False, "unbuffered": True, "reactor": self.reactor}
-        return self.client.post(URL, data=body, **options)
+        return self.client.post(URL, data=body, headers=RequestHeaders(b""))
 
     def accept(self) -> ServerTransport:
         """Let the newest connection attempt succeed."""

@@ -11,7 +11,7 @@ from gatewayd.wire import errors
 from tests.backendside import GOOD, OK, AgentWorld, Body, failure, idle, succeeded
 
 
-def test_a_request_is_sent_whole_and_without_fields_that_treq_adds() -> None:
+def test_a_request_is_sent_whole_and_treq_adds_no_fields() -> None:
     world = AgentWorld()
     world.post(b'{"a":1}')
     head, _, body = world.accept().value().partition(b"\r\n\r\n")

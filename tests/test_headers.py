@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from gatewayd.backend.headers import UncheckedHeaders, crossing
+from gatewayd.backend.headers import RequestHeaders, crossing
 from tests.backendside import GatewayWorld, reply
 from tests.memory import Answer
 
 
-def test_only_listed_fields_cross_and_their_names_are_in_lower_case() -> None:
-    fields = {b"Retry-After": [b"1"], b"Server": [b"x"], b"Content-Type": [b"A/B; c"]}
-    assert crossing(UncheckedHeaders(fields)) == ("a/b", "; c", ((b"retry-after", b"1"),))
+def test_the_fields_of_a_request_can_be_read_and_are_not_shown() -> None:
+    headers = RequestHeaders(b"Accept: a: b\r\nAuthorization: Bearer secret\r\n")
+    assert dict(headers.getAllRawHeaders()) == {
+        b"Accept": [b"a: b"],
+        b"Authorization": [b"Bearer secret"],
+    }
+    assert headers.getRawHeaders(b"accept") == [b"a: b"] and headers.copy() is headers
+    assert "secret" not in repr(headers)
+
+
+def test_only_listed_fields_cross() -> None:
+    fields = [(b"retry-after", b"1"), (b"server", b"x"), (b"content-type", b"A/B; c")]
+    assert crossing(fields) == ("a/b", "; c", ((b"retry-after", b"1"),))
+
+
+@pytest.mark.parametrize("first", [b"", b"\xff"])
+def test_only_the_first_field_of_a_name_counts(first: bytes) -> None:
+    names = (b"content-type", b"x-ratelimit-a")
+    fields = [(name, first) for name in names] + [(name, b"a/b") for name in names]
+    crosses = ((names[1], first),) if not first else ()
+    assert crossing(fields) == ("", "", crosses)
 
 
 @pytest.mark.parametrize(

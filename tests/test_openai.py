@@ -123,7 +123,7 @@ def test_an_exception_in_the_client_settles_the_attempt(
 ) -> None:
     world = GatewayWorld("http://127.0.0.1:9", FakeBackend(), health="/health")
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise KeyError("a fault of our own code")
 
     monkeypatch.setattr(TreqClient, method, broken)

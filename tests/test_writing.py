@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gatewayd.http1.writing import CONTINUE, request_head, response_head
+from gatewayd.http1.writing import CONTINUE, header_lines, request_head, response_head
 
 
 def test_a_response_head_keeps_the_order_and_the_spelling_of_its_fields() -> None:
@@ -18,9 +18,10 @@ def test_a_status_without_a_standard_phrase_is_an_error() -> None:
 
 def test_a_head_without_fields() -> None:
     assert CONTINUE == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert request_head(b"GET", b"/", ()) == b"GET / HTTP/1.1\r\n\r\n"
+    assert request_head(b"GET", b"/", b"") == b"GET / HTTP/1.1\r\n\r\n"
 
 
 def test_a_request_head() -> None:
-    head = request_head(b"POST", b"/v1/x", [(b"Host", b"gpu1"), (b"Content-Length", b"2")])
+    lines = header_lines([(b"Host", b"gpu1"), (b"Content-Length", b"2")])
+    head = request_head(b"POST", b"/v1/x", lines)
     assert head == b"POST /v1/x HTTP/1.1\r\nHost: gpu1\r\nContent-Length: 2\r\n\r\n"

@@ -31,9 +31,6 @@ from .tls import ClientTLS
 
 STALE_SECONDS = 1.0
 
-#: Header fields that the agent decides. treq adds ``Accept-Encoding`` to every request.
-_OWN_FIELDS = frozenset({b"host", b"connection", b"accept-encoding", b"content-length", b"cookie"})
-
 
 @implementer(IAgent)
 class Agent:
@@ -53,7 +50,7 @@ class Agent:
         max_head: int,
     ) -> None:
         self._reactor = reactor
-        self._authority = base.netloc.encode("ascii")
+        self._host = b"Host: %b\r\n" % base.netloc.encode("ascii")
         self._prefix = f"{base.scheme}://{base.netloc}".encode("ascii")
         self._tls = tls
         port = base.port or (443 if tls is not None else 80)
@@ -74,13 +71,19 @@ class Agent:
 
         Cancelling it has an immediate effect in every phase: lookup, connecting, TLS, waiting.
 
+        :param headers: a :class:`.headers.RequestHeaders`, without ``Host`` and ``Content-Length``.
+        :param bodyProducer: a :class:`.treqclient.BytesProducer`; None for no body.
         :raises GatewayError: there is no reply, or its head is not valid.
         """
         if not uri.startswith(self._prefix + b"/"):
             return fail(ValueError(f"{uri!r} is not under {self._prefix!r}"))
-        producer: Any = bodyProducer  # a treqclient.BytesProducer, which has the body
+        fields: Any = headers
+        producer: Any = bodyProducer
         body = b"" if producer is None else producer.body
-        raw = self._encode(method, uri, headers or Headers(), body)
+        lines = self._host + fields.lines
+        if body or method != b"GET":
+            lines += b"Content-Length: %d\r\n" % len(body)
+        raw = request_head(method, uri[len(self._prefix) :], lines) + body
         connection = self._pool.take()
         if connection is None:
             return self._connect().addCallback(_send, raw)
@@ -105,15 +108,6 @@ class Agent:
         connection = Connection(self._reactor, self._max_head, self._pool.put, self._pool.remove)
         attempt = Connecting(self._reactor, connection, self._tls, self._connect_timeout)
         return attempt.begin(self._endpoint)
-
-    def _encode(self, method: bytes, uri: bytes, headers: Headers, body: bytes) -> bytes:
-        fields = [(b"Host", self._authority)]
-        for name, values in headers.getAllRawHeaders():
-            if name.lower() not in _OWN_FIELDS:
-                fields += [(name, value) for value in values]
-        if body or method != b"GET":
-            fields.append((b"Content-Length", b"%d" % len(body)))
-        return request_head(method, uri[len(self._prefix) :], fields) + body
 
 
 def _send(connection: Connection, raw: bytes) -> Deferred[IResponse]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 
 from twisted.web.http_headers import Headers
 
@@ -19,45 +21,54 @@ _CONTENT_TYPE = re.compile(
 _PARAMETERS = re.compile(rb";[ -~]{1,255}")
 
 
-class UncheckedHeaders(Headers):
-    """Twisted's headers, made from fields that are known to be valid.
+class RequestHeaders(Headers):
+    """The header lines of one request, encoded by the caller, who knows that they are valid.
 
-    Twisted would check and spell each field again, which was a twentieth of a request's time.
+    Twisted's headers would check and spell each field again. These cannot be changed.
 
-    :param fields: their values by their names, spelled as Twisted does: ``Content-Type``.
+    :param lines: each with the line end.
     """
 
-    __slots__ = ()
+    __slots__ = ("lines",)
 
-    def __init__(self, fields: dict[bytes, list[bytes]]) -> None:
-        self._rawHeaders = fields
+    def __init__(self, lines: bytes) -> None:
+        self.lines = lines
 
-    def copy(self) -> UncheckedHeaders:
-        """These headers: they are used for one message, and treq copies them for that message."""
+    @property
+    def _rawHeaders(self) -> dict[bytes, list[bytes]]:  # type: ignore[override]
+        """Where Twisted's methods look for the fields; there is no public way to give them."""
+        lines = (line.split(b": ", 1) for line in self.lines.splitlines())
+        return {name: [value] for name, value in lines}
+
+    def __repr__(self) -> str:
+        return "<RequestHeaders>"  # never shows the backend's key
+
+    def copy(self) -> RequestHeaders:
         return self
 
 
-def crossing(headers: Headers) -> tuple[str, str, tuple[tuple[bytes, bytes], ...]]:
-    """What of a reply's headers may cross to the client.
+def crossing(
+    fields: Iterable[tuple[bytes, bytes]],
+) -> tuple[str, str, tuple[tuple[bytes, bytes], ...]]:
+    """What of a reply's header fields may cross to the client.
 
+    :param fields: with names in lower case. Only the first of each name counts.
     :returns: the media type in lower case; its parameters, with the ``;`` before them, or "" if
-        they may not cross; the other fields, with names in lower case.
+        they may not cross; the other fields.
     """
-    media_type = parameters = ""
-    fields = []
-    for name, values in headers.getAllRawHeaders():
-        lower, value = name.lower(), values[0]
-        if lower == b"content-type":
-            media_type, parameters = _content_type(value)
-        elif _crosses(lower) and _VALUE.fullmatch(value):
-            fields.append((lower, value))
-    return media_type, parameters, tuple(fields)
+    content_type: bytes | None = None
+    others: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if name == b"content-type":
+            content_type = value if content_type is None else content_type
+        elif name in _CROSSING or name.startswith(_CROSSING_PREFIX):
+            others.setdefault(name, value)
+    media_type, parameters = ("", "") if content_type is None else _content_type(content_type)
+    safe = tuple(field for field in others.items() if _VALUE.fullmatch(field[1])) if others else ()
+    return media_type, parameters, safe
 
 
-def _crosses(name: bytes) -> bool:
-    return name in _CROSSING or name.startswith(_CROSSING_PREFIX)
-
-
+@lru_cache(maxsize=64)
 def _content_type(value: bytes) -> tuple[str, str]:
     found = _CONTENT_TYPE.fullmatch(value)
     if found is None:

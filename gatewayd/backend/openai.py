@@ -11,16 +11,17 @@ import uuid
 from typing import Any
 from urllib.parse import urlsplit
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.web.iweb import IAgent
 
+from gatewayd.http1.writing import header_lines
 from gatewayd.settings.model import BackendSettings, LimitSettings
 from gatewayd.settings.pem import certificates_in
 from gatewayd.wire.call import Call
 
 from .agent import Agent
 from .collecting import read_health, read_models
-from .headers import UncheckedHeaders, crossing
+from .headers import RequestHeaders, crossing
 from .interface import Clocks, Reply
 from .tls import ClientTLS
 from .treqclient import TreqClient
@@ -50,13 +51,14 @@ class OpenAIBackend:
         self._agent = agent or Agent(
             reactor, base, _tls(settings), settings.connect, limits.request_head
         )
-        self._client = TreqClient(self._agent, settings.url, reactor)
+        self._client = TreqClient(self._agent)
         self._count_usage = settings.count_usage
         self._health = settings.health
-        self._headers = {b"User-Agent": [b"gatewayd"]}
         self._key = "" if settings.api_key is None else settings.api_key.reveal()
+        fields = [(b"User-Agent", b"gatewayd")]
         if self._key:
-            self._headers[b"Authorization"] = [b"Bearer " + self._key.encode("ascii")]
+            fields.append((b"Authorization", b"Bearer " + self._key.encode("ascii")))
+        self._lines = header_lines(fields)  # those that all requests have
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -74,14 +76,16 @@ class OpenAIBackend:
             self._agent.set_limits(self.settings.connect, self._limits.request_head)
 
     def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
-        return maybeDeferred(self._send, call, request_id, traceparent)
-
-    def _send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
-        accept = b"text/event-stream" if call.stream else b"application/json"
-        if self._count_usage:
-            call = call.counting_usage()
-        headers = self._request_headers(request_id, accept, call.content_type, traceparent)
-        return self._client.post(call.path, call.body, headers).addCallback(_reply, self._key)
+        try:
+            accept = b"text/event-stream" if call.stream else b"application/json"
+            if self._count_usage:
+                call = call.counting_usage()
+            headers = self._request_headers(request_id, accept, call.content_type, traceparent)
+            url = self.settings.url + call.path
+            response = self._client.post(url, data=call.body, headers=headers)
+        except Exception:
+            return fail()
+        return response.addCallback(_reply, self._key)
 
     def check(self) -> Deferred[bool] | None:
         if self._health is None:
@@ -94,7 +98,8 @@ class OpenAIBackend:
 
     def _get(self, path: str, request_id: str) -> Deferred[Reply]:
         headers = self._request_headers(request_id, b"application/json")
-        return maybeDeferred(self._client.get, path, headers).addCallback(_reply)
+        url = self.settings.url + path
+        return maybeDeferred(self._client.get, url, headers=headers).addCallback(_reply)
 
     def close(self) -> None:
         if isinstance(self._agent, Agent):
@@ -106,15 +111,17 @@ class OpenAIBackend:
         accept: bytes,
         content_type: bytes = b"",
         traceparent: str | None = None,
-    ) -> UncheckedHeaders:
-        fields = self._headers.copy()
-        fields[b"Accept"] = [accept]
-        fields[b"X-Request-Id"] = [request_id.encode("ascii")]
+    ) -> RequestHeaders:
+        lines = b"%bAccept: %b\r\nX-Request-Id: %b\r\n" % (
+            self._lines,
+            accept,
+            request_id.encode("ascii"),
+        )
         if content_type:
-            fields[b"Content-Type"] = [content_type]
+            lines += b"Content-Type: %b\r\n" % content_type
         if traceparent is not None:
-            fields[b"Traceparent"] = [traceparent.encode("ascii")]
-        return UncheckedHeaders(fields)
+            lines += b"Traceparent: %b\r\n" % traceparent.encode("ascii")
+        return RequestHeaders(lines)
 
 
 def _tls(settings: BackendSettings) -> ClientTLS | None:
@@ -126,14 +133,13 @@ def _tls(settings: BackendSettings) -> ClientTLS | None:
 
 
 def _reply(response: Any, key: str = "") -> Reply:
-    body = response.original  # the agent's response, without treq's wrapper
-    media_type, parameters, headers = crossing(body.headers)
+    media_type, parameters, headers = crossing(response.fields)
     return Reply(
-        status=body.code,
+        status=response.code,
         media_type=media_type,
         headers=headers,
-        body=body,
-        connect_seconds=getattr(body, "connect_seconds", 0.0),
+        body=response,
+        connect_seconds=response.connect_seconds,
         parameters=parameters,
         key=key,
     )

@@ -6,12 +6,11 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
 from gatewayd.http1.replies import ReplyParser
-
-from .headers import UncheckedHeaders
 
 
 class BodyReceiver(Protocol):
@@ -53,13 +52,21 @@ class Response:
 
     def __init__(self, connection: Source, reply: ReplyParser, held: bytes) -> None:
         self.code = reply.code
-        self.headers = UncheckedHeaders(reply.fields)
+        #: Header fields, with names in lower case.
+        self.fields = reply.fields
         self.length = UNKNOWN_LENGTH if reply.length is None else reply.length
         self.connect_seconds = connection.connect_seconds if connection.replies == 0 else 0.0
         self._connection = connection
         self._held = held
         self._end: Failure | None = None  # why the body ended, if it did while it was held
         self._left = False  # by the receiver
+
+    @property
+    def headers(self) -> Headers:
+        headers = Headers()
+        for name, value in self.fields:
+            headers.addRawHeader(name, value)
+        return headers
 
     def setPreviousResponse(self, response: IResponse) -> None:
         """No-op: redirects are not followed."""

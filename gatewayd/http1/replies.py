@@ -20,6 +20,18 @@ MAX_INTERIM = 1000
 _LARGE = "The head of the backend's reply is too large."
 _ENDLESS = "The backend sent framing or trailers without end."
 
+#: Fields that concern only the connection and the framing of the reply, or must not cross.
+_ABOUT_CONNECTION = frozenset(
+    (
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"keep-alive",
+        b"set-cookie",
+        b"transfer-encoding",
+    )
+)
+
 _KEEP_ALIVE = re.compile(rb"(timeout|max)\s*=\s*(\d{1,9})", re.IGNORECASE)
 
 
@@ -36,16 +48,16 @@ class ReplyParser:
         self._lines_size = self._interim = 0
         self._head_ended = False  # within the bytes of this call of feed
         self._overhead = 0  # bytes since the end of a head or the last byte of the body
-        self._lines: list[tuple[bytes, bytes]] = []
+        self._about_connection: list[tuple[bytes, bytes]] = []  # fields
         self._body: list[bytes] = []
         self._begun = False
         #: Whether any byte was received.
         self.answered = False
         #: The status code; 0 until the head is complete.
         self.code = 0
-        #: Header fields: values by names such as ``Content-Type``. Those on framing, cookies and
-        #: the connection are left out.
-        self.fields: dict[bytes, list[bytes]] = {}
+        #: Header fields, with names in lower case. Those on framing, cookies and the connection are
+        #: left out.
+        self.fields: list[tuple[bytes, bytes]] = []
         #: The Content-Length, if there is one.
         self.length: int | None = None
         #: False if only the end of the connection ends the body.
@@ -111,10 +123,15 @@ class ReplyParser:
         self._begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.code:  # otherwise it is a trailer, and is dropped
-            # White space around a value is not part of it (RFC 9110, 5.5).
-            self._lines.append((name.lower(), value.strip(b" \t")))
-            self._lines_size += len(name) + len(value) + 4
+        if self.code:
+            return  # a trailer
+        self._lines_size += len(name) + len(value) + 4
+        # White space around a value is not part of it (RFC 9110, 5.5).
+        field = name.lower(), value.strip(b" \t")
+        if field[0] in _ABOUT_CONNECTION:
+            self._about_connection.append(field)
+        else:
+            self.fields.append(field)
 
     def on_headers_complete(self) -> None:
         self._head_ended = True
@@ -123,14 +140,15 @@ class ReplyParser:
             raise BadReply("The backend switched to another protocol.")
         if code < 200:
             self._interim += 1
-            self._lines.clear()
+            self.fields.clear()
+            self._about_connection.clear()
             if self._interim > MAX_INTERIM:
                 raise BadReply("The backend sent interim replies without end.")
             self._lines_size = 0
             return
         if self._lines_size > self._max_head:
             raise BadReply(_LARGE)
-        self._read_head()
+        self._read_framing()
         if code in (204, 304):
             self.framed = True
         self.code = code
@@ -140,9 +158,8 @@ class ReplyParser:
             self.complete = True
             self.keep_alive = self._parser.should_keep_alive()
 
-    def _read_head(self) -> None:
-        fields = self.fields
-        for name, value in self._lines:
+    def _read_framing(self) -> None:
+        for name, value in self._about_connection:
             if name == b"content-length":
                 self.length = int(value)
                 self.framed = True
@@ -155,8 +172,6 @@ class ReplyParser:
                     raise BadReply("The backend used a content coding that was not asked for.")
             elif name == b"keep-alive":
                 self._read_keep_alive(value)
-            elif name not in (b"set-cookie", b"connection"):
-                fields.setdefault(name.title(), []).append(value)
 
     def _read_keep_alive(self, value: bytes) -> None:
         for key, number in _KEEP_ALIVE.findall(value):

@@ -16,12 +16,20 @@ _STATUS_LINES = {
 }
 
 
-def request_head(method: bytes, target: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+def header_lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Header lines, each with its line end.
+
+    :param fields: name and value of each, in order.
+    """
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
+
+
+def request_head(method: bytes, target: bytes, lines: bytes) -> bytes:
     """The head of a request, with the empty line at its end.
 
-    :param fields: name and value of each header line, in order.
+    :param lines: the header lines, each with its line end.
     """
-    return _head(b"%b %b HTTP/1.1" % (method, target), fields)
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, lines)
 
 
 def response_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
