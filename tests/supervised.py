@@ -65,7 +65,7 @@ class Reactor(Clock):
         super().__init__()
         self.processes: list[Process] = []
         self.failing: list[OSError] = []
-        self.notices: list[NotifySocket] = []
+        self.notify_sockets: list[NotifySocket] = []
 
     def spawnProcess(
         self, protocol: Any, executable: str, args: Any, env: Any, childFDs: Any
@@ -75,7 +75,7 @@ class Reactor(Clock):
         self.processes.append(Process(protocol, args, env, childFDs))
 
     def listenUNIXDatagram(self, address: str, protocol: NotifySocket) -> None:
-        self.notices.append(protocol)
+        self.notify_sockets.append(protocol)
 
     def callWhenRunning(self, call: Any) -> None:
         """No signals here."""
@@ -84,7 +84,7 @@ class Reactor(Clock):
         """No signals here."""
 
     def say(self, worker: int, what: bytes = b"WATCHDOG=1") -> None:
-        self.notices[worker].datagramReceived(what, None)
+        self.notify_sockets[worker].datagramReceived(what, None)
 
     def pass_seconds(self, seconds: float, *alive: int) -> None:
         """Check by check, while these workers say that they live."""

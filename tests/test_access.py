@@ -76,14 +76,14 @@ def test_a_line_is_one_json_object_with_the_stages_in_milliseconds() -> None:
     }
 
 
-def test_what_did_not_happen_is_null_in_json_and_absent_in_text() -> None:
+def test_a_stage_that_was_not_reached_is_null_in_json_and_absent_in_text() -> None:
     said = json.loads(as_json(ended()))
     assert said["first_byte_ms"] is said["prompt_tokens"] is said["caller"] is None
     text = as_text(ended()).decode()
     assert "first_byte_ms" not in text and "caller" not in text and text.endswith(" bytes=0\n")
 
 
-def test_text_is_pairs_and_what_is_odd_is_quoted() -> None:
+def test_text_lines_are_pairs_and_unusual_values_are_quoted() -> None:
     line = as_text(ended(**{**FULL, "model": 'a "b"=c\nd'})).decode()
     assert line.count("\n") == 1
     for pair in ("id=req-1", "backend=a,b", "stream=true", "end=complete", "total_ms=2500.0"):
@@ -99,7 +99,7 @@ def lines(path: Path) -> list[str]:
     return [json.loads(line)["id"] for line in path.read_text().splitlines()]
 
 
-def test_lines_are_appended_and_a_renamed_file_is_left_at_the_reopening(tmp_path: Path) -> None:
+def test_lines_are_appended_and_after_a_rename_reopening_makes_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     path.write_bytes(as_json(ended("before")))
     log = opened(str(path))
@@ -121,7 +121,7 @@ def test_without_a_path_nothing_is_written(capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_folder_that_is_missing_is_said_once_and_used_once_it_is_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_once_and_used_when_it_exists(tmp_path: Path) -> None:
     path = tmp_path / "later" / "access.log"
     with capturedLogs() as events:
         log = opened(str(path))
@@ -138,7 +138,7 @@ def test_a_folder_that_is_missing_is_said_once_and_used_once_it_is_there(tmp_pat
     assert "3 lines were lost" in recovery
 
 
-def test_a_full_disk_is_said_once(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_once(tmp_path: Path) -> None:
     with capturedLogs() as events:
         log = opened("/dev/full")
         for _ in range(3):

@@ -23,7 +23,7 @@ from gatewayd.backend.tls import ClientTLS, handshake_problem
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_whatever_openssl_says_is_put_into_words(problem: Exception, said: str) -> None:
+def test_every_openssl_error_has_a_reason_in_words(problem: Exception, said: str) -> None:
     assert handshake_problem(Failure(problem), None).startswith(said)
 
 

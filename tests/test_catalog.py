@@ -55,7 +55,7 @@ def test_lists_are_merged_in_the_order_of_the_settings_and_the_first_describes_a
     assert ids(gateway) == ["x", "both", "y"]
 
 
-def test_only_what_can_be_asked_for_is_listed() -> None:
+def test_only_models_that_can_be_requested_are_listed() -> None:
     a = ListingBackend("a", "real", "llama-3", "other")
     gateway = Gateway(a, settings=settings(**serving(a="named, llama-*, alias = real")))
     assert sorted(ids(gateway)) == ["alias", "llama-3", "named"]
@@ -82,7 +82,7 @@ def test_a_name_with_a_slash_is_found_as_it_is_and_quoted() -> None:
         assert Answer(gateway.request("GET", path)).json["id"] == "org/model"
 
 
-def test_a_list_is_asked_for_once_and_again_behind_an_answer_when_it_is_old() -> None:
+def test_a_list_is_cached_and_an_old_one_is_renewed_after_the_answer() -> None:
     backend = ListingBackend("a", "x")
     gateway = Gateway(backend)
     for _ in range(5):
@@ -145,7 +145,7 @@ def test_the_names_in_the_settings_are_listed_whatever_the_backends_say() -> Non
     assert ids(gateway) == ["x", "y"]
 
 
-def test_a_list_that_nobody_has_is_an_error() -> None:
+def test_if_no_backend_returns_its_list_the_answer_is_an_error() -> None:
     a, b = ListingBackend("a"), ListingBackend("b")
     a.listed = b.listed = errors.Unreachable("No.", detail="10.0.0.7")
     gateway = Gateway(a, b)
@@ -157,7 +157,7 @@ def test_a_list_that_nobody_has_is_an_error() -> None:
     assert ids(gateway) == []  # to have none is no error
 
 
-def test_the_only_backend_hanging_is_an_error_and_soon_over() -> None:
+def test_if_the_only_backend_hangs_the_answer_is_an_error_within_seconds() -> None:
     a = ListingBackend("a", "x")
     a.hangs = True
     gateway = Gateway(a)
@@ -183,7 +183,7 @@ def test_a_caller_sees_its_own_models_in_the_list_and_in_errors() -> None:
     assert answer.code == "model_not_found"
 
 
-def test_a_list_that_many_want_is_asked_for_once() -> None:
+def test_many_clients_share_one_request_for_a_list() -> None:
     a = ListingBackend("a", "x")
     a.hangs = True
     gateway = Gateway(a)
@@ -194,7 +194,7 @@ def test_a_list_that_many_want_is_asked_for_once() -> None:
     assert [Answer(client).json["data"][0]["id"] for client in clients] == ["x"] * 19
 
 
-def test_a_list_that_nobody_waits_for_any_more_is_not_waited_for_and_no_fault() -> None:
+def test_a_list_is_cancelled_when_all_its_clients_have_left_and_no_failure_is_logged() -> None:
     a = ListingBackend("a", "x")
     a.hangs = True
     gateway = Gateway(a)

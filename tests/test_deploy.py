@@ -93,7 +93,7 @@ def service() -> list[tuple[str, str]]:
 
 
 @needs("systemd-analyze")
-def test_systemd_has_nothing_to_say_about_the_units(units: Path) -> None:
+def test_systemd_reports_no_mistake_in_the_units(units: Path) -> None:
     said = run(
         "systemd-analyze", "verify", "--man=no", "./gatewayd.service", "./gatewayd.socket",
         cwd=units,

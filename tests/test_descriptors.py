@@ -37,7 +37,7 @@ def system(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         (resource.RLIM_INFINITY, 10000, 1000, 10000),
     ],
 )
-def test_clients_get_what_backends_leave(
+def test_clients_get_the_descriptors_that_backends_do_not_need(
     system: list[int], limit: int, connections: int, in_flight: int, clients: int
 ) -> None:
     system[0] = limit
@@ -60,7 +60,7 @@ def test_the_limit_is_raised_to_what_is_allowed(system: list[int], hard: int, ra
     assert system == [raised, hard]
 
 
-def test_where_raising_it_is_forbidden_the_limit_stays(
+def test_if_raising_the_limit_is_forbidden_the_limit_stays(
     system: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(*_: object) -> None:

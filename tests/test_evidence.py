@@ -52,7 +52,7 @@ def test_faults_are_failures_and_the_others_are_none(outcome: errors.GatewayErro
     assert (evidence_of(outcome) in (Evidence.GOOD, Evidence.NONE)) is (outcome in NO_FAULTS)
 
 
-def test_a_reason_is_what_the_log_may_tell() -> None:
+def test_the_reason_has_the_message_and_the_detail_for_the_log() -> None:
     assert reason_of(errors.Unreachable("No.", detail="refused")) == "No. refused"
     assert reason_of(errors.Unreachable("No.")) == "No."
     assert reason_of(ClientLeft(6)) == "The caller gave up after 6.0 s without a byte."

@@ -24,6 +24,6 @@ def test_each_waiting_client_gets_a_503_that_it_can_read() -> None:
             assert "cannot start" in json.loads(body)["error"]["message"]
 
 
-def test_what_is_no_listening_socket_is_left_alone() -> None:
+def test_a_descriptor_that_is_no_listening_socket_is_ignored() -> None:
     with socket.socket() as other:
         refuse_waiting([other.dup().detach(), 99999])

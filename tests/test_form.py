@@ -150,7 +150,7 @@ def test_text_before_and_after_the_form_is_ignored() -> None:
     ],
     ids=range(48),
 )
-def test_what_two_parsers_could_read_differently_is_refused(body: bytes, reason: str) -> None:
+def test_a_form_that_parsers_could_read_differently_is_refused(body: bytes, reason: str) -> None:
     if body:
         body += END
     assert reason in refusal(body)

@@ -12,7 +12,7 @@ from gatewayd.daemon.generation import build
 from gatewayd.settings.load import SettingsError, load
 
 
-def test_what_cannot_be_built_is_named_with_its_section() -> None:
+def test_a_backend_that_cannot_be_built_is_named_with_its_section() -> None:
     settings = load({"BACKEND_URL": "http://127.0.0.1:1"})
 
     def fails(*_: object) -> None:

@@ -73,7 +73,7 @@ def test_an_error_status_is_read_whatever_its_type_is(status: int, media_type: s
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_the_gateways_own_credentials_are_not_the_clients_affair(status: int) -> None:
+def test_a_401_or_403_of_a_backend_does_not_reach_the_client(status: int) -> None:
     with pytest.raises(AuthRefused):
         choose(DOCUMENT, "application/json", status)
 

@@ -140,7 +140,7 @@ def test_a_client_that_leaves_during_the_trial_makes_the_next_request_the_trial(
 
 
 @pytest.mark.parametrize("how", [fails, Health.inconclusive])
-def test_what_began_before_the_trial_does_not_end_it(
+def test_requests_that_began_before_the_trial_do_not_end_it(
     health: Health, clock: Clock, how: Callable[[Health, int], None]
 ) -> None:
     older = [health.begin() for _ in range(2 * FAILURES)]
@@ -159,7 +159,7 @@ def test_what_began_before_the_trial_does_not_end_it(
 
 
 @pytest.mark.parametrize("state", [State.EJECTED, State.TRIAL_DUE, State.ON_TRIAL])
-def test_the_success_of_what_began_before_is_good_news_at_any_time(
+def test_a_success_of_a_request_that_began_before_the_trial_counts_in_every_state(
     health: Health, clock: Clock, state: State
 ) -> None:
     eject(health)
@@ -262,7 +262,7 @@ LOST, ANSWERED = Evidence.LOST, Evidence.ANSWERED
         ([Failure(LOST, 1, 1), Failure(ANSWERED, 2, 2), Failure(LOST, 3, 3)], False),
     ],
 )
-def test_only_silence_and_lost_connections_of_several_say_that_it_is_dead(
+def test_silence_or_lost_connections_of_several_requests_mean_that_a_server_is_dead(
     health: Health, clock: Clock, failures: list[Failure], dead: bool
 ) -> None:
     for each in failures:

@@ -152,7 +152,7 @@ def test_few_good_requests_meet_a_silent_server() -> None:
         assert outcome.refused == 0
 
 
-def test_one_clients_bad_requests_take_a_server_from_nobody() -> None:
+def test_bad_requests_of_one_client_make_no_server_unusable_for_others() -> None:
     """Two servers, one client whose every request is answered with 500, again and again."""
     for has_health_path in (False, True):
         world = World(1)

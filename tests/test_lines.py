@@ -75,7 +75,7 @@ def test_a_fifo_without_a_reader_delays_nothing_and_is_used_once_it_has_one(
     assert recovery == "access log: can be written again; 2 lines were lost"
 
 
-def test_a_pipe_that_nobody_reads_loses_lines_and_says_so_once(fifo: Path, lost: Counter) -> None:
+def test_a_full_pipe_loses_lines_and_the_loss_is_reported_once(fifo: Path, lost: Counter) -> None:
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     with capturedLogs() as events:
         out = LineWriter(str(fifo), "access log", lost)
@@ -144,7 +144,7 @@ def told_to_be_lost(program: subprocess.Popen[bytes]) -> int:
     return int(errors)
 
 
-def test_standard_output_that_is_a_pipe_nobody_reads() -> None:
+def test_a_full_pipe_as_standard_output_delays_nothing() -> None:
     reader, writer = os.pipe()
     program = run(writer)
     assert 0 < told_to_be_lost(program) < 5000
@@ -153,7 +153,7 @@ def test_standard_output_that_is_a_pipe_nobody_reads() -> None:
     os.close(writer)
 
 
-def test_standard_output_that_is_a_socket_nobody_reads() -> None:
+def test_a_full_socket_as_standard_output_delays_nothing() -> None:
     ours, its = socket.socketpair()
     program = run(its)
     assert 0 < told_to_be_lost(program) < 5000
@@ -162,7 +162,7 @@ def test_standard_output_that_is_a_socket_nobody_reads() -> None:
     its.close()
 
 
-def test_standard_output_that_is_a_terminal_nobody_reads() -> None:
+def test_a_full_terminal_as_standard_output_delays_nothing() -> None:
     ours, its = pty.openpty()
     program = run(its)
     assert 0 < told_to_be_lost(program) <= 5000
@@ -171,7 +171,7 @@ def test_standard_output_that_is_a_terminal_nobody_reads() -> None:
     os.close(its)
 
 
-def test_standard_output_that_is_a_file_takes_every_line_behind_what_was_there(
+def test_a_file_as_standard_output_gets_every_line_after_its_old_content(
     tmp_path: Path,
 ) -> None:
     with (tmp_path / "out").open("wb") as file:

@@ -17,7 +17,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_token_command_makes_one_that_the_settings_take() -> None:
+def test_the_token_command_makes_a_token_that_the_settings_accept() -> None:
     made = run("token", "carol")
     assert made.returncode == 0
     token, section, line = made.stdout.splitlines()
@@ -31,6 +31,6 @@ def test_the_token_command_makes_one_that_the_settings_take() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["token"], ["token", "no name"], ["other"]])
-def test_the_token_command_says_how_it_is_used(arguments: list[str]) -> None:
+def test_a_wrong_name_for_the_token_command_prints_its_usage(arguments: list[str]) -> None:
     made = run(*arguments)
     assert made.returncode == 2 and "usage: gatewayd" in made.stderr and not made.stdout

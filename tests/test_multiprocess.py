@@ -47,7 +47,7 @@ def test_a_worker_that_is_started_again_continues_the_counts(tmp_path: Path) -> 
     assert len(list(tmp_path.iterdir())) == 4  # counters and histograms of two
 
 
-def test_a_shared_folder_that_is_gone_is_an_answer_and_not_a_fault(tmp_path: Path) -> None:
+def test_a_removed_shared_folder_gives_an_error_answer(tmp_path: Path) -> None:
     with pytest.raises(MetricsUnavailable) as caught:
         shared_text(str(tmp_path / "gone"))
     assert caught.value.status == 503 and str(tmp_path) not in caught.value.message

@@ -11,7 +11,7 @@ from gatewayd.telemetry.process import ProcessMetrics
 from tests.observing import samples
 
 
-def test_what_the_process_uses_is_shown() -> None:
+def test_memory_processor_time_and_descriptors_are_shown() -> None:
     registry = CollectorRegistry()
     process = ProcessMetrics(registry)
 

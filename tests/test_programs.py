@@ -32,7 +32,7 @@ def test_a_missing_program_fails_the_test_with_ci(
         programs.check(item)
 
 
-def test_nothing_happens_where_all_programs_are_there(
+def test_a_test_runs_if_all_its_programs_are_installed(
     item: pytest.Item, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(programs, "find", {"curl": "/c", "groff": "/g"}.get)

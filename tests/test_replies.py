@@ -16,7 +16,7 @@ def parsed(*pieces: bytes, max_head: int = 1000) -> tuple[ReplyParser, bytes]:
     return reply, b"".join(map(reply.feed, pieces))
 
 
-def test_a_head_says_what_there_is_to_know() -> None:
+def test_the_head_and_the_body_of_a_reply_are_read() -> None:
     head = OK + b"Set-Cookie: a\r\nx-a: 1\r\nX-A: 2 \r\nConnection: x\r\nContent-Length: 3\r\n\r\n"
     reply, body = parsed(head, b"hi")
     assert (reply.code, reply.length, reply.framed, body) == (200, 3, True, b"hi")

@@ -21,7 +21,7 @@ from tests.memory import FakeBackend, fails
     st.integers(2, 5),
     st.integers(0, 4),
 )
-def test_whatever_ends_when_nobody_is_asked_who_has_more_in_flight_than_another(
+def test_no_request_goes_to_a_backend_while_another_has_fewer_in_flight(
     steps: list[tuple[bool, int]], count: int, limit: int
 ) -> None:
     clock = Clock()
@@ -75,14 +75,14 @@ def test_the_model_is_renamed_for_each_backend() -> None:
     assert [each.model for each in Router(targets).route("m")] == ["real", None]
 
 
-def test_known_names_are_said_once_and_in_order() -> None:
+def test_known_names_are_listed_once_and_in_order() -> None:
     router = Router([Target(FakeBackend(), Clock(), [("x", None)])])
     with pytest.raises(ModelNotFound) as caught:
         router.route("no", lambda: ["x", "y", "x"])
     assert caught.value.message == "There is no such model. Known ones: x, y."
 
 
-def test_states_are_told_by_name() -> None:
+def test_states_are_reported_by_backend_name() -> None:
     targets = [Target(FakeBackend(name), Clock()) for name in ("a", "b")]
     targets[1].health.check_loading()
     assert Router(targets).answering() == {"a": True, "b": False}

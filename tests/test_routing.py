@@ -60,7 +60,7 @@ def test_a_missing_model_goes_to_the_only_backend_whatever_it_serves() -> None:
     assert len(backend.calls) == 1
 
 
-def test_a_missing_model_that_nobody_takes_is_told_which_there_are() -> None:
+def test_a_404_for_a_missing_model_names_the_known_models() -> None:
     a, b = backends("a", "b")
     answer = Answer(gateway_of(a, b, a_models="x", b_models="y").chat())
     assert (answer.status, answer.code) == (404, "model_not_found")
@@ -171,7 +171,7 @@ def test_when_none_is_busy_they_take_turns_in_the_order_of_the_settings() -> Non
     assert asked == [["a"], ["b"], ["c"]] * 3
 
 
-def test_turns_are_taken_by_those_who_serve_the_model() -> None:
+def test_only_backends_that_serve_the_model_take_turns() -> None:
     several = backends("a", "b", "c")
     gateway = gateway_of(*several, a_models="x, y", b_models="x", c_models="y")
     for _ in range(4):
@@ -259,7 +259,7 @@ def test_what_cannot_have_run_goes_to_the_next_in_order_and_each_attempt_is_logg
     assert [target.in_flight for target in gateway.targets] == [1, 0, 0]
 
 
-def test_when_nobody_can_be_reached_the_last_says_so() -> None:
+def test_if_no_backend_can_be_reached_the_client_gets_the_last_error() -> None:
     several = backends("a", "b")
     for backend in several:
         backend.failing = [errors.Unreachable("No.")]
@@ -300,7 +300,7 @@ def test_the_client_leaving_ends_the_attempts() -> None:
     assert [target.in_flight for target in gateway.targets] == [0, 0]
 
 
-def test_after_a_stream_was_begun_with_a_comment_nobody_else_is_asked() -> None:
+def test_no_other_backend_is_asked_after_a_comment_has_begun_the_stream() -> None:
     a, b = backends("a", "b")
     gateway = Gateway(a, b, settings=settings(timeouts_ping="1"))
     client = gateway.chat(stream=True, model="m")

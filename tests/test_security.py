@@ -106,7 +106,7 @@ def test_a_page_of_this_machine_may_call(origin: str, stream: bool) -> None:
     assert "X-Request-ID" in (answer.header("access-control-expose-headers") or "")
 
 
-def test_a_page_may_be_allowed_and_may_ask_what_it_may_send() -> None:
+def test_an_allowed_origin_gets_its_preflight_answered_without_a_token() -> None:
     origin = "https://chat.example.com"
     gateway, _ = guarded(gateway_allowed_origins=origin)
     headers = {

@@ -76,7 +76,7 @@ class Starts(Services):
         self.service.startService()
         assert len(self.reactor.tcpServers) == 1
 
-    def test_twist_starts_it_only_without_them(self) -> None:
+    def test_twist_starts_the_service_without_a_privileged_start(self) -> None:
         self.service.startService()
         assert [server[0] for server in self.reactor.tcpServers] == [8000]
 
@@ -107,7 +107,7 @@ class Stops(Services):
         self.successResultOf(stopped)
         assert self.reactor.getDelayedCalls() == []
 
-    def test_what_takes_too_long_is_recorded_before_the_log_is_closed(self) -> None:
+    def test_a_request_that_takes_too_long_is_logged_before_the_log_is_closed(self) -> None:
         self.connect(CHAT)
         stopped = self.service.stopService()
         self.reactor.pump([1] * 30 + [FLUSH_SECONDS])

@@ -17,14 +17,14 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_it_is_gone_when_it_is_removed(temporary: Path) -> None:
+def test_a_removed_folder_no_longer_exists(temporary: Path) -> None:
     folder = SharedFolder()
     (Path(folder.path) / "file").touch()
     folder.remove()
     assert list(temporary.iterdir()) == []
 
 
-def test_one_whose_supervisor_was_killed_is_removed_by_the_next(temporary: Path) -> None:
+def test_a_folder_whose_supervisor_was_killed_is_removed_by_the_next(temporary: Path) -> None:
     killed = SharedFolder()
     os.close(killed.lock)  # as the kernel does
     next_one = SharedFolder()
@@ -32,7 +32,7 @@ def test_one_whose_supervisor_was_killed_is_removed_by_the_next(temporary: Path)
     next_one.remove()
 
 
-def test_one_that_a_worker_has_still_locked_stays(temporary: Path) -> None:
+def test_a_folder_that_a_worker_still_locks_is_kept(temporary: Path) -> None:
     first = SharedFolder()
     lock_of_a_worker = os.dup(first.lock)
     os.close(first.lock)

@@ -106,7 +106,7 @@ def test_a_wrong_command_line_is_one_line_and_status_1(
         (("-l::1", "-bhttp://a"), "listens on [::1]:8000, backends default"),
     ],
 )
-def test_check_says_what_would_run(
+def test_check_prints_a_summary_of_the_settings(
     arguments: tuple[str, ...], summary: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leave("--check", *arguments) == 0
@@ -121,7 +121,7 @@ def test_check_warns_on_standard_error(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_check_and_start_say_alike_what_cannot_be_built(
+def test_check_and_start_report_the_same_if_a_backend_cannot_be_built(
     workers: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: object) -> None:

@@ -19,7 +19,7 @@ def clock() -> Clock:
 
 
 @pytest.mark.parametrize("problem", FAULTS, ids=named)
-def test_what_a_backend_does_wrong_counts_against_it(
+def test_failures_of_a_backend_count_against_it(
     clock: Clock, problem: errors.GatewayError
 ) -> None:
     target = Target(FakeBackend(), clock)
@@ -29,7 +29,7 @@ def test_what_a_backend_does_wrong_counts_against_it(
 
 
 @pytest.mark.parametrize("problem", NO_FAULTS, ids=named)
-def test_what_a_client_does_wrong_does_not(
+def test_mistakes_of_a_client_do_not_count_against_a_backend(
     clock: Clock, problem: errors.GatewayError | None
 ) -> None:
     target = Target(FakeBackend(), clock)

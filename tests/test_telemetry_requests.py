@@ -79,7 +79,7 @@ def test_every_end_of_every_backend_is_there_before_the_first_request(
     assert found["", "internal"] == found["a", "backend_truncated"] == sum(found.values()) / 2 == 1
 
 
-def test_what_clients_make_up_is_other(
+def test_models_that_only_clients_name_are_counted_as_other(
     metrics: RequestMetrics, registry: CollectorRegistry
 ) -> None:
     for n in range(50):

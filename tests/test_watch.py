@@ -53,7 +53,7 @@ def test_without_content_the_earliest_clock_runs_out(clock: str) -> None:
     assert it.run(9)[:1] == [(10.0 if clock == "first_byte" else 5.0, it.calls[0][1])]
 
 
-def test_total_and_patience_run_on_when_another_backend_is_asked() -> None:
+def test_total_and_the_callers_timeout_run_on_when_another_backend_is_asked() -> None:
     for kind in ("total", "caller_timeout"):
         it = Watched(caller_timeout=5 if kind == "caller_timeout" else 0)
         clocks = Clocks(first_byte=4, total=5 if kind == "total" else 0)

@@ -248,7 +248,7 @@ def serves(folder: Path, name: str, outcomes: list[Outcome], since: float) -> bo
     return any(o.id in log and log[o.id]["backend"] == [name] for o in later)
 
 
-def test_while_all_are_down_clients_are_told_so_and_the_first_one_up_serves(
+def test_while_all_backends_are_down_clients_get_an_error_and_the_first_one_up_serves(
     tmp_path: Path,
 ) -> None:
     sims = [FaultBackend().start() for _ in range(2)]

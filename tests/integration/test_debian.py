@@ -202,7 +202,7 @@ def test_a_key_is_a_credential_that_a_restart_renews_and_a_reload_does_not(
         assert status == 1 and "api_key_file" in output
 
 
-def test_a_reload_that_fails_fails_the_command_and_changes_nothing(debian: Installed) -> None:
+def test_a_failed_reload_fails_the_command_and_changes_nothing(debian: Installed) -> None:
     debian.serve()
     file = debian.machine.path(INI)
     for _ in range(2):

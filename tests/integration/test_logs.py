@@ -36,7 +36,7 @@ def get(connection: socket.socket, path: str, times: int = 1) -> bytes:
     return answers
 
 
-def test_a_daemon_whose_standard_output_nobody_reads_serves_and_stops(tmp_path: Path) -> None:
+def test_a_daemon_whose_standard_output_is_full_serves_and_stops(tmp_path: Path) -> None:
     port = free_port()
     reader, writer = os.pipe()
     with subprocess.Popen(

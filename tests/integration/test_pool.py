@@ -110,7 +110,7 @@ def test_a_backend_that_hangs_is_asked_once(gateway: FastGateway, sim: FaultBack
         check(case, late)
 
 
-def test_three_requests_of_one_id_are_three(gateway: FastGateway, sim: FaultBackend) -> None:
+def test_requests_with_one_id_are_logged_separately(gateway: FastGateway, sim: FaultBackend) -> None:
     for stream in (False, True, False):
         assert ask(gateway, "", stream, id="same-id").status == 200
     assert attempts_of(sim)["same-id"] == 3
@@ -335,7 +335,7 @@ def first_is_asked(daemon: FastGateway) -> bool:
     return answer.status == 200 and daemon.line(answer.id)["backend"] == ["b0"]
 
 
-def test_the_second_backend_is_asked_when_the_first_cannot_be(tmp_path: Path) -> None:
+def test_the_second_backend_is_asked_when_the_first_cannot_be_reached(tmp_path: Path) -> None:
     """One backend has a closed port, the other does not answer a SYN."""
     with blackhole() as port, FaultBackend() as sim, FaultBackend() as closed:
         closed.stop()

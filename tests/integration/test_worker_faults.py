@@ -204,7 +204,7 @@ def test_a_supervisor_that_is_killed_leaves_nothing_to_the_next(tmp_path: Path) 
     assert folders() == set()
 
 
-def test_what_workers_log_reaches_the_log_of_a_daemon_whatever_its_level(tmp_path: Path) -> None:
+def test_lines_of_workers_reach_the_log_of_a_daemon_at_every_level(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "x.log"
     config = tmp_path / "gatewayd.ini"
     access = tempfile.mkdtemp(dir=tmp_path)  # a folder cannot be written to
