@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import tempfile
 from typing import Any
 
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from gatewayd.daemon import service
+from gatewayd.daemon import reload_command, service
 from gatewayd.daemon.drain import FLUSH_SECONDS
 from gatewayd.daemon.service import GatewayService
 from gatewayd.daemon.signals import Signals
@@ -41,6 +43,12 @@ class Systemd:
 
     def alive(self) -> None:
         self.told.append("WATCHDOG")
+
+    def reloading(self) -> None:
+        self.told.append("RELOADING")
+
+    def reloaded(self, status: str, failed: bool) -> None:
+        self.told.append("FAILED" if failed else "READY")
 
 
 class Services(SynchronousTestCase):
@@ -80,6 +88,15 @@ class Starts(Services):
         self.service.startService()
         assert [server[0] for server in self.reactor.tcpServers] == [8000]
 
+    def test_the_address_of_handed_over_sockets_replaces_the_one_of_the_settings(self) -> None:
+        self.service._ports.host = "0.0.0.0"  # as if systemd had opened the sockets there
+        self.service.privilegedStartService()
+        assert self.service.serving.settings.gateway.listen == "0.0.0.0"
+        with capturedLogs() as events:
+            self.service.reload()
+        assert self.service.serving.settings.gateway.listen == "0.0.0.0"
+        assert not [event for event in events if "difference" in event]
+
     def test_systemd_is_told_when_the_loop_runs_and_then_regularly(self) -> None:
         self.reactor.running = False
         self.service.startService()
@@ -114,6 +131,17 @@ class Stops(Services):
         self.successResultOf(stopped)
         with open(self.log, encoding="utf-8") as log:
             assert [json.loads(line)["end"] for line in log] == ["drained"]
+
+    def test_a_reload_during_a_stop_only_reopens_the_log_and_counts_as_failed(self) -> None:
+        self.connect(CHAT)
+        self.service.stopService()
+        failed: list[bool] = []
+        self.patch(reload_command, "answer", lambda **given: failed.append(given["failed"]))
+        generation = self.service.serving.generation
+        os.rename(self.log, self.log + ".1")
+        self.service.reload()
+        assert failed == [True] and self.service.serving.generation is generation
+        assert os.path.exists(self.log)
 
     def test_backends_are_not_probed_during_a_stop(self) -> None:
         probes: list[float] = []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from twisted.logger import capturedLogs
 
+from gatewayd.daemon import reload_command
 from gatewayd.daemon.supervisor import LAST_SECONDS, Supervisor
 from gatewayd.daemon.worker import FIRST_SOCKET, WORKER_NUMBER, Handover
 from gatewayd.settings.load import SettingsError
@@ -176,6 +177,18 @@ def test_systemd_is_told_ready_when_all_workers_use_the_accepted_settings(
     world.loaded = SettingsError(("a mistake",))
     world.supervisor.reload()
     assert told_systemd[3:] == ["RELOADING=1", "READY=1"]
+
+
+def test_a_reload_during_a_stop_only_reopens_the_logs_and_counts_as_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.both_serve()
+    world.supervisor.stopService()
+    failed: list[bool] = []
+    monkeypatch.setattr(reload_command, "answer", lambda **given: failed.append(given["failed"]))
+    world.supervisor.reload()
+    assert failed == [True]
+    assert [process.told[1:] for process in world.processes] == [[None], [None]]
 
 
 def test_a_second_stop_kills_workers_that_do_not_end(world: World) -> None:

@@ -618,7 +618,9 @@ def series(page: bytes) -> set[str]:
     return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
 
 
-def test_the_metrics_count_successes_failures_and_disconnects(gateway: Gateway, sim: FaultBackend) -> None:
+def test_the_metrics_count_successes_failures_and_disconnects(
+    gateway: Gateway, sim: FaultBackend
+) -> None:
     def page() -> bytes:
         answer = get(gateway, "/metrics")
         (media_type,) = answer.header("content-type")

@@ -110,7 +110,9 @@ def test_a_backend_that_hangs_is_asked_once(gateway: FastGateway, sim: FaultBack
         check(case, late)
 
 
-def test_requests_with_one_id_are_logged_separately(gateway: FastGateway, sim: FaultBackend) -> None:
+def test_requests_with_one_id_are_logged_separately(
+    gateway: FastGateway, sim: FaultBackend
+) -> None:
     for stream in (False, True, False):
         assert ask(gateway, "", stream, id="same-id").status == 200
     assert attempts_of(sim)["same-id"] == 3

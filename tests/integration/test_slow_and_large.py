@@ -412,7 +412,9 @@ def spread_of(samples: list[float]) -> float:
     return sorted(samples)[int((len(samples) - 1) * 0.99)]
 
 
-def test_a_lack_of_descriptors_costs_no_processor_time(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_lack_of_descriptors_costs_no_processor_time(
+    tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """It runs, is idle, and serves again."""
     settings = {"timeouts_request_head": "30", "timeouts_client_idle": "30"}
     daemon = Limited(tmp_path_factory.mktemp("few"), 256, **settings)
