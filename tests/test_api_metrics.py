@@ -16,7 +16,7 @@ def page(text: bytes = b"# EOF\n") -> Gateway:
     return gateway
 
 
-def test_the_page_is_the_text_that_it_is_given() -> None:
+def test_the_page_is_the_given_text() -> None:
     answer = Answer(page().request("GET", "/metrics"))
     assert (answer.status, answer.body) == (200, b"# EOF\n")
     assert answer.header("content-type") == "text/plain; version=0.0.4; charset=utf-8"
@@ -25,7 +25,7 @@ def test_the_page_is_the_text_that_it_is_given() -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/metrics"), ("GET", "/"), ("GET", "/v1/models")]
 )
-def test_there_is_nothing_else(method: str, path: str) -> None:
+def test_any_other_path_or_method_is_a_404(method: str, path: str) -> None:
     answer = Answer(page().request(method, path))
     assert (answer.status, answer.code) == (404, "unknown_url")
 

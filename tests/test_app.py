@@ -66,7 +66,7 @@ def test_401_comes_before_404_and_405(method: str, path: str, token: str | None)
     assert transport.value().startswith(b"HTTP/1.1 401 ")
 
 
-def test_health_needs_no_token_and_tells_nothing() -> None:
+def test_health_needs_no_token_and_gives_no_details() -> None:
     gateway, _ = guarded()
     assert Answer(gateway.request("GET", "/healthz")).json == {"status": "ok"}
 

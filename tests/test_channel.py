@@ -139,7 +139,7 @@ def test_after_the_last_answer_the_rest_is_dropped_and_the_connection_ends() -> 
 
 
 @tls_or_not
-def test_no_further_request_is_handled_while_what_was_answered_before_waits(
+def test_no_further_request_is_handled_while_earlier_answers_are_pending(
     tls: bool, tmp_path: Path
 ) -> None:
     """Requests are answered only as fast as the client takes the answers."""
@@ -160,7 +160,7 @@ def test_no_further_request_is_handled_while_what_was_answered_before_waits(
 
 
 @tls_or_not
-def test_many_that_do_not_read_hold_no_more_each(tls: bool, tmp_path: Path) -> None:
+def test_many_clients_that_do_not_read_hold_no_more_memory_each(tls: bool, tmp_path: Path) -> None:
     size = 200 * KIB
     with Wired(folder=tmp_path) as wired:
         clients = [wired.connect(tls) for _ in range(10)]
@@ -173,7 +173,7 @@ def test_many_that_do_not_read_hold_no_more_each(tls: bool, tmp_path: Path) -> N
 
 
 @tls_or_not
-def test_a_stream_behind_a_reply_that_waits_begins_when_that_was_taken(
+def test_a_stream_begins_when_the_client_has_taken_the_reply_before_it(
     tls: bool, tmp_path: Path
 ) -> None:
     backend = FakeBackend()
@@ -204,7 +204,7 @@ def test_a_stream_that_begins_while_the_transport_is_full_waits() -> None:
 
 @tls_or_not
 @pytest.mark.parametrize("before", [3, 40])
-def test_a_client_that_leaves_behind_many_pipelined_requests_is_noticed(
+def test_a_disconnect_behind_many_pipelined_requests_is_noticed(
     tls: bool, before: int, tmp_path: Path
 ) -> None:
     """The requests need more than one turn of the loop; the socket is read again after them."""
@@ -222,7 +222,7 @@ def test_a_client_that_leaves_behind_many_pipelined_requests_is_noticed(
 
 
 @tls_or_not
-def test_a_client_that_leaves_with_an_answer_in_the_transport_is_noticed(
+def test_a_disconnect_with_a_pending_answer_is_noticed(
     tls: bool, tmp_path: Path
 ) -> None:
     with Wired(folder=tmp_path) as wired:

@@ -187,7 +187,7 @@ def writes(clock: Clock, transport: Transport, late: Calls) -> WriteClock:
     return WriteClock(clock, transport, late)
 
 
-def test_a_peer_that_takes_nothing_is_late(clock: Clock, writes: WriteClock, late: Calls) -> None:
+def test_a_peer_that_takes_nothing_times_out(clock: Clock, writes: WriteClock, late: Calls) -> None:
     writes.start(60)
     run(clock, 59)
     assert late.times == []
@@ -196,7 +196,7 @@ def test_a_peer_that_takes_nothing_is_late(clock: Clock, writes: WriteClock, lat
     assert clock.getDelayedCalls() == []
 
 
-def test_a_peer_that_takes_a_byte_now_and_then_is_never_late(
+def test_a_peer_that_takes_a_byte_now_and_then_never_times_out(
     clock: Clock, writes: WriteClock, transport: Transport, late: Calls
 ) -> None:
     writes.start(60)
@@ -206,7 +206,7 @@ def test_a_peer_that_takes_a_byte_now_and_then_is_never_late(
     assert late.times == []
 
 
-def test_a_peer_that_stops_taking_is_late_from_then_on(
+def test_the_timeout_of_a_peer_runs_from_the_last_byte_that_it_took(
     clock: Clock, writes: WriteClock, transport: Transport, late: Calls
 ) -> None:
     writes.start(60)
@@ -219,7 +219,7 @@ def test_a_peer_that_stops_taking_is_late_from_then_on(
     assert 90 <= when <= 96
 
 
-def test_more_bytes_to_take_are_no_sign_of_life(
+def test_more_pending_bytes_are_not_progress(
     clock: Clock, writes: WriteClock, transport: Transport, late: Calls
 ) -> None:
     writes.start(60)

@@ -16,7 +16,7 @@ BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
 @pytest.mark.parametrize(
     "value", [None, "text/plain", "application/x-www-form-urlencoded", "\\xff;;=", "multipart/form"]
 )
-def test_only_json_is_taken(value: str | None) -> None:
+def test_a_chat_must_be_json_without_a_coding(value: str | None) -> None:
     headers = {} if value is None else {"Content-Type": value}
     gateway = echo_gateway()
     assert Answer(gateway.request("POST", "/v1/chat/completions", BODY, headers)).status == 415
@@ -25,21 +25,21 @@ def test_only_json_is_taken(value: str | None) -> None:
 
 
 @pytest.mark.parametrize("value", ["application/json; charset=utf-8", "APPLICATION/JSON"])
-def test_json_may_be_spelled_otherwise(value: str) -> None:
+def test_the_media_type_may_have_parameters_and_capitals(value: str) -> None:
     headers = {"Content-Type": value}
     client = echo_gateway().request("POST", "/v1/chat/completions", BODY, headers)
     assert Answer(client).status == 200
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity , identity", "", "identity,"])
-def test_a_coding_that_means_nothing_is_fine(coding: str) -> None:
+def test_the_identity_coding_is_accepted(coding: str) -> None:
     headers = {**JSON, "Content-Encoding": coding}
     answer = Answer(echo_gateway().request("POST", "/v1/chat/completions", BODY, headers))
     assert answer.status == 200
 
 
 @pytest.mark.parametrize("coding", ["gzip", "identity, gzip", "identity;q=1", "x"])
-def test_a_coding_is_refused_of_uploads_too(coding: str) -> None:
+def test_any_other_coding_is_refused_also_for_uploads(coding: str) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Encoding": coding}
     for path, kind in (("/v1/audio/transcriptions", headers), ("/v1/chat/completions", JSON)):
         answer = Answer(echo_gateway().request("POST", path, BODY, {**headers, **kind}))
@@ -77,7 +77,7 @@ def test_a_reply_that_waits_to_be_taken_is_still_in_flight(tls: bool, tmp_path: 
         clients[2].send(data)
         assert len(backend.calls) == 3
         backend.calls[2].whole(completion())
-        clients[1].close()  # who leaves takes nothing more
+        clients[1].close()  # a client that disconnects takes nothing more
         wired.until(lambda: clients[1].is_gone)
         for _ in range(2):
             clients[2].send(data)

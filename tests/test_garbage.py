@@ -71,7 +71,7 @@ def refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("exchange", [whole, stream, error_status, bad_reply, refused])
-def test_nothing_of_an_exchange_waits_for_the_collector(exchange: Callable[[World], None]) -> None:
+def test_an_ended_exchange_leaves_no_reference_cycle(exchange: Callable[[World], None]) -> None:
     world = World()
     exchange(world)
     gc.collect()

@@ -39,7 +39,7 @@ async def _coroutine() -> Returned:
     [lambda: Returned(201, b"[1]"), lambda: succeed(Returned(201, b"[1]")), _coroutine],
     ids=["answer", "deferred", "coroutine"],
 )
-def test_a_handler_returns_its_answer_or_something_that_will_be_it(
+def test_a_handler_returns_an_answer_or_a_deferred_or_is_a_coroutine(
     returned: Callable[[], Any],
 ) -> None:
     gateway = serving(lambda request: returned())
@@ -126,7 +126,7 @@ def test_a_body_that_its_handler_does_not_finish_is_cut() -> None:
     assert gateway.ended[0].end is End.INTERNAL and len(events) == 1
 
 
-def test_a_second_answer_is_no_answer() -> None:
+def test_a_second_answer_cuts_the_first() -> None:
     def handler(request: Any) -> Returned:
         request.write(b"first")
         return Returned(200, b"second")

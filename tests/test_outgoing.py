@@ -77,7 +77,7 @@ def test_a_shutdown_closes_connections_without_a_request_at_once(
 @tls_or_not
 @client_write
 @pytest.mark.parametrize("by", ["idle", "stop"])
-def test_what_waits_is_sent_before_an_idle_connection_is_closed(
+def test_pending_bytes_are_sent_before_an_idle_connection_is_closed(
     tls: bool, client_write: str, by: str, tmp_path: Path
 ) -> None:
     size = 400 * KIB

@@ -137,7 +137,7 @@ def messages() -> Events:
     return Events(EventReader(frozenset({"message_stop"}), 64, None), LIMIT)
 
 
-def test_the_last_type_ends_a_stream_and_names_cross() -> None:
+def test_the_last_type_ends_a_stream_and_event_names_are_relayed() -> None:
     start = b'event: message_start\ndata: {"type":"message_start"}\n\n'
     stop = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
     step = messages().feed(start + stop + start)

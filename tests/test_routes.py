@@ -38,15 +38,15 @@ def test_a_method_that_a_route_does_not_take_is_a_405_with_allow() -> None:
     ],
 )
 @pytest.mark.parametrize("root", ["", "/llm"])
-def test_a_path_that_is_nearly_right_is_answered_with_the_one_that_is_meant(
+def test_a_404_suggests_the_path_of_a_route_that_is_similar(
     path: str, meant: str | None, root: str
 ) -> None:
     gateway = Gateway(FakeBackend(), settings=settings(gateway_root_path=root))
-    for asked in {path, root + path} - {root + (meant or "")}:
-        answer = Answer(gateway.request("GET", asked))
+    for requested in {path, root + path} - {root + (meant or "")}:
+        answer = Answer(gateway.request("GET", requested))
         assert (answer.status, answer.code) == (404, "unknown_url")
-        said = answer.json["error"]["message"].partition(" Did you mean ")[2]
-        assert said == (f"{root}{meant}?" if meant else "")
+        hint = answer.json["error"]["message"].partition(" Did you mean ")[2]
+        assert hint == (f"{root}{meant}?" if meant else "")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_path_that_is_nearly_right_is_answered_with_the_one_that_is_meant(
         ("/a" * 1000, "/a" * 100),
     ],
 )
-def test_the_path_of_a_404_is_logged_as_far_as_it_is_plain(path: str, logged: str) -> None:
+def test_only_plain_parts_of_an_unknown_path_are_logged(path: str, logged: str) -> None:
     gateway = echo_gateway()
     assert Answer(gateway.request("GET", path)).status == 404
     assert gateway.ended[0].detail == logged

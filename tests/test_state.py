@@ -19,7 +19,7 @@ def test_a_surplus_connection_is_refused_with_an_error() -> None:
     assert Answer(gateway.request("GET", "/healthz")).status == 200
 
 
-def test_bodies_on_their_way_are_bounded_together() -> None:
+def test_incomplete_bodies_have_a_common_limit() -> None:
     """The limit is that of ``in_flight`` bodies; a body that exceeds it is refused."""
     limits = settings(limits_in_flight="2", limits_request_body="100 KiB")
     with Wired(settings=limits) as wired:

@@ -1,1 +1,1 @@
-"""The client's side: connections, routes, who may call, and how much."""
+"""The client's side: connections, routes, admission, limits."""

@@ -10,7 +10,7 @@ phase      what happens                                          next phase
 ========== ===================================================== ==================================
 HEAD       A head is awaited and read, within ``request_head``   BODY; HANDLING if there is no body
            bytes and seconds. What needs no body is decided      or if the request is refused
-           (its size, who is calling).
+           (its size, the caller).
 BODY       The body is gathered in memory, within                HANDLING
            ``request_body`` bytes and seconds.
 HANDLING   The request is answered. Bytes of further requests    HEAD, or the connection closes

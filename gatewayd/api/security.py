@@ -1,4 +1,4 @@
-"""Who sends a request, from which web page, and which models this caller may use.
+"""The caller of a request: its token, its web page, and the models that it may use.
 
 The head of the request decides, before the body is read: first its ``Origin``, so that a page that
 may not call learns nothing else, then its token.

@@ -43,10 +43,10 @@ class Listener(Protocol):
     watch: Watch
 
     def replied(self, reply: Reply) -> None:
-        """The head of the reply is here."""
+        """The head of the reply has arrived."""
 
     def act(self, step: Step) -> None:
-        """A piece of the body was read, or its regular end."""
+        """A part of the body, or its regular end, was read."""
 
     def lost(self, reason: Failure) -> None:
         """No head came, or the body broke off."""

@@ -1,4 +1,4 @@
-"""The receiver of event streams: parses events, has each judged, and frames them again."""
+"""The receiver of event streams: parses the events, has the reader judge each, frames them again."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class Events(Receiver):
     def _judge(self, done: bool, framed: bool = True) -> Whole | GatewayError:
         """Whether the stream, which has ended, is whole.
 
-        :param done: whether the backend said that this was its end.
-        :param framed: whether the body's framing said so; ``done`` makes it irrelevant.
+        :param done: whether the backend marked the end with an event.
+        :param framed: whether the body's framing marked the end; it does not matter if ``done``.
         """
         if not self._reader.started:
             return judged(BadReply("The backend's stream ended without an event."), framed)
@@ -92,7 +92,7 @@ class Events(Receiver):
         return Whole()
 
     def _done_after(self, outcome: Whole | GatewayError | None) -> bytes:
-        """The event ``[DONE]``, where the stream was whole and is one that ends so."""
+        """``[DONE]`` if the stream was whole and its kind ends with that event, else nothing."""
         return sse.DONE if self._reader.ends_with_done and isinstance(outcome, Whole) else b""
 
 

@@ -73,7 +73,7 @@ class Receiver(ABC):
 
 
 def judged(problem: GatewayError, exact: bool) -> GatewayError:
-    """What is wrong with a body that is not valid.
+    """The error of a body that is not valid, given the error that reading it raised.
 
     :param exact: as in :meth:`Receiver.close`. Without it, a body that is not valid is taken for
         one that was cut off.

@@ -135,7 +135,7 @@ class Relay:
             self._internal_error(Failure())
 
     def replied(self, reply: Reply) -> None:
-        """The head of a reply is here. Have its body read."""
+        """The head of a reply has arrived. Choose a receiver, and ask for the body."""
         attempt = self._attempt
         if self._phase is Phase.ASKING:
             self._phase = Phase.READING

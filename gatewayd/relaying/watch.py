@@ -106,7 +106,7 @@ class Watch:
         exchange.events += events
 
     def wrote(self) -> None:
-        """The client was sent something of the reply."""
+        """A part of the reply was sent to the client."""
         self._wrote_at = self._reactor.seconds()
         if self._exchange.first_event is None and self._content_at is not None:
             self._exchange.first_event = self._wrote_at
