@@ -1,4 +1,4 @@
-"""The clocks of one relay, with time in hand."""
+"""The clocks of one relay; the test controls the time."""
 
 from __future__ import annotations
 

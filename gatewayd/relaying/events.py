@@ -1,4 +1,4 @@
-"""The receiver of event streams: parses the events, has the reader judge each, frames them again."""
+"""The receiver of event streams: parses events, has the reader judge each, frames them again."""
 
 from __future__ import annotations
 
