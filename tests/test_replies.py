@@ -48,7 +48,7 @@ def test_keep_alive_is_read() -> None:
     assert (reply.keep_alive_seconds, reply.keep_alive_replies) == (5, 7)
 
 
-def test_bytes_after_a_reply_make_its_connection_useless_and_the_reply_no_worse() -> None:
+def test_bytes_after_a_reply_end_its_connection_and_leave_the_reply_valid() -> None:
     reply, body = parsed(OK + b"Content-Length: 2\r\n\r\nhi" + OK)
     assert (body, reply.complete, reply.problem, reply.keep_alive) == (b"hi", True, None, False)
 

@@ -1,4 +1,4 @@
-"""Tokens and web pages: who may call."""
+"""Which tokens and which web pages are admitted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.memory import Answer, FakeBackend, Gateway, completion
         {"x-api-key": f"{ALICE} "},
     ],
 )
-def test_a_token_lets_in(headers: dict[str, str]) -> None:
+def test_a_configured_token_is_accepted(headers: dict[str, str]) -> None:
     gateway, backend = guarded()
     client = gateway.chat(headers=headers)
     backend.calls[0].whole(completion())
@@ -45,7 +45,7 @@ def test_a_token_lets_in(headers: dict[str, str]) -> None:
         ("x-api-key: no", "invalid_api_key"),
     ],
 )
-def test_anything_else_is_a_401_before_its_body_is_read(header: str, code: str) -> None:
+def test_a_missing_or_wrong_token_is_a_401_before_the_body_is_read(header: str, code: str) -> None:
     gateway, backend = guarded()
     transport = gateway.connect()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1048576\r\n"
@@ -121,7 +121,7 @@ def test_an_allowed_origin_gets_its_preflight_answered_without_a_token() -> None
     assert refused.status == 401 and refused.header("access-control-allow-origin") == origin
 
 
-def test_json_of_an_answer_is_an_envelope_with_four_keys() -> None:
+def test_an_error_is_an_envelope_with_four_keys() -> None:
     gateway, _ = guarded()
     answer = Answer(gateway.chat())
     assert set(json.loads(answer.body)["error"]) == {"message", "type", "param", "code"}
