@@ -47,6 +47,21 @@ class ServerTransport(StringTransport):
         self.protocol.connectionLost(Failure(reason))
 
 
+class LateTransport(ServerTransport):
+    """As with TCP, an aborted connection is lost later."""
+
+    lost = False
+    coming = b""  # the rest of the reply that it receives
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+
+    def close(self, reason: Exception) -> None:
+        if not self.lost:
+            self.lost = True
+            super().close(reason)
+
+
 def connected(factory: Any) -> ServerTransport:
     """Let the connection that ``factory`` asked for succeed."""
     transport = ServerTransport()

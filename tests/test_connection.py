@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.error import ConnectionDone
+from twisted.internet.defer import CancelledError
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
@@ -24,6 +25,7 @@ from tests.backendside import (
     AgentWorld,
     Body,
     GatewayWorld,
+    LateTransport,
     failure,
     framed,
     idle,
@@ -45,6 +47,141 @@ def test_a_connection_has_one_request_at_a_time() -> None:
     world.post()
     with pytest.raises(KeyError):
         world.accept().protocol.send(b"GET / HTTP/1.1\r\n\r\n")
+
+
+class BusyBody(Body):
+    """A receiver that calls a method of its transport in a certain callback, as a relay may."""
+
+    def __init__(self, when: str, method: str) -> None:
+        super().__init__()
+        self.when, self.method = when, method
+        self.left = False
+
+    def act(self, when: str) -> None:
+        if when == self.when:
+            getattr(self.transport, self.method)()
+            self.left |= self.method in ("abortConnection", "loseConnection")
+
+    def connectionMade(self) -> None:
+        self.act("begin")
+
+    def dataReceived(self, data: bytes) -> None:
+        assert not self.left
+        super().dataReceived(data)
+        self.act("data")
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        assert not self.left
+        super().connectionLost(reason)
+        self.act("end")
+
+
+WHEN = ("begin", "data", "end", "later", "never")
+METHODS = ("pauseProducing", "resumeProducing", "loseConnection", "abortConnection")
+REPLIES = (GOOD, CHUNKED, UNTIL_CLOSE, GOOD + b"x", b"x")
+
+NEWEST = st.sampled_from([0, 0, 1])  # an index from the end
+MOSTLY = st.sampled_from([True, True, False])
+
+#: The arguments of each event.
+EVENTS: dict[str, tuple[Any, ...]] = {
+    "post": (st.sampled_from(WHEN), st.sampled_from(METHODS), MOSTLY, MOSTLY),
+    "accept": (),
+    "data": (NEWEST, st.sampled_from(REPLIES), st.sampled_from([9, 52, 99])),
+    "close": (NEWEST, st.sampled_from([ConnectionDone, ConnectionLost])),
+    "deliver": (NEWEST,),
+    "call": (NEWEST, st.sampled_from(METHODS)),
+    "cancel": (NEWEST,),
+    "advance": (st.sampled_from([0.5, 1.1, 6.0]),),
+}
+
+
+def event(name: str) -> Any:
+    return st.tuples(st.just(name), *EVENTS[name])
+
+
+class EventWorld(AgentWorld):
+    """An agent to which events occur in any order. Indexes count from the newest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accepted = 0  # or given up
+        self.transports: list[LateTransport] = []
+        self.requests: list[tuple[Any, list[Any], BusyBody]] = []
+
+    def on_post(self, when: str, method: str, at_once: bool, accept: bool) -> None:
+        request: Any = self.post()
+        results: list[Any] = []
+        body = BusyBody(when, method)
+        if at_once:
+            request.addCallback(lambda response: response.deliverBody(body) or response)
+        request.addBoth(results.append)
+        self.requests.append((request, results, body))
+        if accept:
+            self.on_accept()
+
+    def on_accept(self) -> None:
+        attempts = zip(self.reactor.tcpClients, self.reactor.connectors, strict=True)
+        for attempt, connector in list(attempts)[self.accepted :]:
+            self.accepted += 1
+            if not connector.stoppedConnecting:
+                transport = LateTransport()
+                transport.protocol = attempt[2].buildProtocol(None)
+                self.transports.append(transport)
+                transport.protocol.makeConnection(transport)
+
+    def on_data(self, index: int, reply: bytes, size: int) -> None:
+        """The next bytes of the reply under way, else of a new one."""
+        for transport in self.transports[::-1][index : index + 1]:
+            if not transport.lost and transport.producerState == "producing":
+                data = transport.coming or reply
+                transport.coming = data[size:]
+                transport.protocol.dataReceived(data[:size])
+
+    def on_close(self, index: int, reason: type[Exception]) -> None:
+        for transport in self.transports[::-1][index : index + 1]:
+            transport.close(reason())
+
+    def on_deliver(self, index: int) -> None:
+        for _, results, body in self.requests[::-1][index : index + 1]:
+            if results and not isinstance(results[0], Failure) and body.transport is None:
+                results[0].deliverBody(body)
+
+    def on_call(self, index: int, method: str) -> None:
+        for _, _, body in self.requests[::-1][index : index + 1]:
+            if body.transport is not None:
+                body.method = method
+                body.act(body.when)
+
+    def on_cancel(self, index: int) -> None:
+        for request, _, _ in self.requests[::-1][index : index + 1]:
+            request.cancel()
+
+    def on_advance(self, seconds: float) -> None:
+        self.reactor.advance(seconds)
+
+
+@given(events=st.lists(st.one_of(*map(event, EVENTS)), min_size=12, max_size=40))
+def test_no_order_of_events_is_missing_from_the_table_and_each_request_ends(
+    events: list[tuple[Any, ...]],
+) -> None:
+    world = EventWorld()
+    for name, *arguments in events:
+        getattr(world, f"on_{name}")(*arguments)
+    world.agent.close()
+    for _ in range(3):  # a request on a stale connection is sent again
+        world.on_accept()
+        for index in range(len(world.transports)):
+            world.on_close(index, ConnectionDone)
+    for index, (_, results, body) in enumerate(reversed(world.requests)):
+        world.on_deliver(index)
+        assert len(results) == 1
+        if isinstance(results[0], Failure):
+            assert results[0].check(errors.UpstreamError, CancelledError), results[0]
+        else:
+            assert body.left or body.reason is not None
+    assert all(transport.aborted or transport.lost for transport in world.transports)
+    assert not world.reactor.getDelayedCalls()
 
 
 @given(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gatewayd.backend.connection import IDLE_SECONDS
-from tests.backendside import GOOD, AgentWorld, Body, ServerTransport, connected, idle, succeeded
+from tests.backendside import GOOD, AgentWorld, Body, LateTransport, connected, idle, succeeded
 
 
 def test_the_newest_idle_connection_is_used_first() -> None:
@@ -40,13 +40,6 @@ def test_the_idle_time_that_a_backend_asks_for_has_a_limit() -> None:
     transport = idle(world, b"Keep-Alive: timeout=999999999\r\n")
     world.reactor.pump([1.0] * 61)
     assert transport.aborted and not world.reactor.getDelayedCalls()
-
-
-class LateTransport(ServerTransport):
-    """As with TCP, an aborted connection is lost in the reactor's next turn."""
-
-    def abortConnection(self) -> None:
-        self.aborted = True
 
 
 def test_a_connection_that_was_aborted_while_idle_is_not_used() -> None:

@@ -86,14 +86,14 @@ class Agent:
         raw = request_head(method, uri[len(self._prefix) :], lines) + body
         connection = self._pool.take()
         if connection is None:
-            return self._connect().addCallback(_send, raw)
+            return self._send_on_new(raw)
         connection.max_head = self._max_head
         return connection.send(raw).addErrback(self._send_again, raw, self._reactor.seconds())
 
     def _send_again(self, failure: Failure, raw: bytes, sent: float) -> Any:
         if not failure.check(NoAnswer) or self._reactor.seconds() - sent > STALE_SECONDS:
             return failure
-        return self._connect().addCallback(_send, raw)
+        return self._send_on_new(raw)
 
     def set_limits(self, connect_timeout: float, max_head: int) -> None:
         """Use these limits from the next request on."""
@@ -104,11 +104,8 @@ class Agent:
         """Close the idle connections. Those in use are closed when their replies have ended."""
         self._pool.close()
 
-    def _connect(self) -> Deferred[Connection]:
+    def _send_on_new(self, raw: bytes) -> Deferred[IResponse]:
+        """Open a connection and send a request on it."""
         connection = Connection(self._reactor, self._max_head, self._pool.put, self._pool.remove)
-        attempt = Connecting(self._reactor, connection, self._tls, self._connect_timeout)
-        return attempt.begin(self._endpoint)
-
-
-def _send(connection: Connection, raw: bytes) -> Deferred[IResponse]:
-    return connection.send(raw)
+        connecting = Connecting(self._reactor, connection, self._tls, self._connect_timeout)
+        return connecting.begin(self._endpoint).addCallback(Connection.send, raw)

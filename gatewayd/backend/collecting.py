@@ -23,7 +23,7 @@ def read_models(reply: Reply, depth: int) -> Deferred[dict[str, Any]]:
     """The entries of a list of models, by name.
 
     :param depth: how deep its JSON may be nested.
-    :raises AuthRefused, BadReply: it is no such list.
+    :raises AuthRefused, BadReply: the reply is not such a list.
     """
     if reply.status in (401, 403):
         raise _discarded(reply, AuthRefused("The backend refused the gateway's credentials."))
@@ -39,7 +39,7 @@ def read_health(reply: Reply) -> Deferred[bool]:
 
     While it loads a model, llama.cpp's server sends 503 ``Loading model``.
 
-    :raises BadReply: it is neither.
+    :raises BadReply: any other reply.
     """
 
     def judge(body: bytes) -> bool:

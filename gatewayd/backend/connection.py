@@ -61,7 +61,7 @@ class Event(enum.IntEnum):
     DISCARD = enum.auto()
     #: The reply is complete, and the connection can be used again.
     END = enum.auto()
-    #: The backend or the gateway has closed the connection, for whatever reason.
+    #: The backend or the gateway closes the connection, for any reason.
     CLOSE = enum.auto()
 
 
@@ -226,7 +226,7 @@ class Connection(Protocol):
         )
 
     def _fail(self, problem: UpstreamError) -> None:
-        """The reply cannot be completed: close, and tell whoever waits for its head or body."""
+        """The reply cannot be completed: close, then report it to the waiter or the receiver."""
         head, receiver = self._head, self._receiver
         self.abort()
         if head is not None:

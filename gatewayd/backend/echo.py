@@ -39,7 +39,7 @@ class EchoBackend:
         return execute(self._reply, call, request_id)
 
     def check(self) -> None:
-        """It has no health path."""
+        """None: the echo has no health path."""
 
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
         return succeed({MODEL: models.entry(MODEL, 0, self._title)})

@@ -55,7 +55,7 @@ class Endpoint:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fails with a :class:`gatewayd.wire.errors.GatewayError`."""
-        return self._addresses().addCallback(self._race, protocolFactory)
+        return self._resolve().addCallback(self._race, protocolFactory)
 
     def _race(self, addresses: list[Address], factory: IProtocolFactory) -> Deferred[IProtocol]:
         if not addresses:
@@ -64,7 +64,7 @@ class Endpoint:
         race.try_next()
         return race.winner
 
-    def _addresses(self) -> Deferred[list[Address]]:
+    def _resolve(self) -> Deferred[list[Address]]:
         if self._literal is not None:
             return succeed([self._literal])
         return self._lookup.get()
@@ -72,11 +72,11 @@ class Endpoint:
     def _look_up(self) -> Deferred[list[Address]]:
         pool = self._reactor.getThreadPool()
         args = self._host.encode("ascii"), self._port, socket.AF_UNSPEC, socket.SOCK_STREAM
-
-        def begin() -> Deferred[Any]:  # raises if no further thread can be started
-            return deferToThreadPool(self._reactor, pool, socket.getaddrinfo, *args)
-
-        return maybeDeferred(begin).addCallbacks(_addresses, _lookup_failed)
+        # It raises if no further thread can be started.
+        found: Deferred[Any] = maybeDeferred(
+            lambda: deferToThreadPool(self._reactor, pool, socket.getaddrinfo, *args)
+        )
+        return found.addCallbacks(_addresses, _lookup_failed)
 
 
 class _Race:

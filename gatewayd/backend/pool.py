@@ -56,5 +56,6 @@ class Pool:
         now = self._reactor.seconds()
         for connection in [c for c, expires in self._idle.items() if expires <= now]:
             connection.abort()
-        waits = bool(self._idle)
-        self._sweep = self._reactor.callLater(SWEEP_SECONDS, self._close_expired) if waits else None
+        self._sweep = None
+        if self._idle:
+            self._sweep = self._reactor.callLater(SWEEP_SECONDS, self._close_expired)
