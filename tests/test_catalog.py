@@ -76,7 +76,7 @@ def test_a_model_that_is_not_listed_is_not_named_in_an_error_either() -> None:
     assert "alias" in message and "llama-3" in message and "real" not in message
 
 
-def test_a_name_with_a_slash_is_found_as_it_is_and_quoted() -> None:
+def test_a_name_with_a_slash_is_found_plain_and_percent_encoded() -> None:
     gateway = Gateway(ListingBackend("a", "org/model"))
     for path in ("/v1/models/org/model", "/v1/models/org%2Fmodel"):
         assert Answer(gateway.request("GET", path)).json["id"] == "org/model"
@@ -94,7 +94,7 @@ def test_a_list_is_cached_and_an_old_one_is_renewed_after_the_answer() -> None:
     assert ids(gateway) == ["y"] and len(backend.requests) == 2
 
 
-def test_a_backend_that_is_down_delays_no_list_and_its_old_one_is_given() -> None:
+def test_a_backend_that_is_down_delays_no_answer_and_its_old_list_is_used() -> None:
     a, b = ListingBackend("a", "x"), ListingBackend("b", "y")
     gateway = Gateway(a, b)
     a.listed = errors.Unreachable("No.")
@@ -106,7 +106,7 @@ def test_a_backend_that_is_down_delays_no_list_and_its_old_one_is_given() -> Non
     assert ids(gateway) == ids(gateway) == ["x", "y"]
 
 
-def test_a_backend_that_hangs_delays_the_first_list_a_little_and_no_other() -> None:
+def test_a_backend_that_hangs_delays_only_the_first_answer() -> None:
     a, b = ListingBackend("a", "x"), ListingBackend("b", "y")
     a.hangs = True
     gateway = Gateway(a, b)
@@ -138,7 +138,7 @@ def test_a_backend_that_begins_to_hang_delays_nothing_and_keeps_its_list() -> No
     assert len(a.requests) == 4
 
 
-def test_the_names_in_the_settings_are_listed_whatever_the_backends_say() -> None:
+def test_names_in_the_settings_are_listed_even_if_no_backend_answers() -> None:
     a, b = ListingBackend("a"), ListingBackend("b")
     a.listed = b.listed = errors.Unreachable("No.")
     gateway = Gateway(a, b, settings=settings(**serving(a="x, glob-*", b="y = z")))

@@ -35,7 +35,7 @@ def blamed(**fields: Any) -> str | None:
     return caught.value.param
 
 
-def test_messages_must_be_there() -> None:
+def test_messages_must_not_be_missing() -> None:
     with pytest.raises(InvalidValue) as caught:
         parsed(b'{"model":"a"}')
     assert caught.value.param == "messages"

@@ -266,7 +266,7 @@ def test_the_id_becomes_the_request_id_and_every_other_byte_is_kept(
     assert reading().next(payload) == expected
 
 
-def test_the_model_of_a_reply_is_the_alias_that_was_asked_for() -> None:
+def test_the_model_of_a_reply_is_the_alias_of_the_request() -> None:
     aliased = reading(model="mine")
     assert aliased.next(b'{"id":"x","choices":[], "model" : "real"}') == (
         b'{"id":"req-1","choices":[], "model" : "mine"}'

@@ -108,7 +108,7 @@ def test_an_alias_changes_the_model_of_a_request_and_nothing_else(
 
 
 @pytest.mark.parametrize("path", READ_PATHS)
-def test_the_reply_to_an_alias_carries_the_name_that_was_asked_for(
+def test_the_reply_to_a_request_for_an_alias_carries_the_alias(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
     client = gateway.post(path, model="nick")
@@ -138,7 +138,7 @@ def test_a_stream_keeps_its_event_lines_and_payloads_but_for_the_aliased_name(
 
 @pytest.mark.parametrize("path", STREAMS)
 @pytest.mark.parametrize("how", [None, PotentialDataLoss()], ids=["end", "eof"])
-def test_a_stream_that_ends_before_its_last_event_is_no_success(
+def test_a_stream_that_ends_before_its_last_event_is_an_error(
     gateway: Gateway, backend: FakeBackend, path: str, how: Exception | None
 ) -> None:
     client = gateway.post(path, stream=True)
@@ -224,7 +224,7 @@ def test_a_reply_that_breaks_off_is_a_502(
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
-def test_a_request_for_a_stream_is_none_at_an_endpoint_without_streams(
+def test_a_request_for_a_stream_is_not_one_at_an_endpoint_without_streams(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
     client = gateway.post(path, stream=True)

@@ -96,7 +96,7 @@ def test_retry_after_is_never_zero(wait: int, said: bytes) -> None:
     assert error.headers == ((b"retry-after", said), *headers)
 
 
-def test_a_504_is_a_timeout_and_a_502_is_none(error: GatewayError) -> None:
+def test_a_504_is_a_timeout_and_a_502_is_not(error: GatewayError) -> None:
     assert (error.status == 504) is (error.code == "upstream_timeout")
 
 

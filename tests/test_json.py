@@ -111,7 +111,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("body", MISTAKES)
-def test_what_is_not_json_is_refused(body: bytes) -> None:
+def test_bytes_that_are_not_json_are_refused(body: bytes) -> None:
     with pytest.raises(NotJSON):
         json.parse(body, DEPTH)
 

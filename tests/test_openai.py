@@ -94,7 +94,7 @@ def test_count_usage_asks_for_it_and_changes_nothing_else(
         ("/v1/embeddings", "yes", True),
     ],
 )
-def test_otherwise_the_request_stays_as_it_is(path: str, count_usage: str, stream: bool) -> None:
+def test_other_requests_are_sent_unchanged(path: str, count_usage: str, stream: bool) -> None:
     body = ASKS % b', "stream_options":{"include_usage":false}'
     body = body if stream else body.replace(b"true", b"false")
     assert sent(path, body, count_usage) == body
@@ -141,7 +141,7 @@ def test_an_exception_in_the_client_settles_the_attempt(
 
 
 @pytest.mark.parametrize("how", ["raises", "fails"])
-def test_one_backend_that_is_broken_does_not_take_the_list_from_the_others(
+def test_a_backend_that_is_broken_does_not_spoil_the_list_of_the_others(
     how: str, logged_failures: Callable[[], int]
 ) -> None:
     class Broken(FakeBackend):

@@ -168,12 +168,12 @@ def test_a_renamed_request_asks_for_another_model() -> None:
         (b'{"stream_options":"x"}', b'{"stream_options":"x"}'),
     ],
 )
-def test_the_gateway_may_ask_for_usage(before: bytes, after: bytes) -> None:
+def test_stream_options_are_changed_to_ask_for_usage(before: bytes, after: bytes) -> None:
     call = JSONCall(endpoint(COMPLETIONS), before, model=None, stream=True)
     assert call.counting_usage().body == after
 
 
-def test_usage_is_not_asked_for_if_it_comes_anyway() -> None:
+def test_usage_is_not_requested_where_every_stream_reports_it() -> None:
     for path, stream in ((COMPLETIONS, False), (RESPONSES, True)):
         call = JSONCall(endpoint(path), b"{}", model=None, stream=stream)
         assert call.counting_usage() is call

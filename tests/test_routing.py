@@ -68,7 +68,7 @@ def test_a_404_for_a_missing_model_names_the_known_models() -> None:
     assert "x, y" in answer.json["error"]["message"]
 
 
-def test_an_unknown_model_is_a_404_that_names_those_the_caller_may_see() -> None:
+def test_an_unknown_model_is_a_404_that_lists_the_models_of_the_caller() -> None:
     tokens = {
         f"token_{name}_sha256": hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")
     }
@@ -84,7 +84,7 @@ def test_an_unknown_model_is_a_404_that_names_those_the_caller_may_see() -> None
     assert {exchange.end for exchange in gateway.ended} == {End.REFUSED}
 
 
-def test_an_error_names_a_few_models_and_no_more() -> None:
+def test_an_error_lists_a_few_models_only() -> None:
     names = ", ".join(f"model-{n}" for n in range(200))
     answer = Answer(gateway_of(*backends("a"), a_models=names).chat(model="no"))
     assert answer.json["error"]["message"].endswith("model-18, model-19, ....")
@@ -104,7 +104,7 @@ def test_an_alias_changes_the_model_and_no_other_byte_of_the_request() -> None:
     assert backend.calls[0].body == body.replace(b'"fa\\u0073t"', b'"llama-3-8b"')
 
 
-def test_the_reply_carries_the_name_that_was_asked_for() -> None:
+def test_a_reply_carries_the_alias_of_the_request() -> None:
     (backend,) = several = backends("a")
     gateway = gateway_of(*several, a_models="fast = llama-3-8b, plain")
     client = gateway.chat(model="fast")
@@ -117,7 +117,7 @@ def test_the_reply_carries_the_name_that_was_asked_for() -> None:
     assert Answer(client).json["model"] == "/srv/llama-3-8b.gguf"  # as it came
 
 
-def test_so_does_every_chunk_of_a_stream() -> None:
+def test_every_chunk_of_a_stream_carries_the_alias_of_the_request() -> None:
     (backend,) = several = backends("a")
     gateway = gateway_of(*several, a_models="fast = llama-3-8b")
     client = gateway.chat(stream=True, model="fast")
@@ -131,7 +131,7 @@ def test_so_does_every_chunk_of_a_stream() -> None:
     assert gateway.ended[0].model == "fast"
 
 
-def test_each_backend_is_asked_by_its_own_name_for_the_model() -> None:
+def test_each_backend_is_sent_its_own_name_of_the_model() -> None:
     a, b, c = backends("a", "b", "c")
     gateway = gateway_of(a, b, c, a_models="m = real-a", b_models="m", c_models="m = real-c")
     a.failing, b.failing = [errors.Unreachable("No.")], [errors.Unreachable("No.")]
@@ -145,7 +145,7 @@ def test_each_backend_is_asked_by_its_own_name_for_the_model() -> None:
 # -- the load ------------------------------------------------------------------------------------
 
 
-def test_the_one_with_the_fewest_in_flight_is_asked_and_ties_take_turns() -> None:
+def test_the_backend_with_the_fewest_requests_in_flight_is_asked_and_ties_take_turns() -> None:
     several = backends("a", "b", "c")
     gateway = gateway_of(*several)
     for n in range(1, 7):
@@ -159,7 +159,7 @@ def test_the_one_with_the_fewest_in_flight_is_asked_and_ties_take_turns() -> Non
     assert [len(backend.calls) for backend in several] == [2, 4, 2]
 
 
-def test_when_none_is_busy_they_take_turns_in_the_order_of_the_settings() -> None:
+def test_idle_backends_take_turns_in_the_order_of_the_settings() -> None:
     several = backends("a", "b", "c")
     gateway = gateway_of(*several)
     for _ in range(9):
@@ -185,7 +185,7 @@ def test_only_backends_that_serve_the_model_take_turns() -> None:
 # -- in_flight -----------------------------------------------------------------------------------
 
 
-def test_a_backend_at_its_limit_is_passed_over_and_when_all_are_it_is_a_503_at_once() -> None:
+def test_full_backends_are_passed_over_and_if_all_are_full_the_answer_is_503() -> None:
     a, b = backends("a", "b")
     gateway = gateway_of(a, b, a_in_flight="1", b_in_flight="2")
     for _ in range(3):
@@ -200,7 +200,7 @@ def test_a_backend_at_its_limit_is_passed_over_and_when_all_are_it_is_a_503_at_o
     assert (len(a.calls), len(b.calls)) == (2, 2)
 
 
-def test_the_limit_holds_for_requests_without_a_model_and_for_the_only_backend() -> None:
+def test_the_limit_holds_for_requests_without_a_model_and_for_a_single_backend() -> None:
     (backend,) = several = backends("a")
     gateway = gateway_of(*several, a_in_flight="2")
     for _ in range(2):
@@ -209,7 +209,7 @@ def test_the_limit_holds_for_requests_without_a_model_and_for_the_only_backend()
 
 
 @pytest.mark.parametrize("how", ["whole", "error", "cut", "left", "refused", "broken"])
-def test_a_place_is_given_back_however_a_request_ends(how: str) -> None:
+def test_a_request_is_no_longer_in_flight_however_it_ended(how: str) -> None:
     (backend,) = several = backends("a")
     gateway = gateway_of(*several, a_in_flight="1")
     for _ in range(5):
@@ -245,7 +245,7 @@ def test_a_place_is_given_back_however_a_request_ends(how: str) -> None:
     ],
     ids=lambda problem: type(problem).__name__,
 )
-def test_what_cannot_have_run_goes_to_the_next_in_order_and_each_attempt_is_logged(
+def test_a_request_that_was_not_executed_is_sent_to_the_next_backend_and_each_attempt_is_logged(
     problem: errors.GatewayError,
 ) -> None:
     several = a, b, c = backends("a", "b", "c")
@@ -272,7 +272,7 @@ def test_if_no_backend_can_be_reached_the_client_gets_the_last_error() -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_when_all_refuse_for_now_the_client_gets_the_last_refusal(status: int) -> None:
+def test_if_all_backends_refuse_for_now_the_client_gets_the_last_refusal(status: int) -> None:
     a, b = backends("a", "b")
     gateway = gateway_of(a, b)
     client = gateway.chat(model="m")
@@ -283,14 +283,14 @@ def test_when_all_refuse_for_now_the_client_gets_the_last_refusal(status: int) -
 
 
 @pytest.mark.parametrize("status", [400, 404, 500, 501, 502, 504])
-def test_any_other_status_is_the_answer(status: int) -> None:
+def test_any_other_error_status_is_the_answer(status: int) -> None:
     a, b = backends("a", "b")
     client = gateway_of(a, b).chat(model="m")
     a.calls[0].whole(b'{"error":{"message":"no"}}', status)
     assert Answer(client).status == status and not b.calls
 
 
-def test_the_client_leaving_ends_the_attempts() -> None:
+def test_a_client_that_disconnects_ends_the_attempts() -> None:
     a, b = backends("a", "b")
     a.failing = [errors.Unreachable("No.")]
     gateway = gateway_of(a, b)
@@ -311,7 +311,7 @@ def test_no_other_backend_is_asked_after_a_comment_has_begun_the_stream() -> Non
     assert answer.closed and not answer.complete and not b.calls
 
 
-def test_the_only_one_that_is_usable_is_not_asked_twice() -> None:
+def test_a_backend_is_not_asked_twice_if_it_is_the_only_usable_one() -> None:
     a, b = backends("a", "b")
     gateway = gateway_of(a, b, b_in_flight="1")
     gateway.chat(model="m")

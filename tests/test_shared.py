@@ -28,7 +28,7 @@ def results(*waiters: Deferred[str]) -> list[Any]:
     return found
 
 
-def test_all_that_wait_have_the_result_and_later_ones_a_new_operation() -> None:
+def test_all_waiters_get_the_result_and_a_later_one_begins_a_new_operation() -> None:
     operations = Operations()
     shared = Shared(operations.begin, cancels=True)
     found = results(shared.get(), shared.get())

@@ -29,7 +29,7 @@ def pair() -> Iterator[tuple[Accepted, socket.socket]]:
 
 
 @pytest.mark.parametrize("what", ["bytes", "the end"])
-def test_what_has_arrived_is_seen_and_not_taken(
+def test_unread_bytes_are_noticed_and_stay_unread(
     pair: tuple[Accepted, socket.socket], what: str
 ) -> None:
     transport, peer = pair
@@ -43,7 +43,7 @@ def test_what_has_arrived_is_seen_and_not_taken(
     assert has_unread(SimpleNamespace(transport=transport))  # as TLS wraps it
 
 
-def test_what_a_peer_has_not_taken_is_seen_for_large_requests(
+def test_unsent_bytes_of_a_large_request_are_noticed(
     pair: tuple[Accepted, socket.socket],
 ) -> None:
     transport, peer = pair
@@ -58,7 +58,7 @@ def test_what_a_peer_has_not_taken_is_seen_for_large_requests(
     assert not has_unsent(transport, LARGE)
 
 
-def test_what_a_transport_holds_is_seen(pair: tuple[Accepted, socket.socket]) -> None:
+def test_bytes_that_the_transport_buffers_are_noticed(pair: tuple[Accepted, socket.socket]) -> None:
     transport, _ = pair
     tls = SimpleNamespace(transport=transport, _appSendBuffer=[b"x"])
     assert has_unsent(tls, 1)

@@ -39,7 +39,7 @@ def test_mistakes_of_a_client_do_not_count_against_a_backend(
     assert target.health.state is State.HEALTHY and target.in_flight == 0
 
 
-def test_what_is_in_flight_is_counted_up_to_the_limit(clock: Clock) -> None:
+def test_requests_in_flight_are_counted_up_to_the_limit(clock: Clock) -> None:
     target = Target(FakeBackend(), clock, limit=2)
     first, second = target.begin(), target.begin()
     assert target.in_flight == 2 and target.full
@@ -63,7 +63,7 @@ def test_a_reply_that_has_begun_decides_the_trial(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("forget_health", [False, True])
-def test_other_settings_keep_the_count_and_the_health_unless_it_is_to_be_forgotten(
+def test_new_settings_keep_the_count_and_keep_the_health_unless_told_to_forget_it(
     clock: Clock, forget_health: bool
 ) -> None:
     target, other = Target(FakeBackend("a"), clock, [("x", None)], limit=1), FakeBackend("a")

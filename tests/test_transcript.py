@@ -93,7 +93,7 @@ def test_a_streamed_transcription_that_is_whole_crosses(
     ],
     ids=["typed", "typed, only DONE", "chunks", "text"],
 )
-def test_a_streamed_transcription_that_is_cut_is_no_success(
+def test_a_streamed_transcription_that_is_cut_is_an_error(
     gateway: Gateway,
     backend: FakeBackend,
     events: list[tuple[str, bytes]],

@@ -30,7 +30,7 @@ def gateway(backend: FakeBackend) -> Gateway:
 
 @pytest.mark.parametrize("path", UPLOAD_PATHS)
 @pytest.mark.parametrize("first", [True, False])
-def test_an_upload_goes_where_its_model_is_with_its_bytes_unchanged(path: str, first: bool) -> None:
+def test_an_upload_is_sent_unchanged_to_the_backend_of_its_model(path: str, first: bool) -> None:
     a, b = FakeBackend("a"), FakeBackend("b")
     urls = {f"backend_{name}_url": "http://127.0.0.1:1" for name in ("a", "b")}
     gateway = Gateway(
