@@ -3,7 +3,7 @@
 Settings are read while twistd still parses its command line. It has not forked then, so a mistake
 in them reaches the terminal and the exit status, also if twistd runs in the background. This is
 the only module that imports the global reactor. Some imports are inside functions because
-``--help`` and a failed start do not need them.
+``--help``, a failed start, or a process of another kind does not need them.
 """
 
 import os
@@ -85,6 +85,9 @@ class Options(usage.Options):
         if isinstance(self.parent, ServerOptions) and hasattr(select, "epoll"):
             # twistd installs its default only later, and one chosen with --reactor earlier. twist
             # has installed one in any case.
+            from gatewayd.daemon.without_tls import import_twisted
+
+            import_twisted()
             from gatewayd.daemon.reactor import install
 
             install()
@@ -125,17 +128,19 @@ def makeService(options: Options) -> IService:
 
     from gatewayd.daemon import descriptors
     from gatewayd.daemon.reactor import use_monotonic_time
-    from gatewayd.daemon.service import GatewayService
-    from gatewayd.daemon.supervisor import Supervisor
 
     use_monotonic_time(reactor)
     descriptors.raise_limit()
     try:
         if options.settings.gateway.workers > 1 and options.supervised is None:
+            from gatewayd.daemon.supervisor import Supervisor
+
             # twist has no such option and always runs in the foreground.
             foreground = bool(options.parent and options.parent.get("nodaemon", True))
             reactor_option = _reactor_option(reactor)
             return Supervisor(options.settings, options.load, reactor, reactor_option, foreground)
+        from gatewayd.daemon.service import GatewayService
+
         return GatewayService(options.settings, options.load, reactor, options.supervised)
     except SettingsError as error:
         _refuse_waiting()

@@ -7,7 +7,7 @@ from OpenSSL import SSL
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
-from gatewayd.backend.tls import ClientTLS, handshake_problem
+from gatewayd.backend.tls import ClientTLS
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from gatewayd.backend.tls import ClientTLS, handshake_problem
     ids=lambda value: repr(value)[:30],
 )
 def test_every_openssl_error_has_a_reason_in_words(problem: Exception, said: str) -> None:
-    assert handshake_problem(Failure(problem), None).startswith(said)
+    assert ClientTLS.handshake_problem(Failure(problem), None).startswith(said)
 
 
 @pytest.mark.parametrize("host", ["llama_server", "gpu1.lan", "127.0.0.1", "::1", "localhost"])

@@ -60,10 +60,10 @@ def test_a_renewed_certificate_is_used_and_the_site_keeps_its_context_object(
         values = {"gateway_tls_certificate": chain, "gateway_tls_key": key}
         made.append(serve(reactor, made[0] if made else None, **values))
     serving = Serving(made[0], lambda _: None, None, reactor)
-    held = serving.certificate
-    assert held is not None and held.context is made[0].certificate
+    held, renewed = serving.certificate, made[1].certificate
+    assert held is not None and renewed is not None and held is made[0].certificate
     serving.use(made[1])
-    assert serving.certificate is held and held.context is made[1].certificate
+    assert serving.certificate is held and held.context is renewed.context
 
 
 def test_the_snapshot_shows_connections_and_backends() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from OpenSSL import SSL
-from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 
@@ -18,6 +20,10 @@ class Certificate:
 
     def __init__(self, context: SSL.Context) -> None:
         self.context = context
+
+    def wrap(self, factory: IProtocolFactory, clock: Any) -> TLSMemoryBIOFactory:
+        """A factory for TLS; what it receives goes to the protocols of ``factory``."""
+        return TLSMemoryBIOFactory(self, False, factory, clock)
 
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         return SSL.Connection(self.context, None)

@@ -10,12 +10,10 @@ any byte of a reply: the backend had closed it while the request was on its way.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.endpoints import wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
@@ -27,7 +25,9 @@ from .connecting import Connecting
 from .connection import Connection, NoAnswer
 from .endpoint import Endpoint
 from .pool import Pool
-from .tls import ClientTLS
+
+if TYPE_CHECKING:
+    from .tls import ClientTLS
 
 STALE_SECONDS = 1.0
 
@@ -54,8 +54,7 @@ class Agent:
         self._prefix = f"{base.scheme}://{base.netloc}".encode("ascii")
         self._tls = tls
         port = base.port or (443 if tls is not None else 80)
-        endpoint: IStreamClientEndpoint = Endpoint(reactor, base.hostname or "", port)
-        self._endpoint = endpoint if tls is None else wrapClientTLS(tls, endpoint)
+        self._endpoint = Endpoint(reactor, base.hostname or "", port)
         self._connect_timeout = connect_timeout
         self._max_head = max_head
         self._pool = Pool(reactor)

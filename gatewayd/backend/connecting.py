@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IHandshakeListener, IStreamClientEndpoint
@@ -14,7 +14,9 @@ from gatewayd.wire.errors import ConnectTimeout, GatewayError, Unreachable
 
 from .connection import Connection
 from .failures import describe, tls_failed
-from .tls import ClientTLS, handshake_problem
+
+if TYPE_CHECKING:
+    from .tls import ClientTLS
 
 
 @implementer(IHandshakeListener)
@@ -49,7 +51,8 @@ class Connecting(Protocol):
         assert result is not None
         factory = Factory.forProtocol(lambda: self)
         factory.noisy = False
-        self._tcp = maybeDeferred(endpoint.connect, factory)
+        wrapped = factory if self._tls is None else self._tls.wrap(factory)
+        self._tcp = maybeDeferred(endpoint.connect, wrapped)
         self._tcp.addErrback(self._tcp_failed)
         return result
 
@@ -85,7 +88,7 @@ class Connecting(Protocol):
             detail = describe(reason)
             self._fail(Unreachable("The backend closed the connection.", detail=detail))
         else:
-            self._fail(tls_failed(handshake_problem(reason, transport.getHandle())))
+            self._fail(tls_failed(self._tls.handshake_problem(reason, transport.getHandle())))
 
     # -- the clock -------------------------------------------------------------------------------
 

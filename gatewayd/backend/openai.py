@@ -8,7 +8,7 @@ the others.
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
@@ -16,15 +16,16 @@ from twisted.web.iweb import IAgent
 
 from gatewayd.http1.writing import header_lines
 from gatewayd.settings.model import BackendSettings, LimitSettings
-from gatewayd.settings.pem import certificates_in
 from gatewayd.wire.call import Call
 
 from .agent import Agent
 from .collecting import read_health, read_models
 from .headers import RequestHeaders, crossing
 from .interface import Clocks, Reply
-from .tls import ClientTLS
 from .treqclient import TreqClient
+
+if TYPE_CHECKING:
+    from .tls import ClientTLS
 
 
 class OpenAIBackend:
@@ -128,6 +129,10 @@ def _tls(settings: BackendSettings) -> ClientTLS | None:
     base = urlsplit(settings.url)
     if base.scheme != "https":
         return None
+    from gatewayd.settings.pem import certificates_in
+
+    from .tls import ClientTLS
+
     trusted = None if settings.tls_ca is None else certificates_in(settings.tls_ca)
     return ClientTLS(base.hostname or "", trusted)
 

@@ -16,8 +16,8 @@ from OpenSSL.crypto import X509
 from service_identity import VerificationError
 from service_identity.cryptography import extract_patterns
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IProtocolFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -51,6 +51,10 @@ class ClientTLS:
             for certificate in trusted:
                 store.add_cert(certificate)
 
+    def wrap(self, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
+        """A factory for TLS; what it receives goes to the protocols of ``factory``."""
+        return TLSMemoryBIOFactory(self, True, factory)
+
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         connection = SSL.Connection(self._context, None)
         if not self._is_address:  # RFC 6066, section 3: no addresses
@@ -71,16 +75,16 @@ class ClientTLS:
             return f"certificate verify failed: {type(problem).__name__}: {problem}"
         return None
 
+    @staticmethod
+    def handshake_problem(reason: Failure, connection: SSL.Connection | None) -> str:
+        """Why a connection was lost before its handshake was complete.
 
-def handshake_problem(reason: Failure, connection: SSL.Connection | None) -> str:
-    """Why a connection was lost before its handshake was complete.
-
-    :param connection: OpenSSL's connection, which knows why a certificate was refused.
-    """
-    if not isinstance(reason.value, SSL.Error):
-        return describe(reason)
-    refused = _verify_error(connection)
-    return _reasons(reason.value) + (f": {refused}" if refused else "")
+        :param connection: OpenSSL's connection, which knows why a certificate was refused.
+        """
+        if not isinstance(reason.value, SSL.Error):
+            return describe(reason)
+        refused = _verify_error(connection)
+        return _reasons(reason.value) + (f": {refused}" if refused else "")
 
 
 def _reasons(problem: SSL.Error) -> str:

@@ -14,10 +14,9 @@ change in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-from OpenSSL import SSL
 
 from gatewayd.api.app import API
 from gatewayd.api.routes import Routes
@@ -30,9 +29,11 @@ from gatewayd.routing.target import Target
 from gatewayd.settings.checks import warnings_of
 from gatewayd.settings.load import SettingsError
 from gatewayd.settings.model import BackendSettings, Settings
-from gatewayd.settings.pem import server_context
 
 from . import descriptors
+
+if TYPE_CHECKING:
+    from gatewayd.api.tls import Certificate
 
 
 @attrs.frozen(eq=False)
@@ -59,7 +60,7 @@ class Generation:
     api: API
     resource: Routes
     prober: Prober
-    certificate: SSL.Context | None
+    certificate: Certificate | None
     renewals: tuple[Renewal, ...]
 
     @property
@@ -156,12 +157,15 @@ def _renewed(
     return Renewal(target, again, own.models, own.in_flight, unknown)
 
 
-def _certificate(settings: Settings, problems: list[str]) -> SSL.Context | None:
+def _certificate(settings: Settings, problems: list[str]) -> Certificate | None:
     certificate, key = settings.gateway.tls_certificate, settings.gateway.tls_key
     if certificate is None or key is None:
         return None
+    from gatewayd.api.tls import Certificate
+    from gatewayd.settings.pem import server_context
+
     try:
-        return server_context(certificate, key)
+        return Certificate(server_context(certificate, key))
     except ValueError as error:
         problems.append(f"[gateway] tls_key: {error}")
         return None

@@ -9,7 +9,6 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IListeningPort
-from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from .listening import accept_pending, adopt, listen
 from .notify import inherited_sockets
@@ -41,7 +40,7 @@ class Ports(Service):
         serving = self._serving
         factory: Any = serving.site
         if serving.certificate is not None:
-            factory = TLSMemoryBIOFactory(serving.certificate, False, factory, self._reactor)
+            factory = serving.certificate.wrap(factory, self._reactor)
         descriptors = self._handed_over()
         if descriptors:
             self._open = [adopt(self._reactor, descriptor, factory) for descriptor in descriptors]

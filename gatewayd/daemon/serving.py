@@ -12,7 +12,6 @@ from typing import Any
 from gatewayd.api.app import API
 from gatewayd.api.metrics import CONNECTIONS, metrics_site
 from gatewayd.api.site import Site
-from gatewayd.api.tls import Certificate
 from gatewayd.exchange import Exchange
 from gatewayd.settings.model import Settings
 from gatewayd.telemetry.metrics import BackendState, Snapshot
@@ -43,9 +42,7 @@ class Serving:
         if metrics is not None:
             self.metrics_site = metrics_site(metrics, settings, reactor)
         #: For TLS on the site; None without.
-        self.certificate = None
-        if generation.certificate is not None:
-            self.certificate = Certificate(generation.certificate)
+        self.certificate = generation.certificate
 
     def use(self, generation: Generation) -> None:
         """Answer with this generation from now on. Nothing here can fail.
@@ -58,7 +55,7 @@ class Serving:
         self.site.replace(generation.resource, generation.api.admit)
         self.site.state.use(settings, for_clients(settings))
         if self.certificate is not None and generation.certificate is not None:
-            self.certificate.context = generation.certificate
+            self.certificate.context = generation.certificate.context
         if self.metrics_site is not None:
             self.metrics_site.state.use(settings, CONNECTIONS)
 

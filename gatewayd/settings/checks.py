@@ -8,7 +8,6 @@ import hashlib
 import ipaddress
 import stat
 
-from . import pem
 from .draft import Draft, Section
 from .files import File, read_secret
 from .model import SectionId, Settings
@@ -34,8 +33,11 @@ def complete_backend(draft: Draft, backend: SectionId) -> None:
     if key is not None:
         section.values["api_key"] = key
     trusted: File | None = section.values.get("tls_ca")
-    if trusted is not None and pem.all_expired(trusted):
-        draft.warn(section.places["tls_ca"], "contains only certificates that have expired")
+    if trusted is not None:
+        from . import pem
+
+        if pem.all_expired(trusted):
+            draft.warn(section.places["tls_ca"], "contains only certificates that have expired")
     if "url" not in section.places:
         draft.missing(backend, "url", "a base URL such as http://127.0.0.1:8080/v1")
 
@@ -76,6 +78,8 @@ def check_own_tls(draft: Draft) -> None:
             if gateway.values.get(one) is not None and not gateway.was_given(other):
                 draft.problem(gateway.places[one], f"is given without {other}, expected both")
         return
+    from . import pem
+
     try:
         pem.server_context(certificate, key)
     except ValueError as error:

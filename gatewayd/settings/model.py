@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 import attrs
 
 from .files import File, read_file
-from .pem import read_certificates, read_own_certificate
 from .values import (
     Secret,
     address_and_port,
@@ -72,6 +71,18 @@ def _declare(declared: Setting, value: Any = attrs.NOTHING, repr: bool = True) -
     return attrs.field(default=value, repr=repr, metadata={"setting": declared})
 
 
+def _certificates(path: str) -> File:
+    from .pem import read_certificates  # OpenSSL takes 12 MiB, and few settings name certificates
+
+    return read_certificates(path)
+
+
+def _own_certificate(path: str) -> File:
+    from .pem import read_own_certificate
+
+    return read_own_certificate(path)
+
+
 @attrs.frozen
 class GatewaySettings:
     listen: str = setting("127.0.0.1", ip_address, "The IP address to listen on.")
@@ -93,7 +104,7 @@ class GatewaySettings:
     )
     tls_certificate: File | None = setting(
         "",
-        unless_empty(read_own_certificate),
+        unless_empty(_own_certificate),
         "A PEM file with the certificate and its chain; empty = no TLS.",
         is_file=True,
     )
@@ -172,7 +183,7 @@ class BackendSettings:
     )
     tls_ca: File | None = setting(
         "",
-        unless_empty(read_certificates),
+        unless_empty(_certificates),
         "A PEM file of certificates to trust; empty = those of the system.",
         is_file=True,
     )
