@@ -30,6 +30,13 @@ from gatewayd.wire.call import Call
 
 EVENTS = "text/event-stream"
 
+_CHAT = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
+#: A request for a chat, as bytes.
+RAW_CHAT = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n" % len(_CHAT) + _CHAT
+)
+
 
 def fails(health: Health, trial: int | None = None) -> None:
     """Report a failed request to a backend's health; ``trial`` is a request that has begun."""
@@ -189,6 +196,15 @@ class ClientTransport(StringTransport):
         self.protocol.connectionLost(Failure(ConnectionDone()))
 
 
+def connect(site: Site, data: bytes = b"") -> ClientTransport:
+    """Connect a client to a site, and send these bytes."""
+    client = ClientTransport()
+    client.protocol = site.buildProtocol(None)
+    client.protocol.makeConnection(client)
+    client.protocol.dataReceived(data)
+    return client
+
+
 class Gateway:
     """The gateway without sockets."""
 
@@ -211,10 +227,10 @@ class Gateway:
 
     def _targets(self, backends: Sequence[Backend]) -> list[Target]:
         """One target for each backend, with the settings of the backend of that name."""
-        said = {backend.name: backend for backend in self.settings.backends}
+        configured = {backend.name: backend for backend in self.settings.backends}
         targets = []
         for backend in backends or [EchoBackend(self.settings.gateway.api_title)]:
-            own = said.get(backend.name)
+            own = configured.get(backend.name)
             models, limit = (own.models, own.in_flight) if own else ((), None)
             targets.append(Target(backend, self.clock, models, limit))
         return targets
@@ -226,10 +242,7 @@ class Gateway:
         return exchange.end
 
     def connect(self) -> ClientTransport:
-        transport = ClientTransport()
-        transport.protocol = self.site.buildProtocol(None)
-        transport.protocol.makeConnection(transport)
-        return transport
+        return connect(self.site)
 
     def request(
         self,
@@ -274,8 +287,8 @@ def backends(*names: str) -> list[FakeBackend]:
     return [FakeBackend(name) for name in names]
 
 
-def told(**values: str) -> dict[str, str]:
-    """Keys of :func:`settings` for backends: ``told(a_models="x")``; each gets a URL."""
+def backend_settings(**values: str) -> dict[str, str]:
+    """Arguments of :func:`settings` for backends, from ``a_models="x"``; each gets a URL."""
     found: dict[str, str] = {}
     for name, value in values.items():
         backend = name.partition("_")[0]
@@ -284,7 +297,7 @@ def told(**values: str) -> dict[str, str]:
 
 
 def gateway_of(*several: FakeBackend, **values: str) -> Gateway:
-    return Gateway(*several, settings=settings(**told(**values)))
+    return Gateway(*several, settings=settings(**backend_settings(**values)))
 
 
 class Answer:
@@ -345,6 +358,4 @@ def echo_gateway(**values: str) -> Gateway:
 
 def send_raw(gateway: Gateway, data: bytes) -> ClientTransport:
     """Send bytes on a connection of their own."""
-    transport = gateway.connect()
-    transport.protocol.dataReceived(data)
-    return transport
+    return connect(gateway.site, data)

@@ -1,4 +1,4 @@
-"""What tests read from logs and from the page of metrics."""
+"""Log messages and metrics as tests read them, and exchanges that have ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A supervisor on a clock, whose workers are no processes."""
+"""A supervisor on a clock, with workers that are objects and no processes."""
 
 from __future__ import annotations
 

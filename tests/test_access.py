@@ -1,4 +1,4 @@
-"""The access log: what a line says, and what becomes of it when it cannot be written."""
+"""The access log: the fields of a line, and lines that cannot be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines that list mistakes."""
+"""The mistakes in settings, as lines: how many, and without control characters."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""What is over is freed at once: no cycle of references holds it until the collector comes.
+"""Ended exchanges are freed at once: no reference cycle keeps them until the collector runs.
 
-A reply can be megabytes, and looking for cycles costs every request.
+A reply can have megabytes, and each search for cycles costs processor time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is built from settings."""
+"""Everything that serves requests, built from settings."""
 
 from __future__ import annotations
 

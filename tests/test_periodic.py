@@ -1,4 +1,4 @@
-"""Calls that are repeated."""
+"""Calls that are repeated while a service runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the process uses, as the page of metrics shows it."""
+"""Memory, processor time and descriptors on the page of metrics."""
 
 from __future__ import annotations
 

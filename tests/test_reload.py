@@ -11,7 +11,7 @@ from unittest import mock
 
 import attrs
 import pytest
-from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -25,16 +25,9 @@ from gatewayd.settings.model import BackendSettings, Setting, Settings
 from tests.backendside import connected
 from tests.certificates import certificate
 from tests.inifile import EVERY
-from tests.memory import fails
+from tests.memory import RAW_CHAT, ClientTransport, connect, fails
 
 DOCS = (Path(__file__).parent.parent / "docs" / "configuration.rst").read_text()
-
-ASKED = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
-CHAT = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n" % len(ASKED) + ASKED
-)
-
 
 def backend(name: str, port: int, **more: object) -> str:
     lines = [f"[backend {name}]", f"url = http://127.0.0.1:{port}"]
@@ -88,17 +81,13 @@ class Reloads(SynchronousTestCase):
     def targets(self) -> tuple[Target, ...]:
         return self.service.serving.api.router.targets
 
-    def send(self, request: bytes) -> StringTransport:
+    def send(self, request: bytes) -> ClientTransport:
         """Send a request as a new client; return the client's end."""
-        client = StringTransport()
-        channel = self.service.serving.site.buildProtocol(None)
-        channel.makeConnection(client)
-        channel.dataReceived(request)
-        return client
+        return connect(self.service.serving.site, request)
 
     def ask(self) -> bytes:
         """Send a chat; return what the backend is sent, behind the port that it was sent to."""
-        self.send(CHAT)
+        self.send(RAW_CHAT)
         (_, port, factory, _, _) = self.reactor.tcpClients[-1]
         self.backend = connected(factory)
         sent: bytes = self.backend.value()
@@ -201,7 +190,7 @@ class KeptTargets(Reloads):
         assert target.full
         target.settle(0, ClientLeft())
         self.backend.clear()
-        self.send(CHAT)
+        self.send(RAW_CHAT)
         assert self.backend.value().startswith(b"POST ")
         assert len(self.reactor.tcpClients) == before
 
@@ -211,7 +200,7 @@ class KeptTargets(Reloads):
         self.ask()
         self.backend.protocol.dataReceived(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000)
         assert self.backend.aborted
-        client = self.send(CHAT)
+        client = self.send(RAW_CHAT)
         self.reactor.pump([2.9, 0.2, 0.1])
         assert client.value().startswith(b"HTTP/1.1 504 ")
 
@@ -220,7 +209,7 @@ class KeptTargets(Reloads):
         self.ask()
         self.answer()
         self.reload("[limits]\nrequest_head = 1 KiB\n" + backend("a", 1))
-        client = self.send(CHAT)
+        client = self.send(RAW_CHAT)
         assert len(self.reactor.tcpClients) == 1
         self.backend.protocol.dataReceived(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2000)
         assert client.value().startswith(b"HTTP/1.1 502 ")

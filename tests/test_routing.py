@@ -11,7 +11,16 @@ import pytest
 from gatewayd.exchange import End
 from gatewayd.telemetry.access import fields
 from gatewayd.wire import errors
-from tests.memory import Answer, Gateway, backends, chunk, completion, gateway_of, settings, told
+from tests.memory import (
+    Answer,
+    Gateway,
+    backend_settings,
+    backends,
+    chunk,
+    completion,
+    gateway_of,
+    settings,
+)
 
 MODELS = "small, llama-*, fast = llama-3-8b, qwen[12]?"
 
@@ -73,8 +82,11 @@ def test_an_unknown_model_is_a_404_that_lists_the_models_of_the_caller() -> None
         f"token_{name}_sha256": hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")
     }
     a, b = backends("a", "b")
-    said = told(a_models="mine, shared, gpt-* ", b_models="theirs, nick = secret-real-name")
-    gateway = Gateway(a, b, settings=settings(**tokens, **said, token_a_models="mine, shared, no"))
+    of_backends = backend_settings(
+        a_models="mine, shared, gpt-* ", b_models="theirs, nick = secret-real-name"
+    )
+    own = settings(**tokens, **of_backends, token_a_models="mine, shared, no")
+    gateway = Gateway(a, b, settings=own)
     for token, names in (("a", "mine, shared."), ("b", "mine, shared, theirs, nick.")):
         answer = Answer(gateway.chat(model="no", headers={"Authorization": f"Bearer {token}"}))
         assert (answer.status, answer.code) == (404, "model_not_found")

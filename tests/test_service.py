@@ -18,13 +18,7 @@ from gatewayd.daemon.service import GatewayService
 from gatewayd.daemon.signals import Signals
 from gatewayd.exchange import Exchange
 from gatewayd.telemetry.metrics import PrometheusMetrics
-from tests.memory import ClientTransport, settings
-
-ASKED = b'{"messages": [{"role": "user", "content": "hi"}]}'
-CHAT = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n" % len(ASKED) + ASKED
-)
+from tests.memory import RAW_CHAT, ClientTransport, connect, settings
 
 
 class Systemd:
@@ -67,11 +61,7 @@ class Services(SynchronousTestCase):
         self.service = GatewayService(given, lambda: given, self.reactor)
 
     def connect(self, request: bytes = b"") -> ClientTransport:
-        client = ClientTransport()
-        client.protocol = self.service.serving.site.buildProtocol(None)
-        client.protocol.makeConnection(client)
-        client.protocol.dataReceived(request)
-        return client
+        return connect(self.service.serving.site, request)
 
 
 class Starts(Services):
@@ -114,7 +104,7 @@ class Stops(Services):
         self.reactor.run()
 
     def test_nothing_is_left_once_the_last_request_has_ended(self) -> None:
-        client = self.connect(CHAT)
+        client = self.connect(RAW_CHAT)
         stopped = self.service.stopService()
         self.systemd.told.clear()
         self.reactor.pump([1] * 20)
@@ -125,7 +115,7 @@ class Stops(Services):
         assert self.reactor.getDelayedCalls() == []
 
     def test_a_request_that_takes_too_long_is_logged_before_the_log_is_closed(self) -> None:
-        self.connect(CHAT)
+        self.connect(RAW_CHAT)
         stopped = self.service.stopService()
         self.reactor.pump([1] * 30 + [FLUSH_SECONDS])
         self.successResultOf(stopped)
@@ -133,7 +123,7 @@ class Stops(Services):
             assert [json.loads(line)["end"] for line in log] == ["drained"]
 
     def test_a_reload_during_a_stop_only_reopens_the_log_and_counts_as_failed(self) -> None:
-        self.connect(CHAT)
+        self.connect(RAW_CHAT)
         self.service.stopService()
         failed: list[bool] = []
         self.patch(reload_command, "answer", lambda **given: failed.append(given["failed"]))

@@ -10,7 +10,7 @@ from gatewayd.daemon.generation import Generation, build
 from gatewayd.daemon.serving import Serving
 from gatewayd.settings.load import load
 from tests.certificates import certificate
-from tests.memory import ClientTransport
+from tests.memory import connect
 
 MODELS = b"GET /v1/models HTTP/1.1\r\nHost: g\r\n\r\n"
 
@@ -22,18 +22,11 @@ def serve(
     return build(load(environ), reactor, bytes, before)
 
 
-def connect(serving: Serving) -> ClientTransport:
-    client = ClientTransport()
-    client.protocol = serving.site.buildProtocol(None)
-    client.protocol.makeConnection(client)
-    return client
-
-
 def test_a_connection_stays_and_its_next_request_meets_the_new_generation() -> None:
     reactor = MemoryReactorClock()
     first = serve(reactor, gateway_api_title="one", limits_connections="1")
     serving = Serving(first, lambda _: None, lambda: b"", reactor)
-    client = connect(serving)
+    client = connect(serving.site)
     client.protocol.dataReceived(MODELS)
     assert b"Server: one" in client.value()
     client.clear()
@@ -44,7 +37,7 @@ def test_a_connection_stays_and_its_next_request_meets_the_new_generation() -> N
     assert serving.settings is second.settings and serving.api is second.api
     assert serving.metrics_site is not None
     assert serving.metrics_site.state.settings is second.settings
-    other = connect(serving)
+    other = connect(serving.site)
     other.protocol.dataReceived(MODELS)
     assert other.value().startswith(b"HTTP/1.1 200 ")
 
@@ -70,7 +63,7 @@ def test_the_snapshot_shows_connections_and_backends() -> None:
     reactor = MemoryReactorClock()
     generation = serve(reactor, backend_a_url="http://127.0.0.1:1", backend_a_models="m, llama-*")
     serving = Serving(generation, lambda _: None, None, reactor)
-    connect(serving)
+    connect(serving.site)
     shown = serving.snapshot()
     assert (shown.connections, shown.in_flight) == (1, 0)
     assert shown.backends["a"].usable and shown.backends["a"].in_flight == 0
