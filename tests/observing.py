@@ -1,4 +1,4 @@
-"""Log messages and metrics as tests read them, and exchanges that have ended."""
+"""Log messages, metrics and notifications as tests read them; exchanges that have ended."""
 
 from __future__ import annotations
 
@@ -8,6 +8,32 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from gatewayd.exchange import End, Exchange
+
+
+class FakeSystemd:
+    """Keeps what the daemon tells systemd.
+
+    :param watchdog_seconds: between two signs of life that systemd expects; 0 for none.
+    """
+
+    def __init__(self, watchdog_seconds: float = 0.0) -> None:
+        self.watchdog_seconds = watchdog_seconds
+        self.told: list[str] = []
+
+    def ready(self, status: str) -> None:
+        self.told.append("READY")
+
+    def stopping(self, status: str) -> None:
+        self.told.append("STOPPING")
+
+    def alive(self) -> None:
+        self.told.append("WATCHDOG")
+
+    def reloading(self) -> None:
+        self.told.append("RELOADING")
+
+    def reloaded(self, status: str, failed: bool) -> None:
+        self.told.append(f"{'FAILED' if failed else 'READY'} {status}")
 
 
 def messages(events: Iterable[dict[str, Any]]) -> list[str]:

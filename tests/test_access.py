@@ -48,9 +48,9 @@ FULL: dict[str, Any] = {
 def test_a_line_is_one_json_object_with_the_stages_in_milliseconds() -> None:
     line = as_json(ended(**FULL))
     assert line.endswith(b"\n") and line.count(b"\n") == 1
-    said = json.loads(line)
-    assert said.pop("time").endswith("+00:00")
-    assert said == {
+    entry = json.loads(line)
+    assert entry.pop("time").endswith("+00:00")
+    assert entry == {
         "id": "req-1",
         "client": "192.0.2.7",
         "caller": "alice",
@@ -77,8 +77,8 @@ def test_a_line_is_one_json_object_with_the_stages_in_milliseconds() -> None:
 
 
 def test_a_stage_that_was_not_reached_is_null_in_json_and_absent_in_text() -> None:
-    said = json.loads(as_json(ended()))
-    assert said["first_byte_ms"] is said["prompt_tokens"] is said["caller"] is None
+    entry = json.loads(as_json(ended()))
+    assert entry["first_byte_ms"] is entry["prompt_tokens"] is entry["caller"] is None
     text = as_text(ended()).decode()
     assert "first_byte_ms" not in text and "caller" not in text and text.endswith(" bytes=0\n")
 

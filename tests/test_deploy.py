@@ -94,22 +94,22 @@ def service() -> list[tuple[str, str]]:
 
 @needs("systemd-analyze")
 def test_systemd_reports_no_mistake_in_the_units(units: Path) -> None:
-    said = run(
+    output = run(
         "systemd-analyze", "verify", "--man=no", "./gatewayd.service", "./gatewayd.socket",
         cwd=units,
     )  # fmt: skip
-    assert said == ""
+    assert output == ""
 
 
 @needs("systemd-analyze")
 def test_the_service_is_hardened(units: Path) -> None:
-    said = run(
+    output = run(
         "systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE - 1}",
         "--no-pager", "./gatewayd.service",
         cwd=units,
     )  # fmt: skip
-    found = re.search(r"Overall exposure level for gatewayd.service: ([0-9.]+)", said)
-    assert found and float(found[1]) < EXPOSURE / 10, said
+    found = re.search(r"Overall exposure level for gatewayd.service: ([0-9.]+)", output)
+    assert found and float(found[1]) < EXPOSURE / 10, output
 
 
 def test_the_service_starts_what_the_command_line_takes() -> None:
@@ -145,8 +145,8 @@ def test_the_socket_is_where_the_settings_say() -> None:
 @needs("groff")
 def test_the_man_page_is_clean_and_names_every_option() -> None:
     page = DOCS / "gatewayd.8"
-    said = run("groff", "-man", "-ww", "-b", "-z", "-Tutf8", str(page), cwd=ROOT)
-    assert said == ""
+    output = run("groff", "-man", "-ww", "-b", "-z", "-Tutf8", str(page), cwd=ROOT)
+    assert output == ""
     text = page.read_text().replace("\\-", "-")
     for name, *_ in (*Options.optParameters, *Options.optFlags, ("version",), ("help",)):
         assert f"--{name}" in text

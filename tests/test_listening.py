@@ -27,8 +27,8 @@ def test_others_may_accept_from_a_socket_that_is_bound() -> None:
 def test_a_port_in_use_ends_the_start_with_one_line(taken: int) -> None:
     with pytest.raises(CannotStart) as caught:
         bind("127.0.0.1", taken)
-    said = f"gatewayd: cannot listen on 127.0.0.1 port {taken}: Address already in use"
-    assert str(caught.value) == said
+    message = f"gatewayd: cannot listen on 127.0.0.1 port {taken}: Address already in use"
+    assert str(caught.value) == message
     assert isinstance(caught.value, SystemExit)
 
 

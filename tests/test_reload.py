@@ -26,27 +26,13 @@ from tests.backendside import connected
 from tests.certificates import certificate
 from tests.inifile import EVERY
 from tests.memory import RAW_CHAT, ClientTransport, connect, fails
+from tests.observing import FakeSystemd
 
 DOCS = (Path(__file__).parent.parent / "docs" / "configuration.rst").read_text()
 
 def backend(name: str, port: int, **more: object) -> str:
     lines = [f"[backend {name}]", f"url = http://127.0.0.1:{port}"]
     return "\n".join([*lines, *(f"{key} = {value}" for key, value in more.items()), ""])
-
-
-class Told:
-    """Stands for systemd and keeps what the daemon tells it."""
-
-    watchdog_seconds = 0.0
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def reloading(self) -> None:
-        self.said.append("RELOADING")
-
-    def reloaded(self, status: str, failed: bool) -> None:
-        self.said.append(f"{'FAILED' if failed else 'READY'} {status}")
 
 
 class Reloads(SynchronousTestCase):
@@ -58,7 +44,7 @@ class Reloads(SynchronousTestCase):
         self.folder = Path(folder.name)
         self.path = self.folder / "gatewayd.ini"
         self.reactor: Any = MemoryReactorClock()
-        self.systemd = Told()
+        self.systemd = FakeSystemd()
 
     def serve(self, text: str) -> None:
         self.write(text)
@@ -128,11 +114,11 @@ class FailedReloads(Reloads):
         self.serve(backend("a", 1))
         with self.fail_for("bad"):
             self.reload(backend("bad", 3))
-        reloading, ready = self.systemd.said
+        reloading, ready = self.systemd.told
         assert reloading == "RELOADING"
         assert ready.startswith("FAILED listens on ")
         self.reload(backend("b", 2))
-        assert self.systemd.said[-1].startswith("READY listens on ")
+        assert self.systemd.told[-1].startswith("READY listens on ")
 
     def test_an_unexpected_exception_while_reading_is_logged_and_changes_nothing(self) -> None:
         def broken() -> Settings:
@@ -142,7 +128,7 @@ class FailedReloads(Reloads):
         self.service._load = broken
         self.service.reload()
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
-        assert self.systemd.said[-1].startswith("FAILED listens on ")
+        assert self.systemd.told[-1].startswith("FAILED listens on ")
 
     def test_an_exception_after_the_exchange_undoes_nothing_and_systemd_is_told_ready(self) -> None:
         self.serve(backend("a", 1))
@@ -153,7 +139,7 @@ class FailedReloads(Reloads):
         self.targets[0].backend.close = fails  # type: ignore[method-assign]
         self.reload(backend("b", 2))
         assert len(self.flushLoggedErrors(OSError)) == 1
-        assert self.systemd.said[-1].startswith("READY listens on ")
+        assert self.systemd.told[-1].startswith("READY listens on ")
         assert self.ask().startswith(b"2 ")
 
     def test_the_limits_of_a_failed_reload_are_not_used(self) -> None:
@@ -269,7 +255,7 @@ class KeptTargets(Reloads):
 
 
 class Warned(Reloads):
-    def said(self, do: Callable[[], object]) -> list[str]:
+    def warnings_of(self, do: Callable[[], object]) -> list[str]:
         with capturedLogs() as events:
             do()
         return [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
@@ -277,14 +263,14 @@ class Warned(Reloads):
     def test_a_reload_without_tokens_warns_about_the_address_that_is_bound(self) -> None:
         token = f"[token a]\nsha256 = {'ab' * 32}\n"
         self.serve("[gateway]\nlisten = 0.0.0.0\n" + token)
-        assert self.said(lambda: self.reload("[gateway]\nlisten = 0.0.0.0\n" + token)) == []
-        bound, dangerous = self.said(lambda: self.reload(""))
+        assert self.warnings_of(lambda: self.reload("[gateway]\nlisten = 0.0.0.0\n" + token)) == []
+        bound, dangerous = self.warnings_of(lambda: self.reload(""))
         assert "[gateway] listen stays 0.0.0.0 until a restart" in bound
         assert "0.0.0.0 is not a loopback address and there are no tokens" in dangerous
 
     def test_an_address_that_is_only_in_the_file_causes_no_warning(self) -> None:
         self.serve("")
-        (bound,) = self.said(lambda: self.reload("[gateway]\nlisten = 0.0.0.0\n"))
+        (bound,) = self.warnings_of(lambda: self.reload("[gateway]\nlisten = 0.0.0.0\n"))
         assert "[gateway] listen stays 127.0.0.1 until a restart" in bound
 
     def test_an_expired_certificate_is_logged_at_every_reload(self) -> None:
@@ -293,7 +279,7 @@ class Warned(Reloads):
         text = f"[gateway]\ntls_certificate = {crt}\ntls_key = {key}\n"
         self.serve(text)
         for _ in range(2):
-            (expired,) = self.said(lambda: self.reload(text))
+            (expired,) = self.warnings_of(lambda: self.reload(text))
             assert "[gateway] tls_certificate: expired on " in expired
 
 

@@ -19,35 +19,12 @@ from gatewayd.daemon.signals import Signals
 from gatewayd.exchange import Exchange
 from gatewayd.telemetry.metrics import PrometheusMetrics
 from tests.memory import RAW_CHAT, ClientTransport, connect, settings
-
-
-class Systemd:
-    """Keeps what systemd is told."""
-
-    watchdog_seconds = 15.0
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def ready(self, status: str) -> None:
-        self.told.append("READY")
-
-    def stopping(self, status: str) -> None:
-        self.told.append("STOPPING")
-
-    def alive(self) -> None:
-        self.told.append("WATCHDOG")
-
-    def reloading(self) -> None:
-        self.told.append("RELOADING")
-
-    def reloaded(self, status: str, failed: bool) -> None:
-        self.told.append("FAILED" if failed else "READY")
+from tests.observing import FakeSystemd
 
 
 class Services(SynchronousTestCase):
     def setUp(self) -> None:
-        self.systemd = Systemd()
+        self.systemd = FakeSystemd(15.0)
         self.patch(service, "Systemd", lambda: self.systemd)
         self.patch(gc, "freeze", lambda: None)
         self.patch(Signals, "install", lambda _: None)

@@ -61,8 +61,8 @@ def test_a_start_that_fails_is_tried_again(world: World) -> None:
         world.processes[0].end(1)
         world.reactor.pass_seconds(60, 1)
     assert len(world.processes) == 2 + 1
-    said = [event for event in events if "could not be started" in str(event.get("why"))]
-    assert len(said) == 3
+    failures = [event for event in events if "could not be started" in str(event.get("why"))]
+    assert len(failures) == 3
 
 
 def test_accepted_settings_are_sent_to_running_workers_and_to_later_ones(
@@ -153,10 +153,10 @@ def test_dangerous_settings_are_logged_at_the_start_and_at_a_reload(world: World
 
 @pytest.fixture
 def told_systemd(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    said: list[str] = []
+    sent: list[str] = []
     systemd: Any = world.supervisor._systemd
-    monkeypatch.setattr(systemd, "_send", lambda *lines, **_: said.append(lines[0]))
-    return said
+    monkeypatch.setattr(systemd, "_send", lambda *lines, **_: sent.append(lines[0]))
+    return sent
 
 
 def test_systemd_is_told_ready_when_all_workers_use_the_accepted_settings(

@@ -132,13 +132,13 @@ def test_check_and_start_report_the_same_if_a_backend_cannot_be_built(
     monkeypatch.setattr("gatewayd.daemon.signals.hold", lambda: None)
     monkeypatch.setattr("gatewayd.daemon.descriptors.raise_limit", lambda: None)
     monkeypatch.setattr("gatewayd.daemon.reactor.use_monotonic_time", lambda _: None)
-    said = "[backend default]: cannot be used (no such cipher)\n"
+    problem = "[backend default]: cannot be used (no such cipher)\n"
     assert leave("--check", "--backend-url", "http://a") == 1
-    assert capsys.readouterr() == ("", said)
+    assert capsys.readouterr() == ("", problem)
     options = parse("--backend-url", "http://a")
     with pytest.raises(SystemExit) as caught:
         makeService(options)
-    assert (caught.value.code, capsys.readouterr()) == (1, ("", said))
+    assert (caught.value.code, capsys.readouterr()) == (1, ("", problem))
 
 
 def test_check_of_a_broken_file_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
