@@ -15,7 +15,7 @@ from gatewayd.wire.choices import ChatReader
 from gatewayd.wire.content import Usage
 from gatewayd.wire.errors import BackendFailed, BadReply
 from tests.memory import Answer, FakeBackend, Gateway
-from tests.replies import ALIASED, COMPLETIONS, framed, text
+from tests.replies import COMPLETIONS, framed, text
 
 DEPTH = 64
 
@@ -440,16 +440,6 @@ def test_an_error_in_place_of_a_completion_keeps_its_bytes() -> None:
     with pytest.raises(BackendFailed) as caught:
         reading().read_document(body)
     assert (caught.value.payload, caught.value.status) == (body, 404)
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def gateway(backend: FakeBackend) -> Gateway:
-    return Gateway(backend, settings=ALIASED)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from gatewayd.wire.call import Endpoint
 from gatewayd.wire.endpoints import ENDPOINTS
 from tests.memory import EVENTS, Answer, FakeBackend, Gateway, settings
 from tests.replies import (
-    ALIASED,
     BY_EVENT,
     CHAT,
     JSON_PATHS,
@@ -34,16 +33,6 @@ from tests.uploads import FORM, SOUND, form, upload
 PROTOCOL = Path(__file__).parents[1] / "docs" / "protocol.rst"
 STREAMED = b'{"stream":true,"messages":[{"role":"user"}]}'
 JSON_HEADERS = {"Content-Type": "application/json", "X-Request-ID": "req-1"}
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def gateway(backend: FakeBackend) -> Gateway:
-    return Gateway(backend, settings=ALIASED)
 
 
 # -- the table -------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from gatewayd.backend.interface import Clocks
 from gatewayd.exchange import End
 from tests.memory import Answer, FakeBackend, Gateway, settings
 from tests.replies import (
-    ALIASED,
     BY_EVENT,
     COMPLETIONS,
     MESSAGES,
@@ -19,16 +18,6 @@ from tests.replies import (
     framed,
     typed,
 )
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def gateway(backend: FakeBackend) -> Gateway:
-    return Gateway(backend, settings=ALIASED)
 
 
 @pytest.mark.parametrize("path", BY_EVENT)

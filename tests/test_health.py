@@ -81,7 +81,7 @@ def test_after_the_back_off_one_request_is_let_through(health: Health, clock: Cl
     health.begin()
     assert health.state is State.ON_TRIAL and not health.usable
     clock.advance(1000)
-    assert not health.usable  # whatever time it takes
+    assert not health.usable  # however long the trial takes
     health.succeeded()
     assert health.state is State.HEALTHY
 
@@ -152,7 +152,7 @@ def test_requests_that_began_before_the_trial_do_not_end_it(
         assert health.state is State.ON_TRIAL
     health.inconclusive(first)
     second = health.begin()
-    how(health, first)  # nor what was a trial once
+    how(health, first)  # an earlier trial does not end it either
     assert health.state is State.ON_TRIAL
     fails(health, second)
     assert state_of(health) is State.EJECTED
@@ -271,7 +271,7 @@ def test_silence_or_lost_connections_of_several_requests_mean_that_a_server_is_d
     assert health.usable_as_last_resort is not dead
     clock.advance(FIRST_BACKOFF)
     health.begin()
-    assert health.usable_as_last_resort  # a slow trial keeps nobody from a server that is back
+    assert health.usable_as_last_resort  # the server may be back while its trial is slow
     health.succeeded()
     assert health.usable
 
@@ -307,7 +307,7 @@ def test_while_the_health_path_fails_there_is_no_trial(health: Health, clock: Cl
     assert health.usable
 
 
-# -- whatever happens ----------------------------------------------------------------------------
+# -- events in any order -------------------------------------------------------------------------
 
 
 class AnyEvents(RuleBasedStateMachine):

@@ -10,19 +10,8 @@ from twisted.web.http import PotentialDataLoss
 
 from gatewayd.exchange import End
 from tests.memory import Answer, FakeBackend, Gateway, settings
-from tests.replies import ALIASED, framed, typed
+from tests.replies import framed, typed
 from tests.uploads import form, upload
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def gateway(backend: FakeBackend) -> Gateway:
-    return Gateway(backend, settings=ALIASED)
-
 
 DELTA = typed("transcript.text.delta", delta="a")
 

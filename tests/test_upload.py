@@ -10,22 +10,12 @@ from hypothesis import strategies as st
 
 from gatewayd.wire.upload import FormCall
 from tests.memory import Answer, FakeBackend, Gateway, settings
-from tests.replies import ALIASED, TRANSCRIPTIONS, UPLOAD_PATHS, endpoint
+from tests.replies import TRANSCRIPTIONS, UPLOAD_PATHS, endpoint
 from tests.uploads import BOUNDARY, FORM, SOUND, form, sound, upload
 
 
 def parsed(body: bytes) -> FormCall:
     return FormCall.parse(endpoint(TRANSCRIPTIONS), body, FORM.encode(), 64)
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def gateway(backend: FakeBackend) -> Gateway:
-    return Gateway(backend, settings=ALIASED)
 
 
 @pytest.mark.parametrize("path", UPLOAD_PATHS)

@@ -2,7 +2,7 @@
 
 It replaces Twisted's ``HostnameEndpoint``, which refuses host names with an underscore, never ends
 if a lookup fails with an ``OSError`` (no descriptor left), hides why it failed, looks up the name
-for each connection, and gives up after 30 seconds whatever ``connect`` is set to.
+for each connection, and gives up after 30 seconds even if ``connect`` is longer.
 """
 
 from __future__ import annotations

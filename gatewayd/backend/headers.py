@@ -22,7 +22,7 @@ _PARAMETERS = re.compile(rb";[ -~]{1,255}")
 
 
 class RequestHeaders(Headers):
-    """The header lines of one request, encoded by the caller, who knows that they are valid.
+    """The header lines of one request. The caller has encoded them and knows that they are valid.
 
     Twisted's headers would check and spell each field again. These cannot be changed.
 

@@ -62,7 +62,7 @@ Outcome = GatewayError | ClientLeft | None
 @attrs.frozen
 class Failure:
     """
-    :param caller: who sent the request.
+    :param caller: the caller that sent the request.
     :param body: a digest of its body.
     :param reason: what went wrong, for the log.
     """

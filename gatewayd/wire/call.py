@@ -110,8 +110,8 @@ class Endpoint:
         no reply is read.
     :param ends: the types of event that end a stream well. Empty if the endpoint has no streams:
         then the backend judges a request that asks for one.
-    :param opaque: whether a reply that is no event stream crosses unread, whatever its media type
-        is. Then it is complete if its framing says so.
+    :param opaque: whether a reply that is not an event stream crosses unread, with any media type.
+        Then it is complete if its framing says so.
     :param usage_on_request: whether a stream reports usage only where the request's
         ``stream_options.include_usage`` asks for it.
     """
