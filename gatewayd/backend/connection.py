@@ -188,7 +188,7 @@ class Connection(Protocol):
     # -- one reply -------------------------------------------------------------------------------
 
     def _hand_out_head(self, reply: ReplyParser, body: bytes) -> None:
-        """The head is complete; ``body`` is what arrived with it."""
+        """The head is complete; ``body`` is the part of the body that arrived with it."""
         self.state = TRANSITIONS[self.state][HEAD]
         head, self._head = self._head, None
         self._receiver = self.response = response = Response(self, reply, body)
@@ -239,7 +239,7 @@ class Connection(Protocol):
             self._reply.close()
         self._reply = self._head = self._receiver = self.response = None
 
-    # -- what the response calls -----------------------------------------------------------------
+    # -- called by the response ------------------------------------------------------------------
 
     def deliver_to(self, receiver: BodyReceiver) -> None:
         """Have ``receiver`` take the rest of the body."""

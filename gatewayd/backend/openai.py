@@ -129,6 +129,7 @@ def _tls(settings: BackendSettings) -> ClientTLS | None:
     base = urlsplit(settings.url)
     if base.scheme != "https":
         return None
+    # OpenSSL takes 12 MiB, which a gateway without TLS does not need.
     from gatewayd.settings.pem import certificates_in
 
     from .tls import ClientTLS

@@ -52,7 +52,7 @@ class ClientTLS:
                 store.add_cert(certificate)
 
     def wrap(self, factory: IProtocolFactory) -> TLSMemoryBIOFactory:
-        """A factory for TLS; what it receives goes to the protocols of ``factory``."""
+        """A factory whose protocols speak TLS; those of ``factory`` get the decrypted bytes."""
         return TLSMemoryBIOFactory(self, True, factory)
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:

@@ -1,4 +1,4 @@
-"""treq's client, without what it does for each request and a gateway does not need.
+"""treq's client, without the work for each request that a gateway does not need.
 
 treq would parse the URL, make three agents (for cookies, redirects and content codings) and wrap
 the response for each of them. Here a URL is part of the settings, a body is bytes, redirects are

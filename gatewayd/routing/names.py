@@ -1,4 +1,4 @@
-"""Which models a backend serves by its settings, and what the backend itself calls them."""
+"""The models that a backend serves by its settings, and the backend's own names of them."""
 
 from __future__ import annotations
 
