@@ -49,7 +49,7 @@ def test_the_tree_names_every_module_and_no_other() -> None:
     assert sorted(named) == sorted(str(path.relative_to(PACKAGE)) for path in MODULES)
 
 
-def test_the_tree_says_what_each_module_holds() -> None:
+def test_the_tree_describes_each_module() -> None:
     assert [path for path, text in tree() if not text] == []
 
 

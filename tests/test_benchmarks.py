@@ -91,6 +91,6 @@ def test_plots_of_one_figure_are_drawn_too(tmp_path: Path) -> None:
     assert path.name == "growth-cpu.svg"
 
 
-def test_every_peer_says_what_installs_it() -> None:
+def test_every_other_peer_has_an_install_command() -> None:
     ours = {"gatewayd", "before", "bare", "twisted_relay", "klein_treq"}
     assert {name for name, peer in PEERS.items() if not peer.install} == ours

@@ -112,7 +112,7 @@ def test_the_service_is_hardened(units: Path) -> None:
     assert found and float(found[1]) < EXPOSURE / 10, output
 
 
-def test_the_service_starts_what_the_command_line_takes() -> None:
+def test_the_unit_uses_options_that_the_command_line_accepts() -> None:
     values = dict(service())
     program, *words = values["ExecStart"].split()
     assert program == f"{BIN}/twistd"

@@ -18,7 +18,7 @@ def taken() -> Iterator[int]:
         yield used.getsockname()[1]
 
 
-def test_others_may_accept_from_a_socket_that_is_bound() -> None:
+def test_another_process_can_accept_from_a_bound_socket() -> None:
     with bind("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
         client, _ = bound.accept()
         client.close()

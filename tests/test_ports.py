@@ -58,7 +58,7 @@ def opened(handover: Handover | None, **values: str) -> tuple[Ports, Reactor]:
     return made, reactor
 
 
-def test_without_handed_over_sockets_the_settings_say_where() -> None:
+def test_without_handed_over_sockets_the_settings_give_the_address() -> None:
     made, reactor = opened(None, gateway_listen="0.0.0.0", gateway_port="7")
     assert [server[0] for server in reactor.tcpServers] == [7]
     assert (made.host, made.address) == ("0.0.0.0", "0.0.0.0 port 7")

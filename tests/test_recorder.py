@@ -32,8 +32,8 @@ def fails(error: Exception) -> Callable[..., None]:
     return call
 
 
-class Faults(SynchronousTestCase):
-    """A fault in one of the two records reaches neither the caller nor the other record."""
+class Failures(SynchronousTestCase):
+    """A failure of one of the two records reaches neither the caller nor the other record."""
 
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -44,13 +44,13 @@ class Faults(SynchronousTestCase):
         self.recorder.startService()
         self.addCleanup(self.recorder.stopService)
 
-    def test_of_the_metrics(self) -> None:
+    def test_a_failure_of_the_metrics_is_logged_and_the_line_is_written(self) -> None:
         self.patch(PrometheusMetrics, "__call__", fails(OverflowError("a count of 400 digits")))
         self.recorder.record(ended())
         assert json.loads(self.path.read_text())["end"] == "complete"
         assert len(self.flushLoggedErrors(OverflowError)) == 1
 
-    def test_of_the_access_log(self) -> None:
+    def test_a_failure_of_the_access_log_is_logged_and_the_metrics_count(self) -> None:
         error = UnicodeEncodeError("utf-8", "\ud800", 0, 1, "half a pair")
         self.patch(self.recorder._access_log, "_encode", fails(error))
         self.recorder.record(ended())

@@ -71,7 +71,7 @@ def test_no_other_process_can_answer(start: StartDaemon) -> None:
         reload(start(other), timeout=1)
 
 
-def test_a_process_that_does_not_exist_cannot_be_told() -> None:
+def test_a_process_that_does_not_exist_is_an_error() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     with pytest.raises(ReloadError, match=f"process {gone.pid} cannot be told: No such process"):

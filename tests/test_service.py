@@ -42,7 +42,7 @@ class Services(SynchronousTestCase):
 
 
 class Starts(Services):
-    def test_making_it_opens_nothing(self) -> None:
+    def test_making_the_service_opens_nothing(self) -> None:
         assert self.reactor.tcpServers == [] and self.reactor.getDelayedCalls() == []
 
     def test_twistd_opens_the_port_with_root_rights(self) -> None:

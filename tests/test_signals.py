@@ -59,7 +59,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Handled:
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_stops_and_the_same_again_does_not_wait(daemon: Handled, first: int) -> None:
+def test_a_second_signal_of_the_same_kind_stops_at_once(daemon: Handled, first: int) -> None:
     stops = daemon.reactor.stops
     daemon.send(first)
     assert (daemon.reactor.stops, daemon.done) == (stops + 1, [])

@@ -22,7 +22,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 
 
 @pytest.mark.parametrize("seed", sorted(FOUND))
-def test_what_was_found_once_is_mended(runner: Runner, seed: int) -> None:
+def test_seeds_that_once_found_a_bug_find_none(runner: Runner, seed: int) -> None:
     assert runner.run(seed).problems == []
 
 

@@ -11,7 +11,7 @@ def test_a_worker_is_twistd_in_the_foreground_with_the_options_of_its_supervisor
     assert spawning.command(["--reactor", "poll"])[-5:] == expected
 
 
-def test_settings_and_what_systemd_tells_the_supervisor_are_not_inherited() -> None:
+def test_settings_and_variables_of_systemd_are_not_inherited() -> None:
     inherited = {
         "LANG": "C",
         "PORT": "1",
@@ -35,6 +35,6 @@ def test_settings_and_what_systemd_tells_the_supervisor_are_not_inherited() -> N
     }
 
 
-def test_the_sockets_and_the_lock_come_behind_the_standard_ones() -> None:
+def test_the_sockets_and_the_lock_follow_the_standard_descriptors() -> None:
     assert spawning.descriptors(True, [7, 9], 8) == {0: "w", 1: 1, 2: 2, 3: 7, 4: 9, 5: 8}
     assert spawning.descriptors(False, [7], 8) == {0: "w", 1: "r", 2: "r", 3: 7, 4: 8}

@@ -168,7 +168,7 @@ def test_twistd_finds_the_plugin() -> None:
 
 
 @pytest.mark.parametrize("mode", [("--nodaemon",), ()])
-def test_twistd_leaves_with_one_line_and_opens_nothing(
+def test_after_a_mistake_twistd_prints_one_line_and_opens_nothing(
     tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
     path = tmp_path / "gatewayd.ini"

@@ -43,7 +43,7 @@ def test_the_limit_is_raised_as_far_as_the_system_allows(tmp_path: Path, workers
         assert gateway.output.count(message) == 1
 
 
-def test_a_limit_that_suffices_is_no_warning(tmp_path: Path) -> None:
+def test_a_sufficient_limit_causes_no_warning(tmp_path: Path) -> None:
     config = ini(limits={"connections": 300, "in_flight": 200})
     with Gateway(folder=tmp_path, config=config, before=limited(700, 700)) as gateway:
         assert "do not fit" not in gateway.output
