@@ -28,6 +28,9 @@ from gatewayd.settings.load import load
 from gatewayd.settings.model import Settings
 from gatewayd.wire.call import Call
 
+#: The headers and the body of a chat request without a model.
+JSON = {"Content-Type": "application/json"}
+BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
 EVENTS = "text/event-stream"
 
 _CHAT = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'

@@ -6,10 +6,7 @@ import pytest
 
 from gatewayd.exchange import End
 from tests.callers import ALICE, bearer, guarded
-from tests.memory import Answer, FakeBackend, Gateway, chunk, echo_gateway, settings
-
-JSON = {"Content-Type": "application/json"}
-BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
+from tests.memory import BODY, JSON, Answer, FakeBackend, Gateway, chunk, echo_gateway, settings
 
 
 @pytest.mark.parametrize("root", ["", "/llm"])

@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 
 from gatewayd.exchange import End
-from tests.memory import Answer, FakeBackend, Gateway, chunk, completion, echo_gateway, send_raw
+from tests.memory import (
+    BODY,
+    Answer,
+    FakeBackend,
+    Gateway,
+    chunk,
+    completion,
+    echo_gateway,
+    send_raw,
+)
 from tests.wired import CHAT, HEALTH, KIB, Wired, chat_body, tls_or_not
-
-JSON = {"Content-Type": "application/json"}
-BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.9"])

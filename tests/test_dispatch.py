@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.memory import Answer, FakeBackend, Gateway, completion, echo_gateway, settings
+from tests.memory import (
+    BODY,
+    JSON,
+    Answer,
+    FakeBackend,
+    Gateway,
+    completion,
+    echo_gateway,
+    settings,
+)
 from tests.wired import CHAT, KIB, Wired, chat_body, tls_or_not
-
-JSON = {"Content-Type": "application/json"}
-BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
 
 
 @pytest.mark.parametrize(
