@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw, Struct
+from msgspec.json import Decoder
 
 from gatewayd.wire import json
 from gatewayd.wire.json import NotJSON
@@ -233,11 +234,11 @@ def nested(openers: str, levels: int) -> bytes:
 def test_exactly_the_limit_may_nest(openers: str, depth: int) -> None:
     body = nested(openers, depth)
     assert json.parse(body, depth) == read(body)
-    assert bytes(json.decode(body, Raw, depth)) == body
+    assert bytes(json.decode(body, Decoder(Raw), depth)) == body
     with pytest.raises(NotJSON, match="deep"):
         json.parse(nested(openers, depth + 1), depth)
     with pytest.raises(NotJSON, match="deep"):
-        json.decode(nested(openers, depth + 1), Raw, depth)
+        json.decode(nested(openers, depth + 1), Decoder(Raw), depth)
 
 
 def test_many_brackets_side_by_side_or_in_strings_are_not_deep() -> None:
@@ -331,6 +332,36 @@ def test_a_long_document_is_read_as_a_short_one_is(shift: int) -> None:
         json.parse(body[:-2] + b',"\\u0061":1}]', 4)
 
 
+#: Pieces of documents that are hard to judge, alone and next to each other.
+PIECES = st.sampled_from(
+    [
+        *(b"{", b"}", b"[", b"]", b":", b",", b" ", b'"', b"\\", b'"a"', b'"b":', b'"\\u0061":1'),
+        *(b"1", b"-0", b"1e400", b"9" * 309, b"9" * 308, b"18446744073709551616", b"NaN", b"null"),
+        *(b'"\\u003a"', b'"\\\\u003a"', b'":"', b'"{["', b'"\\\\"', b'{"a":1,"a":2}', b'{"":":"}'),
+        *(b"\xef\xbb\xbf", b"\xff", b"\xc3\xa9", b"\\ud83d", b'{"a":{"b":1,"b":1}}', b"[[[1]]]"),
+    ]
+)
+
+
+def judged(body: bytes) -> str:
+    """The value of a document, or the reason why it is refused."""
+    try:
+        return repr(json.parse(body, 3))
+    except NotJSON as e:
+        return "not JSON" if "malformed" in str(e) or "ends too early" in str(e) else str(e)
+
+
+@settings(property_test, max_examples=500)
+@given(pieces=st.lists(PIECES, max_size=12))
+@example(pieces=[b'{"a":1,"\\u0061":2}'])
+@example(pieces=[b'{"a":":","a":"\\u003a"}'])
+@example(pieces=[b"[[[[]]]]"])
+def test_a_short_document_is_judged_as_a_long_one_is(pieces: list[bytes]) -> None:
+    """White space does not change what a document says, but a long one takes another way."""
+    body = b"".join(pieces)
+    assert judged(body) == judged(body + b" " * 70_000)
+
+
 # -- decode --------------------------------------------------------------------------------------
 
 
@@ -342,8 +373,8 @@ class Message(Struct):
 @pytest.mark.parametrize("half", ["\\ud83c", "\\uDF89", "\\uDf89\\uD83C"])
 def test_a_reply_may_hold_half_of_a_surrogate_pair(half: str) -> None:
     body = f'{{"content":"{half}","id":"x"}}'.encode()
-    assert set(json.decode(body, dict[str, Raw], DEPTH)) == {"content", "id"}
-    in_string = json.decode(body, Message, DEPTH).content
+    assert set(json.decode(body, Decoder(dict[str, Raw]), DEPTH)) == {"content", "id"}
+    in_string = json.decode(body, Decoder(Message), DEPTH).content
     assert set(in_string) == {"\ufffd"}
 
 
@@ -367,7 +398,7 @@ def test_a_reply_may_hold_half_of_a_surrogate_pair(half: str) -> None:
 )
 def test_a_reply_that_is_not_json_of_its_type_is_refused(body: bytes) -> None:
     with pytest.raises(NotJSON):
-        json.decode(body, Message, DEPTH)
+        json.decode(body, Decoder(Message), DEPTH)
 
 
 # -- replace_member ------------------------------------------------------------------------------

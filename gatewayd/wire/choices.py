@@ -52,6 +52,10 @@ class _Reply(msgspec.Struct):
     error: Raw | UnsetType = UNSET
 
 
+_REPLY = msgspec.json.Decoder(_Reply)
+_MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+
+
 def _read(payload: bytes, depth: int, what: str) -> _Reply:
     """Decode the members that are needed.
 
@@ -60,7 +64,7 @@ def _read(payload: bytes, depth: int, what: str) -> _Reply:
     :raises BadReply: the payload is not valid.
     """
     try:
-        reply = json.decode(payload, _Reply, depth)
+        reply = json.decode(payload, _REPLY, depth)
     except json.NotJSON as e:
         raise BadReply(f"The backend sent {what} that is not valid: {e}.") from None
     if not is_empty(reply.error):
@@ -176,7 +180,7 @@ class ChatReader:
         last. So the chunk gets that choice, with its ``finish_reason`` again: clients that did not
         ask for usage expect a choice in each chunk.
         """
-        members = json.decode(payload, dict[str, Raw], self._depth)
+        members = json.decode(payload, _MEMBERS, self._depth)
         if self._finished is None or is_empty(members.get("timings", UNSET)):
             return None
         index, reason = self._finished

@@ -47,6 +47,11 @@ class _Inner(msgspec.Struct):
     error: Raw | UnsetType = UNSET
 
 
+_PAYLOAD = msgspec.json.Decoder(Payload)
+_INNER = msgspec.json.Decoder(_Inner)
+_LIST = msgspec.json.Decoder(list[Raw])
+
+
 def _failure(payload: bytes, read: Payload) -> BackendFailed:
     """The error that an event reports.
 
@@ -86,7 +91,7 @@ class EventReader:
     def read_document(self, body: bytes) -> bytes:
         # Some servers answer a rerank with a list.
         if not self._ends and body.lstrip().startswith(b"["):
-            self._decode(body, list[Raw], "a reply")
+            self._decode(body, _LIST, "a reply")
             return body
         read = self._read(body, "a reply")
         # A response that failed is a good reply with the status 200.
@@ -122,11 +127,11 @@ class EventReader:
         return self._ended
 
     def _read(self, payload: bytes, what: str) -> Payload:
-        return self._decode(payload, Payload, what)
+        return self._decode(payload, _PAYLOAD, what)
 
-    def _decode(self, payload: bytes, type: type[T], what: str) -> T:
+    def _decode(self, payload: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
         try:
-            return json.decode(payload, type, self._depth)
+            return json.decode(payload, decoder, self._depth)
         except json.NotJSON as e:
             raise BadReply(f"The backend sent {what} that is not valid: {e}.") from None
 
@@ -157,7 +162,7 @@ class EventReader:
 def _inner(read: Payload) -> list[tuple[str, bytes, _Inner]]:
     """The objects one level below that may have usage and a model: key, bytes, members."""
     return [
-        (key, bytes(raw), msgspec.json.decode(raw, type=_Inner))
+        (key, bytes(raw), _INNER.decode(raw))
         for key, raw in (("response", read.response), ("message", read.message))
         if raw is not UNSET and bytes(raw).startswith(b"{")
     ]

@@ -2,7 +2,8 @@
 
 :func:`parse` reads requests. It refuses duplicate keys, NaN, numbers outside the range of a float,
 lone surrogates, byte order marks, other encodings, deep nesting and too many containers.
-:func:`decode` reads replies into msgspec types and looks only at the fields that a type names.
+:func:`decode` reads replies with a decoder of a msgspec type and looks only at the fields that the
+type names.
 :func:`replace_member` changes one member of an object and leaves every other byte as it came.
 
 A client may send a document that is made to be slow to parse, and the event loop would wait for
@@ -25,9 +26,18 @@ import msgspec
 
 T = TypeVar("T")
 
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
 #: How many arrays and objects a request may hold. In memory each takes up to a hundred times its
 #: bytes in the document. A thousand messages with parts and tools stay far below this limit.
 MAX_CONTAINERS = 100_000
+
+#: Bytes of a short document, and how many containers are few. Building its values starts no
+#: garbage collection that costs anything, and encoding them again is cheaper than finding its
+#: structure.
+_SHORT = 1 << 16
+_FEW = 256
 
 _BLOCK = 1 << 16
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{}:"))
@@ -53,14 +63,13 @@ def parse(body: bytes, depth: int) -> Any:
     :raises NotJSON: the message never quotes the document.
     """
     _check_text(body)
-    structure = _structure(body)
-    if structure.count(b"[") + structure.count(b"{") > MAX_CONTAINERS:
-        raise NotJSON(f"it has more than {MAX_CONTAINERS} arrays and objects")
-    _check_depth(structure, depth)
     try:
-        with _NoCollection():
-            value = msgspec.json.decode(body)
-            _check_keys(body, structure, value)
+        # Brackets in strings count as well, so it is neither too deep nor has too many containers.
+        if len(body) <= _SHORT and body.count(b"[") + body.count(b"{") <= min(depth, _FEW):
+            value = _decode(body)
+            _check_keys(body, value)
+        else:
+            value = _parse_long(body, depth)
     except RecursionError:
         raise NotJSON("it nests too deeply") from None
     except msgspec.ValidationError:
@@ -71,8 +80,20 @@ def parse(body: bytes, depth: int) -> Any:
     return value
 
 
-def decode(body: bytes, type: type[T], depth: int) -> T:
-    """Read a backend's document into a msgspec type.
+def _parse_long(body: bytes, depth: int) -> Any:
+    structure = _structure(body)
+    if structure.count(b"[") + structure.count(b"{") > MAX_CONTAINERS:
+        raise NotJSON(f"it has more than {MAX_CONTAINERS} arrays and objects")
+    _check_depth(structure, depth)
+    with _NoCollection():
+        value = _decode(body)
+        if structure.count(b":") != structure.count(b"{") - structure.count(b"{}"):
+            _check_keys(body, value)  # an object has more than one key
+    return value
+
+
+def decode(body: bytes, decoder: msgspec.json.Decoder[T], depth: int) -> T:
+    """Read a backend's document with a decoder of a msgspec type.
 
     Halves of surrogate pairs are accepted, although msgspec refuses them: a backend that streams an
     emoji token by token sends one half in each event, and the client joins them.
@@ -82,14 +103,14 @@ def decode(body: bytes, type: type[T], depth: int) -> T:
     _check_text(body)
     check_depth(body, depth)
     try:
-        return msgspec.json.decode(body, type=type)
+        return decoder.decode(body)
     except RecursionError:
         raise NotJSON("it nests too deeply") from None
     except msgspec.ValidationError:
         raise NotJSON("it is not of the expected shape") from None
     except msgspec.DecodeError:
         if _SURROGATE.search(body):
-            return decode(_SURROGATE.sub(rb"\\ufffd", body), type, depth)
+            return decode(_SURROGATE.sub(rb"\\ufffd", body), decoder, depth)
         raise NotJSON("it is malformed") from None
 
 
@@ -141,7 +162,7 @@ class Halves:
         if not _SURROGATE.search(document):
             return None
         try:
-            msgspec.json.decode(document)
+            _decode(document)
         except msgspec.DecodeError:
             for first in (0xE000, 0xE800, 0xF000):
                 if not re.search(rb"\\u%x[%x-%x]" % _hex_range(first), document, re.IGNORECASE):
@@ -218,6 +239,8 @@ def _replace_slowly(document: bytes, key: str, new: bytes) -> bytes:
 
 
 def _check_text(body: bytes) -> None:
+    if body.isascii():
+        return
     if body.startswith(b"\xef\xbb\xbf"):
         raise NotJSON("it starts with a byte order mark")
     try:
@@ -243,26 +266,21 @@ def _structure(body: bytes) -> bytes:
     return _outside_strings(body).translate(None, _NOT_STRUCTURE)
 
 
-def _check_keys(body: bytes, structure: bytes, value: Any) -> None:
+def _check_keys(body: bytes, value: Any) -> None:
     """Refuse objects with the same key twice: decoded, they have fewer colons than the document.
 
     :param value: what the document was decoded to.
     """
-    colons = structure.count(b":")
-    if colons == structure.count(b"{") - structure.count(b"{}"):
-        return  # no object has more than one key
-    encoded = msgspec.json.encode(value)
-    if rb"\u003" not in body:  # an escaped colon in a string would be a plain one in ``encoded``
-        colons, kept = body.count(b":"), encoded.count(b":")
-    else:
-        kept = _structure(encoded).count(b":")
-    if kept != colons:
+    encoded = _encode(value)
+    if rb"\u003" in body:  # an escaped colon in a string would be a plain one in ``encoded``
+        body, encoded = _structure(body), _structure(encoded)
+    if body.count(b":") != encoded.count(b":"):
         raise NotJSON("an object has the same key twice")
 
 
 def _check_numbers(body: bytes) -> None:
     """Refuse whole numbers outside the range of a float; msgspec has refused all others."""
-    if _MANY_ZEROS in body.translate(_ZEROS):
+    if len(body) >= len(_MANY_ZEROS) and _MANY_ZEROS in body.translate(_ZEROS):
         for number in _LONG_NUMBER.findall(_outside_strings(body)):
             if math.isinf(float(number)):
                 raise NotJSON("a number is out of range")
@@ -276,7 +294,7 @@ def _reason(body: bytes, message: str) -> str:
     if _SURROGATE.search(body):
         try:
             with _NoCollection():
-                msgspec.json.decode(_SURROGATE.sub(rb"\\ufffd", body))
+                _decode(_SURROGATE.sub(rb"\\ufffd", body))
         except (msgspec.DecodeError, RecursionError):
             pass
         else:

@@ -25,6 +25,9 @@ class _Models(msgspec.Struct):
     data: list[msgspec.Raw] | None
 
 
+_MODELS = msgspec.json.Decoder(_Models)
+
+
 def entry(name: str, created: int, owned_by: str) -> dict[str, Any]:
     """One entry, for a model that the gateway itself describes.
 
@@ -47,7 +50,7 @@ def decode_list(body: bytes, depth: int) -> dict[str, msgspec.Raw]:
     :raises BadReply: the body is not such a list, or the list is too long.
     """
     try:
-        data = json.decode(body, _Models, depth).data or []
+        data = json.decode(body, _MODELS, depth).data or []
     except (json.NotJSON, msgspec.ValidationError):
         raise BadReply("The backend sent a list of models that is not valid.") from None
     if len(data) > MAX_MODELS:
