@@ -66,7 +66,11 @@ PIPELINED_BYTES = 64 * 1024
 #: Heads and bodies that are read from one client before other connections are served.
 STEPS_AT_ONCE = 16
 
-_METHODS = frozenset(b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT".split())
+#: The methods that are logged. Any other could hold anything.
+_METHODS = {
+    method.encode("ascii"): method
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"]
+}
 
 
 class Phase(enum.Enum):
@@ -208,12 +212,12 @@ class Channel(Protocol):
             self.transport.write(CONTINUE)
 
     def _new_request(self, fields: Fields) -> Request:
-        ids = fields.all(self.state.id_header.lower()) or fields.all(b"request-id")
+        ids = fields.get(self.state.id_field) or fields.get(b"request-id", [])
         exchange = self.state.begin_exchange(request_id(ids), self._client)
         line = self._incoming.line
-        if line.method in _METHODS:  # any other could hold anything, and is not logged
-            exchange.method = line.method.decode("ascii")
-        exchange.traceparent = traceparent(fields.all(b"traceparent"))
+        exchange.method = _METHODS.get(line.method, "")
+        if b"traceparent" in fields:
+            exchange.traceparent = traceparent(fields[b"traceparent"])
         return Request(self, exchange, line, fields)
 
     # -- BODY ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from gatewayd.http1.head import list_of
 from gatewayd.relaying.relay import Relay
 from gatewayd.routing.catalog import Catalog
 from gatewayd.routing.router import Router
@@ -21,6 +22,7 @@ from gatewayd.wire.errors import Forbidden, UnsupportedMediaType
 from .limits import Admission
 from .request import Request
 
+_NO_CODING = frozenset({b"", b"identity"})
 _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 #: Headers in which the openai SDKs (Python, Node) say how many seconds they wait for an answer.
@@ -53,7 +55,7 @@ class Dispatcher:
         waits in the transport holds memory.
         """
         # A web page can send other media types without a preflight request (CORS).
-        content_type = endpoint.request.check_media_type(request.fields.all(b"content-type"))
+        content_type = endpoint.request.check_media_type(request.fields.get(b"content-type", ()))
         _check_coding(request)
         request.exchange.route = endpoint.path
         request.set_headers(
@@ -89,15 +91,15 @@ class Dispatcher:
 
 
 def _check_coding(request: Request) -> None:
-    codings = b",".join(request.fields.all(b"content-encoding")).lower().split(b",")
-    if any(coding.strip(b" \t") not in (b"", b"identity") for coding in codings):
+    values = request.fields.get(b"content-encoding")
+    if values is not None and not _NO_CODING.issuperset(list_of(values)):
         raise UnsupportedMediaType("Send the body as it is, without a Content-Encoding.")
 
 
 def _caller_timeout(request: Request) -> float:
     """How many seconds the client waits for an answer; 0 if it does not say."""
     for name in _TIMEOUT_HEADERS:
-        values = request.fields.all(name)
-        if len(values) == 1 and _SECONDS.fullmatch(values[0]):
+        values = request.fields.get(name)
+        if values is not None and len(values) == 1 and _SECONDS.fullmatch(values[0]):
             return float(values[0])
     return 0.0

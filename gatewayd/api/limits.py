@@ -72,7 +72,9 @@ class Admission:
         """
         if self._in_flight >= limit:
             raise Overloaded("The gateway is at its limit of requests in flight.")
-        use = self._uses.setdefault(caller.name, _Use())
+        use = self._uses.get(caller.name)
+        if use is None:
+            use = self._uses[caller.name] = _Use()
         headers = self._within_rate(caller, use)
         if caller.in_flight is not None and use.in_flight >= caller.in_flight:
             raise RateLimited(

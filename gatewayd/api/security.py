@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-import attrs
+import msgspec
 
 from gatewayd.http1.head import Fields
 from gatewayd.settings.model import TokenSettings
@@ -39,8 +39,7 @@ _EXPOSED = b"X-Request-ID, Retry-After, X-Should-Retry, X-RateLimit-Limit-Reques
 )
 
 
-@attrs.frozen
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who sent a request.
 
     :param name: of the token; None if no tokens are configured, so that everybody may call.
@@ -84,9 +83,9 @@ def verify_token(fields: Fields, tokens: Sequence[TokenSettings]) -> Caller:
 
 
 def _presented(fields: Fields) -> bytes:
-    values = fields.all(b"authorization")
-    if not values:
-        keys = fields.all(b"x-api-key")
+    values = fields.get(b"authorization")
+    if values is None:
+        keys = fields.get(b"x-api-key", ())
         if len(keys) == 1 and keys[0]:
             return keys[0]
     elif len(values) == 1 and (match := _BEARER.fullmatch(values[0])):
@@ -96,7 +95,7 @@ def _presented(fields: Fields) -> bytes:
     )
 
 
-def check_origin(fields: Fields, allowed: Sequence[str]) -> list[tuple[bytes, bytes]]:
+def check_origin(fields: Fields, allowed: Sequence[str]) -> Sequence[tuple[bytes, bytes]]:
     """Judge the ``Origin`` of a request; return the headers that its answer needs.
 
     A request without one comes from no web page. Pages of this machine may call, and so may those
@@ -104,9 +103,9 @@ def check_origin(fields: Fields, allowed: Sequence[str]) -> list[tuple[bytes, by
 
     :raises Forbidden: the page may not call.
     """
-    values = fields.all(b"origin")
-    if not values:
-        return []
+    values = fields.get(b"origin")
+    if values is None:
+        return ()
     origin = values[0].decode("latin-1").lower()
     if len(values) > 1 or not (origin in allowed or "*" in allowed or _is_loopback(origin)):
         raise Forbidden("Pages of this origin may not call this gateway.", "origin_not_allowed")
@@ -125,7 +124,7 @@ def preflight(method: bytes, fields: Fields) -> list[tuple[bytes, bytes]] | None
         (b"access-control-allow-methods", b"GET, POST"),
         (b"access-control-max-age", b"600"),
     ]
-    wanted = (fields.all(b"access-control-request-headers") or [b""])[0]
+    wanted = fields.get(b"access-control-request-headers", [b""])[0]
     if _HEADER_NAMES.fullmatch(wanted):
         headers.append((b"access-control-allow-headers", wanted))
     return headers
@@ -143,7 +142,7 @@ def is_local(fields: Fields) -> bool:
     ``Host`` or add a header, and then the request is not local. The ``Host`` also reveals a web
     page of another site whose name was made to resolve to this machine (DNS rebinding).
     """
-    hosts = fields.all(b"host")
+    hosts = fields.get(b"host", ())
     if len(hosts) != 1 or came_by_proxy(fields):
         return False
     return _is_loopback("http://" + hosts[0].decode("latin-1").lower())

@@ -63,6 +63,7 @@ class ServerState:
         self.settings = settings
         name = settings.gateway.request_id_header.encode("ascii")
         self.id_header = name.title() if name.islower() else name
+        self.id_field = name.lower()
         self._max_connections = max_connections
         self._common_headers: tuple[tuple[bytes, bytes], ...] = ()
         self._common_headers_at = 0

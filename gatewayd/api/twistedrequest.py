@@ -40,7 +40,7 @@ class TwistedRequest(http.Request):
 
     @cached_property
     def requestHeaders(self) -> Headers:  # type: ignore[override]  # may be assigned, too
-        return Headers({name: self.fields.all(name) for name in self.fields})
+        return Headers(self.fields)
 
     @cached_property
     def content(self) -> BytesIO:  # type: ignore[override]  # may be assigned, too

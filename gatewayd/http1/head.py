@@ -9,9 +9,9 @@ Source: RFC 9112.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-import attrs
+import msgspec
 
 from gatewayd.wire.errors import (
     BadHTTP,
@@ -22,7 +22,7 @@ from gatewayd.wire.errors import (
 )
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.([0-9])\r")
-_TARGET = re.compile(rb"/.*|[A-Za-z][A-Za-z0-9+.-]*://.*")
+_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://.*")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 #: The header of the answer to an unknown method, or to ``CONNECT``.
@@ -31,46 +31,26 @@ ALLOW = ((b"allow", b"GET, HEAD, POST, OPTIONS"),)
 MAX_HEADERS = 500
 
 
-class Fields:
-    """Header fields by lower-case name, in their order.
+class Fields(dict[bytes, list[bytes]]):
+    """All values of each header field, by its lower-case name, in the order of the names.
 
-    It has the part of Twisted's ``Headers`` that is used here, and is ten times faster, because
-    llhttp has checked names and values. Spaces and tabs around a value are not part of it
-    (RFC 9110, 5.5); no other character counts as white space.
+    A lookup runs no Python code, and a request needs many. llhttp has checked names and values.
+    Spaces and tabs around a value are not part of it (RFC 9110, 5.5); no other character counts as
+    white space.
     """
 
-    __slots__ = ("_values",)
+    __slots__ = ()
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self._values: dict[bytes, list[bytes]] = {}
         for name, value in pairs:
             name, value = name.lower(), value.strip(b" \t")
-            if name in self._values:
-                self._values[name].append(value)
+            if name in self:
+                self[name].append(value)
             else:
-                self._values[name] = [value]
-
-    def all(self, name: bytes) -> list[bytes]:
-        """All values of a field.
-
-        :param name: in lower case.
-        """
-        return self._values.get(name, [])
-
-    def __len__(self) -> int:
-        """The number of header lines."""
-        return sum(map(len, self._values.values()))
-
-    def __contains__(self, name: bytes) -> bool:
-        return name in self._values
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Each name once, in lower case."""
-        return iter(self._values)
+                self[name] = [value]
 
 
-@attrs.frozen
-class RequestLine:
+class RequestLine(msgspec.Struct, frozen=True):
     method: bytes
     target: bytes
     minor: bytes  # of HTTP/1.x: b"0" or b"1". A later version is read as 1.1 (RFC 9110, 2.5)
@@ -96,21 +76,21 @@ class RequestLine:
             raise MethodNotAllowed("This server opens no tunnels.", headers=ALLOW)
         if self.method == b"OPTIONS" and self.target == b"*":
             return
-        if not _TARGET.fullmatch(self.target):
+        if not self.target.startswith(b"/") and not _URL.fullmatch(self.target):
             raise BadHTTP("The request's target is neither a path nor a URL.")
 
     @property
     def path(self) -> bytes:
         """The path of the target as it was received, without query, scheme and authority."""
-        scheme, separator, rest = self.target.partition(b"://")
-        if separator and scheme.lower() in (b"http", b"https"):
-            _, slash, rest = rest.partition(b"?")[0].partition(b"/")
-            return slash + rest or b"/"
+        if not self.target.startswith(b"/"):
+            scheme, separator, rest = self.target.partition(b"://")
+            if separator and scheme.lower() in (b"http", b"https"):
+                _, slash, rest = rest.partition(b"?")[0].partition(b"/")
+                return slash + rest or b"/"
         return self.target.partition(b"?")[0]
 
 
-@attrs.frozen
-class Framing:
+class Framing(msgspec.Struct, frozen=True):
     """How a request's body is framed, and whether its connection can be used again.
 
     :param length: of the body, in bytes; None if the body is chunked.
@@ -130,13 +110,16 @@ class Framing:
             request cannot be accepted.
         """
         line.check_target()
-        values = fields.all
-        if len(fields) > MAX_HEADERS:
+        if sum(map(len, fields.values())) > MAX_HEADERS:
             raise HeadTooLarge(f"The request has more than {MAX_HEADERS} headers.")
+        values = fields.get
         hosts = values(b"host")
-        if len(hosts) > 1 or (line.minor == b"1" and not hosts):
+        if hosts is None:
+            if line.minor == b"1":
+                raise BadHTTP("The request must have exactly one Host header.")
+        elif len(hosts) > 1:
             raise BadHTTP("The request must have exactly one Host header.")
-        if hosts and hosts[0] and not _HOST.fullmatch(hosts[0]):
+        elif hosts[0] and not _HOST.fullmatch(hosts[0]):
             raise BadHTTP("The Host header is not a host name or address with an optional port.")
         codings, lengths = values(b"transfer-encoding"), values(b"content-length")
         if codings and [c.lower() for c in codings] != [b"chunked"]:
@@ -148,12 +131,18 @@ class Framing:
         expectations = values(b"expect")
         if expectations and [e.lower() for e in expectations] != [b"100-continue"]:
             raise ExpectationFailed("The only supported expectation is '100-continue'.")
-        options = b",".join(values(b"connection")).lower()
-        closes = options != b"keep-alive" and b"close" in (
-            option.strip(b" \t") for option in options.split(b",")
-        )
+        options = values(b"connection")
+        closes = options is not None and b"close" in list_of(options)
         return cls(
             length=None if codings else int(lengths[0]) if lengths else 0,
             persistent=line.minor == b"1" and not closes,
             wants_continue=bool(expectations) and line.minor == b"1",
         )
+
+
+def list_of(values: Iterable[bytes]) -> list[bytes]:
+    """The elements, in lower case, of a field that is a list with commas.
+
+    :param values: all values of the field.
+    """
+    return [element.strip(b" \t") for element in b",".join(values).lower().split(b",")]

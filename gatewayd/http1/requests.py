@@ -59,20 +59,20 @@ class RequestParser:
         if buffer.startswith(b"\r\n"):
             del buffer[:2]  # some old clients send an empty line after a body
         end = buffer.find(b"\r\n\r\n", 0, limit + 4) + 4
+        head = bytes(buffer[: end if end > 3 else limit + 2])
         # llhttp accepts some request lines that another parser would read differently.
-        line, newline, _ = bytes(buffer[: end if end > 3 else limit + 2]).partition(b"\n")
-        if newline:
-            self.line = RequestLine.parse(line)
-        elif len(line) > limit:
+        line_end = head.find(b"\n")
+        if line_end >= 0:
+            self.line = RequestLine.parse(head[:line_end])
+        elif len(head) > limit:
             raise TargetTooLong(f"The request line is longer than {limit} bytes.")
         if end > limit or (end < 4 and len(buffer) > limit):
             raise HeadTooLarge(f"The request's head is longer than {limit} bytes.")
         if end < 4:
             return None
-        head = bytes(buffer[:end])
         del buffer[:end]
-        if line[-2:-1] > b"1":  # llhttp does not know HTTP/1.2 and later
-            head = line[:-2] + b"1" + head[len(line) - 1 :]
+        if head[line_end - 2] > ord("1"):  # llhttp does not know HTTP/1.2 and later
+            head = head[: line_end - 2] + b"1" + head[line_end - 1 :]
         self._parse(head)
         fields = Fields(self._headers)
         self._headers.clear()  # free the memory: the connection may be idle for long
