@@ -27,6 +27,7 @@ class Services(SynchronousTestCase):
         self.systemd = FakeSystemd(15.0)
         self.patch(service, "Systemd", lambda: self.systemd)
         self.patch(gc, "freeze", lambda: None)
+        self.patch(gc, "set_threshold", lambda _: None)
         self.patch(Signals, "install", lambda _: None)
         self.reactor: Any = MemoryReactorClock()
         folder = tempfile.TemporaryDirectory()
