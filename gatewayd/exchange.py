@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import attrs
+import msgspec
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 
@@ -62,8 +62,7 @@ def request_id(candidates: Sequence[bytes]) -> str:
     return str(uuid.uuid4())
 
 
-@attrs.define(eq=False)
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """What is known of one request. Times are seconds of the reactor's clock.
 
     :param started: when its head had been read.
@@ -84,7 +83,7 @@ class Exchange:
     model: str | None = None
     stream: bool = False
     status: int = 0
-    backends: list[str] = attrs.field(factory=list)  # those that were asked, in order
+    backends: list[str] = []  # those that were asked, in order
     #: Ends the exchange early, with an error for the client. Set while a reply is relayed.
     stop: Callable[[Any], None] | None = None
 

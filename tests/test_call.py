@@ -45,6 +45,14 @@ def test_a_call_makes_other_calls_and_stays_as_it_is() -> None:
     assert call.counting_usage() is call
 
 
+@pytest.mark.parametrize("path", [CHAT, SPEECH])
+def test_a_call_is_shown_without_its_body(path: str) -> None:
+    row = endpoint(path)
+    body = b'{"model":"m","messages":[{"role":"user","content":"secret"}]}'
+    call = row.request.parse(row, body, JSON.encode(), 64).renamed("other")
+    assert "other" in repr(call) and "secret" not in repr(call)
+
+
 def test_where_no_reply_is_read_there_is_no_reader() -> None:
     row = endpoint(SPEECH)
     call = row.request.parse(row, b"{}", JSON.encode(), 64)

@@ -10,7 +10,7 @@ import pytest
 
 from gatewayd.wire import request
 from gatewayd.wire.errors import InvalidJSON, InvalidValue
-from gatewayd.wire.request import JSONCall, parse_object
+from gatewayd.wire.request import JSON_TYPE, JSONCall, parse_object
 from tests.replies import COMPLETIONS, RESPONSES, endpoint
 
 DEPTH = 64
@@ -169,11 +169,11 @@ def test_a_renamed_request_asks_for_another_model() -> None:
     ],
 )
 def test_stream_options_are_changed_to_ask_for_usage(before: bytes, after: bytes) -> None:
-    call = JSONCall(endpoint(COMPLETIONS), before, model=None, stream=True)
+    call = JSONCall(endpoint(COMPLETIONS), before, JSON_TYPE, None, True)
     assert call.counting_usage().body == after
 
 
 def test_usage_is_not_requested_where_every_stream_reports_it() -> None:
     for path, stream in ((COMPLETIONS, False), (RESPONSES, True)):
-        call = JSONCall(endpoint(path), b"{}", model=None, stream=stream)
+        call = JSONCall(endpoint(path), b"{}", JSON_TYPE, None, stream)
         assert call.counting_usage() is call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import attrs
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol
 
@@ -26,8 +26,7 @@ class Body(Protocol):
         """
 
 
-@attrs.frozen
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """The head of a backend's reply, and its body, which must be delivered.
 
     :param media_type: from the content type, in lower case, without parameters.
@@ -43,11 +42,14 @@ class Reply:
     body: Body
     connect_seconds: float = 0.0
     parameters: str = ""
-    key: str = attrs.field(default="", repr=False)
+    key: str = ""
+
+    def __repr__(self) -> str:
+        """Without the key and the body, which no log may show."""
+        return f"<Reply {self.status} {self.media_type}>"
 
 
-@attrs.frozen
-class Clocks:
+class Clocks(msgspec.Struct, frozen=True):
     """How long a backend may take, in seconds; 0 means no limit.
 
     :param first_byte: from the request until the first byte of content.

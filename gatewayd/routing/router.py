@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-import attrs
+import msgspec
 
 from gatewayd.wire.errors import ModelNotFound, Overloaded
 
@@ -21,8 +21,7 @@ from .target import Target
 _NAMES_SHOWN = 20
 
 
-@attrs.frozen
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A backend that a request may be sent to.
 
     :param model: the model's name at this backend; None leaves the request's own.

@@ -7,18 +7,17 @@ endpoints, :mod:`.endpoints`, names the classes behind them.
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, Self
 
-import attrs
+import msgspec
 
 from .content import Usage
 from .errors import UnsupportedMediaType
 
 
-@attrs.frozen
-class Call(ABC):
+class Call(msgspec.Struct, frozen=True):
     """A request that was read and found good. It never changes: other requests are made from it.
 
     :param body: the body for the backend: byte for byte what the client sent, unless
@@ -35,12 +34,16 @@ class Call(ABC):
     media_type_hint: ClassVar[str]
 
     endpoint: Endpoint
-    body: bytes = attrs.field(repr=False)
+    body: bytes
     content_type: bytes
     model: str | None
     stream: bool
     include_usage: bool = False
     choices: int = 1
+
+    def __repr__(self) -> str:
+        """Without the body, which no log may show."""
+        return f"<{type(self).__name__} {self.endpoint.path} model={self.model!r}>"
 
     @property
     def path(self) -> str:
@@ -98,8 +101,7 @@ class Call(ABC):
         return None if make is None else make(self, request_id, depth, model)
 
 
-@attrs.frozen(eq=False)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """An endpoint whose requests are relayed to a backend: a row of :mod:`.endpoints`.
 
     The method of all of them is POST.

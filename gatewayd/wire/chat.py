@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import msgspec
 
 from .call import Endpoint
 from .choices import MAX_CHOICES
 from .errors import InvalidValue
-from .request import JSONCall, check_model, check_stream, parse_object
+from .request import JSON_TYPE, JSONCall, check_model, check_stream, parse_object
 
 
-@attrs.frozen
-class ChatCall(JSONCall):
+class ChatCall(JSONCall, frozen=True):
     """A request for the completion of a chat. Its ``messages`` are checked."""
 
     @classmethod
@@ -30,10 +28,11 @@ class ChatCall(JSONCall):
         return cls(
             endpoint,
             body,
-            model=check_model(fields.get("model")),
-            stream=stream,
-            include_usage=_includes_usage(fields),
-            choices=_choices(fields.get("n")) if stream else 1,
+            JSON_TYPE,
+            check_model(fields.get("model")),
+            stream,
+            _includes_usage(fields),
+            _choices(fields.get("n")) if stream else 1,
         )
 
     def prompt(self) -> str:
@@ -47,8 +46,7 @@ class ChatCall(JSONCall):
         raise InvalidValue("'messages' has no message with role 'user'.", param="messages")
 
 
-@attrs.frozen
-class CompletionCall(JSONCall):
+class CompletionCall(JSONCall, frozen=True):
     """A request for the completions of one or several prompts."""
 
     @classmethod
@@ -61,10 +59,11 @@ class CompletionCall(JSONCall):
         return cls(
             endpoint,
             body,
-            model=model,
-            stream=stream,
-            include_usage=_includes_usage(fields),
-            choices=_choices(fields.get("n"), _prompts(fields)) if stream else 1,
+            JSON_TYPE,
+            model,
+            stream,
+            _includes_usage(fields),
+            _choices(fields.get("n"), _prompts(fields)) if stream else 1,
         )
 
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-import attrs
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
@@ -20,6 +19,9 @@ from .errors import InvalidJSON, InvalidValue
 
 #: The most characters of a model's name.
 MAX_MODEL = 256
+
+#: The ``Content-Type`` of every JSON request to a backend.
+JSON_TYPE = b"application/json"
 
 #: The members that the gateway reads, at any endpoint.
 MEMBERS = ("model", "stream", "stream_options", "messages", "prompt", "n")
@@ -32,31 +34,28 @@ class _Changeable(msgspec.Struct):
     stream_options: Raw | UnsetType = UNSET
 
 
-@attrs.frozen
-class JSONCall(Call):
+class JSONCall(Call, frozen=True):
     """A request whose body is a JSON object with a ``model`` and perhaps ``stream``."""
 
     media_type: ClassVar = re.compile(rb"application/json[ \t]*(;[!-~ \t]*)?", re.IGNORECASE)
     media_type_hint: ClassVar = "Send JSON, with the header 'Content-Type: application/json'."
-
-    content_type: bytes = b"application/json"
 
     @classmethod
     def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> Self:
         fields = parse_object(body, depth)
         model = check_model(fields.get("model"))
         stream = check_stream(fields.get("stream"))
-        return cls(endpoint, body, model=model, stream=stream and bool(endpoint.ends))
+        return cls(endpoint, body, JSON_TYPE, model, stream and bool(endpoint.ends))
 
     def renamed(self, model: str) -> Self:
         old = msgspec.json.decode(self.body, type=_Changeable).model
         body = json.replace_member(self.body, "model", bytes(old), msgspec.json.encode(model))
-        return attrs.evolve(self, model=model, body=body)
+        return msgspec.structs.replace(self, model=model, body=body)
 
     def counting_usage(self) -> Self:
         if not self.stream or not self.endpoint.usage_on_request:
             return self
-        return attrs.evolve(self, body=_with_usage(self.body))
+        return msgspec.structs.replace(self, body=_with_usage(self.body))
 
 
 def _with_usage(body: bytes) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-import attrs
+import msgspec
 
 from . import form
 from .call import Call, Endpoint
@@ -18,8 +18,7 @@ from .request import check_model
 _TRUE = frozenset({"true", "1", "on", "yes", "t", "y"})
 
 
-@attrs.frozen
-class FormCall(Call):
+class FormCall(Call, frozen=True):
     """A request whose body is ``multipart/form-data``.
 
     :param model_field: the form's field ``model``; None if it has none.
@@ -28,7 +27,7 @@ class FormCall(Call):
     media_type: ClassVar = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
     media_type_hint: ClassVar = "Send a form, as 'Content-Type: multipart/form-data'."
 
-    model_field: form.Field | None = attrs.field(default=None, repr=False)
+    model_field: form.Field | None = None
 
     @classmethod
     def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> FormCall:
@@ -49,4 +48,4 @@ class FormCall(Call):
         name = model.encode("utf-8")
         body = self.body[: field.start] + name + self.body[field.end :]
         renamed = form.Field(model, field.start, field.start + len(name))
-        return attrs.evolve(self, model=model, body=body, model_field=renamed)
+        return msgspec.structs.replace(self, model=model, body=body, model_field=renamed)
