@@ -177,6 +177,7 @@ def shown() -> PrometheusMetrics:
         exchange.backends, exchange.usage = ["b"], usage
         exchange.finish(End.COMPLETE, 1.0)
         metrics(exchange)
+    metrics.settle()
     return metrics
 
 

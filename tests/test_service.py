@@ -17,9 +17,9 @@ from gatewayd.daemon.drain import FLUSH_SECONDS
 from gatewayd.daemon.service import GatewayService
 from gatewayd.daemon.signals import Signals
 from gatewayd.exchange import Exchange
-from gatewayd.telemetry.metrics import PrometheusMetrics
+from gatewayd.telemetry.metrics import LAG_SECONDS, PrometheusMetrics
 from tests.memory import RAW_CHAT, ClientTransport, connect, settings
-from tests.observing import FakeSystemd
+from tests.observing import FakeSystemd, samples
 
 
 class Services(SynchronousTestCase):
@@ -99,6 +99,24 @@ class Stops(Services):
         self.successResultOf(stopped)
         with open(self.log, encoding="utf-8") as log:
             assert [json.loads(line)["end"] for line in log] == ["drained"]
+
+    def test_what_was_counted_is_in_the_metrics_after_each_second_and_at_the_stop(self) -> None:
+        registry = self.service.metrics.registry
+
+        def counted() -> float:
+            return sum(samples(registry, "gatewayd_requests_total").values())
+
+        for count in (1, 2):
+            self.connect(RAW_CHAT).leave()
+            assert counted() == count - 1
+            self.reactor.advance(LAG_SECONDS)
+            assert counted() == count
+        late = self.connect(RAW_CHAT)
+        stopped = self.service.stopService()
+        late.leave()
+        self.reactor.advance(0)
+        self.successResultOf(stopped)
+        assert counted() == 3
 
     def test_a_reload_during_a_stop_only_reopens_the_log_and_counts_as_failed(self) -> None:
         self.connect(RAW_CHAT)

@@ -9,9 +9,18 @@ from prometheus_client import CollectorRegistry
 
 from gatewayd.exchange import End
 from gatewayd.telemetry.requests import MAX_MODELS, RequestMetrics
-from tests.observing import ended, samples
+from tests.observing import ended
+from tests.observing import samples as samples_in
 
 CHAT = "/v1/chat/completions"
+
+
+def samples(
+    metrics: RequestMetrics, registry: CollectorRegistry, name: str
+) -> dict[tuple[str, ...], float]:
+    """A metric's values after what was counted is settled."""
+    metrics.settle()
+    return samples_in(registry, name)
 
 
 @pytest.fixture
@@ -32,11 +41,11 @@ def test_a_request_is_counted_by_route_status_end_backend_and_model(
     metrics.count(ended(model="m"))
     metrics.count(ended(model="m"))
     metrics.count(ended(End.BACKEND_ERROR, model="m", status=502))
-    assert samples(registry, "gatewayd_requests_total") == {
+    assert samples(metrics, registry, "gatewayd_requests_total") == {
         ("b", "complete", "m", CHAT, "200"): 2,
         ("b", "backend_error", "m", CHAT, "502"): 1,
     }
-    assert samples(registry, "gatewayd_request_duration_seconds_sum") == {("b", CHAT): 6.0}
+    assert samples(metrics, registry, "gatewayd_request_duration_seconds_sum") == {("b", CHAT): 6.0}
 
 
 def test_a_model_that_a_glob_matches_is_counted_under_the_glob(
@@ -45,7 +54,7 @@ def test_a_model_that_a_glob_matches_is_counted_under_the_glob(
     metrics.know_models(["llama-3"], ["llama-*", "*-instruct"])
     for model in ("llama-3", "llama-4", "llama-5", "phi-instruct", "else"):
         metrics.count(ended(model=model))
-    found = samples(registry, "gatewayd_requests_total")
+    found = samples(metrics, registry, "gatewayd_requests_total")
     assert {labels[2]: count for labels, count in found.items()} == {
         "llama-3": 1,
         "llama-*": 2,
@@ -61,7 +70,7 @@ def test_of_many_models_only_the_first_become_labels(
     metrics.know_models(names, ())
     for name in names:
         metrics.count(ended(model=name))
-    found = samples(registry, "gatewayd_requests_total")
+    found = samples(metrics, registry, "gatewayd_requests_total")
     counts = {labels[2]: count for labels, count in found.items()}
     assert len(counts) == MAX_MODELS + 1 and counts["other"] == 2
 
@@ -71,11 +80,11 @@ def test_every_end_of_every_backend_is_there_before_the_first_request(
 ) -> None:
     metrics.begin_at_zero("a")
     expected = {(backend, str(end)): 0 for backend in ("", "a") for end in End}
-    assert samples(registry, "gatewayd_ends_total") == expected
-    assert samples(registry, "gatewayd_failovers_total") == {("a",): 0}
+    assert samples(metrics, registry, "gatewayd_ends_total") == expected
+    assert samples(metrics, registry, "gatewayd_failovers_total") == {("a",): 0}
     metrics.count(ended(End.INTERNAL, backends=[]))
     metrics.count(ended(End.BACKEND_TRUNCATED, backends=["a"]))
-    found = samples(registry, "gatewayd_ends_total")
+    found = samples(metrics, registry, "gatewayd_ends_total")
     assert found["", "internal"] == found["a", "backend_truncated"] == sum(found.values()) / 2 == 1
 
 
@@ -85,7 +94,7 @@ def test_models_that_only_clients_name_are_counted_as_other(
     for n in range(50):
         made_up = f"made-up-{n}"
         metrics.count(ended(End.REFUSED, model=made_up, route="", status=404, backends=[]))
-    assert samples(registry, "gatewayd_requests_total") == {
+    assert samples(metrics, registry, "gatewayd_requests_total") == {
         ("", "refused", "other", "other", "404"): 50
     }
 
@@ -97,11 +106,11 @@ def test_a_stream_has_a_time_to_its_first_token_and_one_between_tokens(
     metrics.count(ended(model="m", stream=True, first_event=10.25, events=1))
     metrics.count(ended(model="m", stream=True))  # it never began
     first, between = "gatewayd_time_to_first_token_seconds", "gatewayd_inter_token_latency_seconds"
-    assert samples(registry, f"{first}_sum") == {("b", "m"): 0.75}
-    assert samples(registry, f"{first}_count") == {("b", "m"): 2}
-    assert samples(registry, f"{between}_sum") == {("b", "m"): 0.5}
-    assert samples(registry, f"{between}_count") == {("b", "m"): 1}
-    assert samples(registry, "gatewayd_events_total") == {("b",): 5}
+    assert samples(metrics, registry, f"{first}_sum") == {("b", "m"): 0.75}
+    assert samples(metrics, registry, f"{first}_count") == {("b", "m"): 2}
+    assert samples(metrics, registry, f"{between}_sum") == {("b", "m"): 0.5}
+    assert samples(metrics, registry, f"{between}_count") == {("b", "m"): 1}
+    assert samples(metrics, registry, "gatewayd_events_total") == {("b",): 5}
 
 
 def test_tokens_are_those_that_the_backend_counted(
@@ -112,13 +121,13 @@ def test_tokens_are_those_that_the_backend_counted(
     odd = SimpleNamespace(prompt_tokens=-7, completion_tokens=1)
     metrics.count(ended(model="m", usage=odd))
     metrics.count(ended(model="m", stream=True, first_event=11.0, events=9))
-    assert samples(registry, "gatewayd_tokens_total") == {
+    assert samples(metrics, registry, "gatewayd_tokens_total") == {
         ("b", "alice", "prompt", "m"): 3,
         ("b", "alice", "completion", "m"): 5,
         ("b", "", "prompt", "m"): 0,
         ("b", "", "completion", "m"): 1,
     }
-    assert samples(registry, "gatewayd_streams_without_usage_total") == {("b", "m"): 1}
+    assert samples(metrics, registry, "gatewayd_streams_without_usage_total") == {("b", "m"): 1}
 
 
 def test_a_further_backend_is_a_failover_and_a_list_of_models_is_none(
@@ -127,4 +136,4 @@ def test_a_further_backend_is_a_failover_and_a_list_of_models_is_none(
     metrics.count(ended(backends=["a", "b", "c"]))
     metrics.count(ended(backends=["b", "c"]))
     metrics.count(ended(backends=["a", "b"], route="/v1/models"))
-    assert samples(registry, "gatewayd_failovers_total") == {("a",): 1, ("b",): 2}
+    assert samples(metrics, registry, "gatewayd_failovers_total") == {("a",): 1, ("b",): 2}

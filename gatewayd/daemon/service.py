@@ -15,7 +15,8 @@ that cannot fail. A request that has begun keeps what it began with.
 
 On SIGTERM (:mod:`.signals`) twistd calls ``stopService`` and waits for its Deferred. The ports
 close and :mod:`.drain` lets what is in flight end. Only then do the child services stop that
-running requests need: the access log, and the watchdog, which tells systemd that the loop runs.
+running requests need: the access log, the settling of the metrics, and the watchdog, which tells
+systemd that the loop runs.
 
 With ``workers`` above 1 this process serves nothing itself; see :mod:`.supervisor`.
 """
@@ -191,7 +192,6 @@ class GatewayService(MultiService):
         _log.info("gatewayd {status}", status=status)
         self._systemd.stopping(status)
         self._health_checks.disownServiceParent()
-        self._metrics_loop.disownServiceParent()
         self._drain = Drain(self._ports, self.serving, self._reactor)
         return self._drain.begin(seconds).addCallback(self._drained)
 
@@ -202,6 +202,7 @@ class GatewayService(MultiService):
     def _drained(self, _: None) -> Any:
         for target in self.serving.generation.targets:
             target.backend.close()
+        self.metrics.settle()  # workers show what this one has counted, also after its end
         return super().stopService()
 
 

@@ -1,6 +1,7 @@
 """The page of Prometheus metrics.
 
-Requests are counted in :mod:`.requests` as they end. States are set from a :class:`Snapshot` every
+Requests are counted in :mod:`.requests` as they end, and added to the page every second, whenever
+it is made, and at a stop. States are set from a :class:`Snapshot` every
 second and whenever the page is made. With several workers the page shows all of them
 (:mod:`.multiprocess`).
 """
@@ -110,11 +111,16 @@ class PrometheusMetrics:
         """Count an exchange that has ended."""
         self._requests.count(exchange)
 
+    def settle(self) -> None:
+        """Have the metrics of all workers include what this process has counted."""
+        self._requests.settle()
+
     def text(self) -> bytes:
         """The metrics of all workers, in Prometheus' text format.
 
         :raises MetricsUnavailable: the folder that workers share was removed.
         """
+        self.settle()
         self._update_states()
         self._process.update()
         folder = os.environ.get(FOLDER_VARIABLE)
@@ -153,7 +159,7 @@ class PrometheusMetrics:
                 gauge.remove(backend)
 
     def tick(self) -> None:
-        """Update the states and the event loop's lag; called every :data:`LAG_SECONDS`.
+        """Settle, and update the states and the event loop's lag; called every :data:`LAG_SECONDS`.
 
         The lag is how late a call comes. Calls that the loop missed altogether are left out.
         """
@@ -161,5 +167,6 @@ class PrometheusMetrics:
         late = 0.0 if self._due is None else max(0.0, now - self._due)
         self._due = now + LAG_SECONDS - late % LAG_SECONDS
         self._lag.set(late)
+        self.settle()
         self._update_states()
         self._process.update_sometimes()

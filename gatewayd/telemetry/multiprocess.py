@@ -3,6 +3,10 @@
 prometheus_client keeps the values of each worker in files that all workers share (its multi-process
 mode), so any worker can answer for all. The files carry the worker's number, so a worker that is
 started again continues the counts of the one before it.
+
+What a worker counts reaches its files every second, when that worker answers for all, and at its
+stop (:meth:`.PrometheusMetrics.settle`). A worker that is killed with SIGKILL loses the counts of
+its last second.
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@ Labels have few values, whatever clients send: routes and ends are fixed, backen
 settings, models from the settings and the backends' own lists. A model that none of these names is
 ``other``. Series that alerts use begin at zero: ``increase()`` would miss the first event of a
 series that appears with it.
+
+:meth:`RequestMetrics.count` only adds to a :class:`_Tally`, a few plain numbers for each
+combination of labels. :meth:`RequestMetrics.settle` adds the tallies to the metrics. It must be
+called before the metrics are shown, at regular intervals for the other workers, and at a stop.
 """
 
 from __future__ import annotations
@@ -11,11 +15,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
-from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+import attrs
+from prometheus_client import CollectorRegistry, Counter
 
 from gatewayd.exchange import End, Exchange
+
+from .histogram import Histogram, Observations
 
 # Buckets in seconds. Prefill of a long prompt takes minutes, of a cached one milliseconds; tokens
 # come every 5 to 500 ms.
@@ -27,15 +33,37 @@ _DURATION = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 MAX_MODELS = 500
 
 
+@attrs.define(eq=False)
+class _Tally:
+    """What requests with the same labels have added since the last settlement."""
+
+    requests: int = 0
+    duration: Observations = attrs.field(factory=lambda: Observations(_DURATION))
+    #: None until a stream has ended.
+    streams: _StreamTally | None = None
+    #: Streams whose token counts are not known.
+    without_usage: int = 0
+
+
+@attrs.define(eq=False)
+class _StreamTally:
+    events: int = 0
+    first_token: Observations = attrs.field(factory=lambda: Observations(_FIRST_TOKEN))
+    between_tokens: Observations = attrs.field(factory=lambda: Observations(_BETWEEN_TOKENS))
+
+
 class RequestMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+            return Histogram(name, text, buckets, labels, registry)
 
-        self._children: dict[tuple[Any, ...], Any] = {}
+        # By route, status, end, backend and model.
+        self._tallies: dict[tuple[str, int, End | None, str, str], _Tally] = {}
+        # By backend, model and caller: tokens of prompts, and of completions.
+        self._token_tallies: dict[tuple[str, str, str], tuple[float, float]] = {}
         self._models: set[str] = set()
         self._globs: Collection[str] = ()
         self._requests = counter(
@@ -87,9 +115,9 @@ class RequestMetrics:
     def begin_at_zero(self, backend: str) -> None:
         """Show the series that alerts use for this backend; "" is for requests without one."""
         for end in End:
-            self._child(self._ends, str(end), backend)
+            self._ends.labels(str(end), backend)
         if backend:
-            self._child(self._failovers, backend)
+            self._failovers.labels(backend)
 
     def know_models(self, models: Iterable[str], globs: Collection[str]) -> None:
         """Use these models, and the patterns that name further models, as labels from now on."""
@@ -97,43 +125,66 @@ class RequestMetrics:
         self._globs = globs
 
     def count(self, exchange: Exchange) -> None:
-        """Count an exchange that has ended."""
-        backend = exchange.backends[-1] if exchange.backends else ""
-        model = self._label(exchange.model)
-        route, end = exchange.route or "other", str(exchange.end)
-        self._child(self._requests, route, str(exchange.status), end, backend, model).inc()
-        self._child(self._ends, end, backend).inc()
-        self._child(self._duration, route, backend).observe(exchange.ended - exchange.started)
-        if route != "/v1/models":  # a request for the list of models asks every backend
-            for passed_over in exchange.backends[:-1]:
-                self._child(self._failovers, passed_over).inc()
-        if exchange.stream and exchange.first_event is not None:
-            waited = exchange.first_event - exchange.started
-            self._child(self._first_token, backend, model).observe(waited)
-            self._child(self._events, backend).inc(exchange.events)
-            if exchange.events > 1:
-                mean = (exchange.ended - exchange.first_event) / (exchange.events - 1)
-                self._child(self._between_tokens, backend, model).observe(mean)
+        """Count an exchange that has ended; it is shown after the next :meth:`settle`."""
+        backends = exchange.backends
+        backend = backends[-1] if backends else ""
+        model = exchange.model or ""
+        if model and model not in self._models:
+            model = self._pattern_for(model)
+        route = exchange.route or "other"
+        key = (route, exchange.status, exchange.end, backend, model)
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = _Tally()
+        tally.requests += 1
+        tally.duration.add(exchange.ended - exchange.started)
+        if len(backends) > 1 and route != "/v1/models":  # the list of models asks every backend
+            for passed_over in backends[:-1]:
+                self._failovers.labels(passed_over).inc()
+        if exchange.stream:
+            self._count_stream(exchange, tally)
         usage = exchange.usage
         if usage is not None:
-            caller = exchange.caller or ""
-            prompt = self._child(self._tokens, "prompt", backend, model, caller)
-            prompt.inc(max(0, usage.prompt_tokens))
-            completion = self._child(self._tokens, "completion", backend, model, caller)
-            completion.inc(max(0, usage.completion_tokens))
-        elif exchange.stream and exchange.events:
-            self._child(self._without_usage, backend, model).inc()
+            labels = (backend, model, exchange.caller or "")
+            prompts, completions = self._token_tallies.get(labels, (0.0, 0.0))
+            self._token_tallies[labels] = (
+                prompts + max(0, usage.prompt_tokens),
+                completions + max(0, usage.completion_tokens),
+            )
 
-    def _label(self, model: str | None) -> str:
-        """A model's name, else the glob that matches it, else ``other``."""
-        if not model or model in self._models:
-            return model or ""
+    def _count_stream(self, exchange: Exchange, tally: _Tally) -> None:
+        events, first_event = exchange.events, exchange.first_event
+        if first_event is not None:
+            streams = tally.streams
+            if streams is None:
+                streams = tally.streams = _StreamTally()
+            streams.events += events
+            streams.first_token.add(first_event - exchange.started)
+            if events > 1:
+                streams.between_tokens.add((exchange.ended - first_event) / (events - 1))
+        if events and exchange.usage is None:
+            tally.without_usage += 1
+
+    def settle(self) -> None:
+        """Add to the metrics what was counted since the last call."""
+        tallies, self._tallies = self._tallies, {}
+        for (route, status, end, backend, model), tally in tallies.items():
+            self._requests.labels(route, str(status), str(end), backend, model).inc(tally.requests)
+            self._ends.labels(str(end), backend).inc(tally.requests)
+            self._duration.add((route, backend), tally.duration)
+            streams = tally.streams
+            if streams is not None:
+                self._first_token.add((backend, model), streams.first_token)
+                self._events.labels(backend).inc(streams.events)
+                if any(streams.between_tokens.counts):
+                    self._between_tokens.add((backend, model), streams.between_tokens)
+            if tally.without_usage:
+                self._without_usage.labels(backend, model).inc(tally.without_usage)
+        tokens, self._token_tallies = self._token_tallies, {}
+        for labels, (prompts, completions) in tokens.items():
+            self._tokens.labels("prompt", *labels).inc(prompts)
+            self._tokens.labels("completion", *labels).inc(completions)
+
+    def _pattern_for(self, model: str) -> str:
+        """The glob that matches a model whose name is not known, else ``other``."""
         return next((glob for glob in self._globs if fnmatchcase(model, glob)), "other")
-
-    def _child(self, metric: Any, *labels: str) -> Any:
-        """A metric with its labels, cached: the lookup takes longer than the counting."""
-        key = (metric, *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
