@@ -1,5 +1,6 @@
 """One exchange, one id, one end."""
 
+import os
 import re
 import uuid
 
@@ -58,6 +59,25 @@ def test_any_other_id_is_replaced_as_a_whole(candidates: list[bytes]) -> None:
     assert made_here(first)
     assert made_here(second)
     assert first != second
+
+
+def test_ids_made_here_are_random_uuids_and_all_differ() -> None:
+    made = [uuid.UUID(request_id(())) for _ in range(1000)]
+    assert {(each.version, each.variant) for each in made} == {(4, uuid.RFC_4122)}
+    assert len(set(made)) == len(made)
+
+
+def test_a_forked_process_makes_other_ids() -> None:
+    request_id(())  # random bytes for further ids are in memory now
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(sending, request_id(()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(receiving, 100).decode() not in [request_id(()) for _ in range(300)]
+    os.close(receiving)
+    os.close(sending)
 
 
 @settings(deadline=None)
