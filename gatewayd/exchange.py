@@ -38,9 +38,9 @@ class _RandomIDs:
         if start == len(self._bytes):
             start, self._bytes = 0, os.urandom(_RANDOM_BYTES)
         self._used = start + 16
-        digits = self._bytes[start : start + 16].hex()
-        variant = "89ab"[int(digits[16], 16) & 3]
-        return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+        text = self._bytes[start : start + 16].hex()
+        variant = "89ab"[int(text[16], 16) & 3]
+        return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
 
     def _discard(self) -> None:
         self._bytes, self._used = b"", 0
