@@ -61,7 +61,8 @@ class Watch:
         The clocks ``total`` and ``caller_timeout`` run since the watch was made.
         """
         self._clocks = clocks
-        self._shortest = min((t for t in (clocks.idle, self._ping) if t), default=clocks.total)
+        idle, ping = clocks.idle, self._ping
+        self._shortest = min(idle, ping) if idle and ping else idle or ping or clocks.total
         self._started_at, self._content_at = self._reactor.seconds(), None
         self._part_at = None
         self._check()
@@ -86,7 +87,7 @@ class Watch:
         """Events ended, and none of them had content."""
         if self._part_at is not None:
             self._part_at = None
-            self._schedule()  # an earlier clock may be due already
+            self._schedule(self._deadlines())  # an earlier clock may be due already
 
     def partial_event(self) -> None:
         """Data of an event came whose end has not come yet."""
@@ -155,8 +156,8 @@ class Watch:
         """Call back for the clocks that are due, and check again when the next one can be."""
         if self._stopped:
             return
-        now = self._reactor.seconds()
-        for due, clock in self._deadlines():
+        now, deadlines = self._reactor.seconds(), self._deadlines()
+        for due, clock in deadlines:
             if due > now:
                 continue
             if clock != "ping":
@@ -164,21 +165,21 @@ class Watch:
                 return
             self._wrote_at = now
             self._on_ping()
-        self._schedule()
+            deadlines = self._deadlines()
+        self._schedule(deadlines)
 
     def _ensure_scheduled(self) -> None:
         """The idle clock runs now, and no clock may have run before."""
         if self._timer is None or not self._timer.active():
-            self._schedule()
+            self._schedule(self._deadlines())
 
-    def _schedule(self) -> None:
+    def _schedule(self, deadlines: list[tuple[float, str]]) -> None:
         """Check again when the next clock can be due, never within this call."""
         if self._stopped:
             return
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        now = self._reactor.seconds()
-        soonest = min((due for due, _ in self._deadlines()), default=None)
-        if soonest is not None:
+        if deadlines:
+            now, (soonest, _) = self._reactor.seconds(), min(deadlines)
             soonest = min(soonest, now + (self._shortest or soonest))
             self._timer = self._reactor.callLater(max(soonest - now, 0.001), self._check)

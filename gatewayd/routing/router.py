@@ -66,7 +66,7 @@ class Router:
         if not serving:
             raise _unknown(model, visible())
         first = [target for target in serving if target.available]
-        last = [t for t in serving if t.available_as_last_resort and t not in first]
+        last = [t for t in serving if t not in first and t.available_as_last_resort]
         if not first and not last and len(serving) == 1:
             # No other backend could take its place, and its own error says more than ours.
             first = [target for target in serving if not target.full]
@@ -76,11 +76,8 @@ class Router:
             first.sort(key=_load)
             last.sort(key=_load)
             (first or last)[0].turn = next(self._turns)
-        return [
-            Candidate(target, serving[target], last_resort)
-            for last_resort, targets in ((False, first), (True, last))
-            for target in targets
-        ]
+        candidates = [Candidate(target, serving[target]) for target in first]
+        return candidates + [Candidate(target, serving[target], True) for target in last]
 
     def ready(self) -> bool:
         """Whether a request could be answered now."""
@@ -95,10 +92,12 @@ class Router:
         if model is None:
             alone = len(self.targets) == 1
             return {target: None for target in self.targets if alone or target.models.all}
-        names = [(target, target.models.real_name(model)) for target in self.targets]
-        return {
-            target: None if name == model else name for target, name in names if name is not None
-        }
+        serving: dict[Target, str | None] = {}
+        for target in self.targets:
+            name = target.models.real_name(model)
+            if name is not None:
+                serving[target] = None if name == model else name
+        return serving
 
 
 def _unknown(model: str | None, visible: Iterable[str]) -> ModelNotFound:
