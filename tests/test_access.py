@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +21,17 @@ from gatewayd.telemetry.access import AccessLog, as_json, as_text
 from tests.observing import messages
 
 
-def ended(id: str = "req-1", **more: Any) -> Exchange:
+def ended(
+    id: str = "req-1",
+    end: End = End.COMPLETE,
+    code: str = "",
+    detail: str = "",
+    **more: Any,
+) -> Exchange:
     exchange = Exchange(id=id, started=10.0, client="192.0.2.7", on_end=lambda _: None)
     for name, value in more.items():
         setattr(exchange, name, value)
-    exchange.finish(more.get("end_as", End.COMPLETE), 12.5, code=more.get("code", ""))
+    exchange.finish(end, 12.5, code=code, detail=detail)
     return exchange
 
 
@@ -43,6 +51,87 @@ FULL: dict[str, Any] = {
     "usage": SimpleNamespace(prompt_tokens=3, completion_tokens=5),
     "bytes_out": 1234,
 }
+
+
+#: Values that JSON escapes, numbers that are rounded, and each field that may be null.
+ODD: dict[str, Any] = {
+    "end": End.BACKEND_TRUNCATED,
+    "code": "upstream_truncated",
+    "detail": 'it said "no"\n',
+    "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
+    "model": "ü/\u2028\U0001f600\x7f\x01",
+    "backends": ["gpu 1"],
+    "status": 502,
+    "connected": 0,
+    "first_byte": 10.00012345,
+    "longest_gap": 1e9,
+    "bytes_out": 2**53,
+}
+
+
+#: What is known of an exchange, and both lines, recorded with the date replaced.
+RECORDED = [
+    (
+        FULL,
+        b'{"time":"NOW","id":"req-1","client":"192.0.2.7","caller":"alice",'
+        b'"traceparent":null,"method":"POST","route":"/v1/chat/completions","model":"m",'
+        b'"stream":true,"backend":["a","b"],"status":200,"end":"complete","code":null,'
+        b'"detail":null,"total_ms":2500.0,"connect_ms":1.0,"first_byte_ms":250.0,'
+        b'"first_event_ms":500.0,"longest_gap_ms":125.0,"events":7,"prompt_tokens":3,'
+        b'"completion_tokens":5,"bytes":1234}\n',
+        b"time=NOW id=req-1 client=192.0.2.7 caller=alice method=POST "
+        b"route=/v1/chat/completions model=m stream=true backend=a,b status=200 "
+        b"end=complete total_ms=2500.0 connect_ms=1.0 first_byte_ms=250.0 "
+        b"first_event_ms=500.0 longest_gap_ms=125.0 events=7 prompt_tokens=3 "
+        b"completion_tokens=5 bytes=1234\n",
+    ),
+    (
+        {},
+        b'{"time":"NOW","id":"req-1","client":"192.0.2.7","caller":null,"traceparent":null,'
+        b'"method":"","route":"","model":null,"stream":false,"backend":[],"status":0,'
+        b'"end":"complete","code":null,"detail":null,"total_ms":2500.0,"connect_ms":null,'
+        b'"first_byte_ms":null,"first_event_ms":null,"longest_gap_ms":0.0,"events":0,'
+        b'"prompt_tokens":null,"completion_tokens":null,"bytes":0}\n',
+        b"time=NOW id=req-1 client=192.0.2.7 stream=false status=0 end=complete "
+        b"total_ms=2500.0 longest_gap_ms=0.0 events=0 bytes=0\n",
+    ),
+    (
+        ODD,
+        b'{"time":"NOW","id":"req-1","client":"192.0.2.7","caller":null,'
+        b'"traceparent":"00-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-bbbbbbbbbbbbbbbb-01",'
+        b'"method":"","route":"",'
+        b'"model":"\xc3\xbc/\xe2\x80\xa8\xf0\x9f\x98\x80\x7f\\u0001","stream":false,'
+        b'"backend":["gpu 1"],"status":502,"end":"backend_truncated",'
+        b'"code":"upstream_truncated","detail":"it said \\"no\\"\\n","total_ms":2500.0,'
+        b'"connect_ms":0,"first_byte_ms":0.123,"first_event_ms":null,'
+        b'"longest_gap_ms":1000000000000.0,"events":0,"prompt_tokens":null,'
+        b'"completion_tokens":null,"bytes":9007199254740992}\n',
+        b"time=NOW id=req-1 client=192.0.2.7 "
+        b"traceparent=00-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-bbbbbbbbbbbbbbbb-01 "
+        b'model="\xc3\xbc/\xe2\x80\xa8\xf0\x9f\x98\x80\x7f\\u0001" stream=false '
+        b'backend="gpu 1" status=502 end=backend_truncated code=upstream_truncated '
+        b'detail="it said \\"no\\"\\n" total_ms=2500.0 connect_ms=0 first_byte_ms=0.123 '
+        b"longest_gap_ms=1000000000000.0 events=0 bytes=9007199254740992\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("known", "json_line", "text_line"), RECORDED, ids=["full", "least", "odd"]
+)
+def test_a_line_is_byte_for_byte_as_recorded(
+    known: dict[str, Any], json_line: bytes, text_line: bytes
+) -> None:
+    exchange = ended(**known)
+    for line, recorded in ((as_json(exchange), json_line), (as_text(exchange), text_line)):
+        assert re.sub(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", b"NOW", line) == recorded
+
+
+def test_the_time_of_a_line_is_that_of_its_writing() -> None:
+    for _ in range(3):
+        before = datetime.now(UTC) - timedelta(milliseconds=1)
+        written = datetime.fromisoformat(json.loads(as_json(ended()))["time"])
+        assert before <= written <= datetime.now(UTC)
 
 
 def test_a_line_is_one_json_object_with_the_stages_in_milliseconds() -> None:

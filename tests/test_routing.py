@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gatewayd.exchange import End
-from gatewayd.telemetry.access import fields
+from gatewayd.telemetry.access import line_of
 from gatewayd.wire import errors
 from tests.memory import (
     Answer,
@@ -267,7 +267,7 @@ def test_a_request_that_was_not_executed_is_sent_to_the_next_backend_and_each_at
     client = gateway.chat(model="m")
     a.calls[1].whole(completion())
     assert Answer(client).status == 200
-    assert fields(gateway.ended[0])["backend"] == ["b", "c", "a"]
+    assert line_of(gateway.ended[0]).backend == ["b", "c", "a"]
     assert [target.in_flight for target in gateway.targets] == [1, 0, 0]
 
 
@@ -279,7 +279,7 @@ def test_if_no_backend_can_be_reached_the_client_gets_the_last_error() -> None:
     answer = Answer(gateway.chat(model="m"))
     assert (answer.status, answer.code) == (502, "upstream_unreachable")
     assert answer.header("x-should-retry") is None  # nothing ran: try again
-    assert fields(gateway.ended[0])["backend"] == ["a", "b"]
+    assert line_of(gateway.ended[0]).backend == ["a", "b"]
     assert gateway.ended[0].end is End.BACKEND_UNREACHABLE
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gatewayd.exchange import End
-from gatewayd.telemetry.access import fields
+from gatewayd.telemetry.access import line_of
 from gatewayd.telemetry.metrics import PrometheusMetrics
 from gatewayd.wire import errors
 from tests.memory import Answer, ClientTransport, FakeBackend, Gateway, chunk, completion
@@ -35,8 +35,8 @@ def ask(gateway: Gateway, path: str, **body: Any) -> ClientTransport:
 def counted(gateway: Gateway) -> tuple[int | None, int | None]:
     """Prompt and completion tokens on the log line of the only request."""
     (exchange,) = gateway.ended
-    line = fields(exchange)
-    return line["prompt_tokens"], line["completion_tokens"]
+    line = line_of(exchange)
+    return line.prompt_tokens, line.completion_tokens
 
 
 def text(finish: str | None = None) -> bytes:
@@ -169,7 +169,7 @@ def test_a_truncated_reply_has_no_count_of_tokens(
         client.leave()
     assert gateway.ended[0].end is not End.COMPLETE
     assert counted(gateway) == (None, None)
-    assert fields(gateway.ended[0])["events"] == 1
+    assert line_of(gateway.ended[0]).events == 1
 
 
 def test_a_reply_that_the_backend_refused_has_no_count(

@@ -2,66 +2,107 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
 
 import msgspec
+from msgspec import structs
 
-from gatewayd.exchange import Exchange
+from gatewayd.exchange import End, Exchange
 
 from .lines import LineWriter
 
+_encoder = msgspec.json.Encoder()
 
-def fields(exchange: Exchange) -> dict[str, Any]:
-    """The fields of a line, in order. Times are in milliseconds, sizes in bytes."""
 
-    def after_start(when: float | None) -> float | None:
-        return None if when is None else round((when - exchange.started) * 1000, 3)
+class Line(msgspec.Struct, gc=False):
+    """A line; its fields in order. Times are in milliseconds, sizes in bytes."""
 
-    connected, usage = exchange.connected, exchange.usage
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "id": exchange.id,
-        "client": exchange.client,
-        "caller": exchange.caller,
-        "traceparent": exchange.traceparent,
-        "method": exchange.method,
-        "route": exchange.route,
-        "model": exchange.model,
-        "stream": exchange.stream,
-        "backend": exchange.backends,
-        "status": exchange.status,
-        "end": str(exchange.end),
-        "code": exchange.code or None,
-        "detail": exchange.detail or None,
-        "total_ms": after_start(exchange.ended),
-        "connect_ms": None if connected is None else round(connected * 1000, 3),
-        "first_byte_ms": after_start(exchange.first_byte),
-        "first_event_ms": after_start(exchange.first_event),
-        "longest_gap_ms": round(exchange.longest_gap * 1000, 3),
-        "events": exchange.events,
-        "prompt_tokens": None if usage is None else usage.prompt_tokens,
-        "completion_tokens": None if usage is None else usage.completion_tokens,
-        "bytes": exchange.bytes_out,
-    }
+    time: str
+    id: str
+    client: str
+    caller: str | None
+    traceparent: str | None
+    method: str
+    route: str
+    model: str | None
+    stream: bool
+    backend: list[str]
+    status: int
+    end: End | None
+    code: str | None
+    detail: str | None
+    total_ms: float
+    connect_ms: float | None
+    first_byte_ms: float | None
+    first_event_ms: float | None
+    longest_gap_ms: float
+    events: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    bytes: int
+
+
+def line_of(exchange: Exchange) -> Line:
+    """The line of an exchange that has ended."""
+    started, connected, usage = exchange.started, exchange.connected, exchange.usage
+    first_byte, first_event = exchange.first_byte, exchange.first_event
+    return Line(
+        _now(),
+        exchange.id,
+        exchange.client,
+        exchange.caller,
+        exchange.traceparent,
+        exchange.method,
+        exchange.route,
+        exchange.model,
+        exchange.stream,
+        exchange.backends,
+        exchange.status,
+        exchange.end,
+        exchange.code or None,
+        exchange.detail or None,
+        round((exchange.ended - started) * 1000, 3),
+        None if connected is None else round(connected * 1000, 3),
+        None if first_byte is None else round((first_byte - started) * 1000, 3),
+        None if first_event is None else round((first_event - started) * 1000, 3),
+        round(exchange.longest_gap * 1000, 3),
+        exchange.events,
+        None if usage is None else usage.prompt_tokens,
+        None if usage is None else usage.completion_tokens,
+        exchange.bytes_out,
+    )
+
+
+def _now() -> str:
+    """The date and time, such as ``2026-01-31T23:59:59.999+00:00``."""
+    milliseconds = time.time_ns() // 1_000_000
+    return f"{_date_and_time(milliseconds // 1000)}.{milliseconds % 1000:03}+00:00"
+
+
+@lru_cache(maxsize=1)
+def _date_and_time(second: int) -> str:
+    """A second of Unix time, such as ``2026-01-31T23:59:59``."""
+    return datetime.fromtimestamp(second, UTC).replace(tzinfo=None).isoformat()
 
 
 def as_json(exchange: Exchange) -> bytes:
-    return msgspec.json.encode(fields(exchange)) + b"\n"
+    return _encoder.encode_lines((line_of(exchange),))
 
 
 def as_text(exchange: Exchange) -> bytes:
     """``key=value`` pairs. A string that holds a space or the like is quoted as JSON."""
     words = []
-    for key, value in fields(exchange).items():
+    for key, value in structs.asdict(line_of(exchange)).items():
         if isinstance(value, list):
             value = ",".join(value)
         if value is None or value == "":
             continue
         text = str(value).lower() if isinstance(value, bool) else str(value)
         plain = all(c.isalnum() or c in "-._:/+@~,{}" for c in text)
-        words.append(f"{key}={text if plain else msgspec.json.encode(text).decode()}")
+        words.append(f"{key}={text if plain else _encoder.encode(text).decode()}")
     return " ".join(words).encode() + b"\n"
 
 
