@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
+from gatewayd.api.clocks import Deadline
 from gatewayd.backend.interface import Clocks, Reply
 from gatewayd.exchange import Exchange
 from gatewayd.relaying.attempt import Attempt
@@ -61,7 +62,10 @@ class Listener:
 
     def __init__(self, target: Target) -> None:
         self.exchange = Exchange("req-1", 0.0, "client", lambda _: None)
-        self.watch = Watch(Clock(), self.exchange, 0, 0, lambda _: None, lambda: None)
+        clock = Clock()
+        self.watch = Watch(
+            clock, Deadline(clock), self.exchange, 0, 0, lambda _: None, lambda: None
+        )
         self.watch.start(Clocks())
         self.client: Any = self
         self.heard: list[Any] = []

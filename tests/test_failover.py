@@ -89,7 +89,9 @@ def settled(gateway: Gateway) -> bool:
 
 def watched(gateway: Gateway) -> bool:
     """Whether a relay's clocks still run."""
-    return "Watch._check" in str(gateway.clock.getDelayedCalls())
+    channels: Any = gateway.site.state.connections
+    deadlines = [channel.deadline for channel in channels]
+    return "Watch._check" in str([vars(deadline) for deadline in deadlines])
 
 
 @pytest.mark.parametrize("problem", [ValueError("odd host"), errors.Unreachable("No.")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
+from gatewayd.api.clocks import Deadline
 from gatewayd.backend.interface import Clocks
 from gatewayd.exchange import Exchange
 from gatewayd.relaying.watch import Watch
@@ -15,10 +16,12 @@ class Watched:
 
     def __init__(self, ping: float = 0.0, caller_timeout: float = 0.0) -> None:
         self.clock = Clock()
+        self.timer = Deadline(self.clock)
         self.exchange = Exchange("req-1", 0.0, "client", lambda _: None)
         self.calls: list[tuple[float, str]] = []
         self.watch = Watch(
             self.clock,
+            self.timer,
             self.exchange,
             ping,
             caller_timeout,
@@ -124,14 +127,15 @@ def test_the_stages_are_noted_in_the_exchange() -> None:
     assert (it.exchange.first_event, it.exchange.longest_gap) == (2.0, 2.0)
 
 
-def test_a_stopped_watch_leaves_no_timer() -> None:
+def test_a_stopped_watch_gives_the_timer_back() -> None:
     it = Watched(ping=1)
     it.watch.start(Clocks(1, 1, 1))
     it.watch.stop()
-    assert it.clock.getDelayedCalls() == []
+    it.timer.set(3, lambda: it._called("the connection"))
     it.watch.content()
     it.watch.resume()
-    assert it.run(5) == [] and it.clock.getDelayedCalls() == []
+    it.watch.stop()
+    assert it.run(5) == [(3.0, "the connection")]
 
 
 def test_content_costs_no_timer() -> None:

@@ -34,7 +34,8 @@ handler to cancel. While the socket is not read, no backend works for this clien
 disconnects then, bytes of its answer stay unread, so that the kernel reports a reset.
 
 One deadline runs at a time: for the head (from the connection's start), for the body, for the time
-between two requests, or for the closing. None runs in HANDLING: a relay has clocks of its own.
+between two requests, or for the closing. In HANDLING the relay uses the timer of the deadline for
+its own clocks (:mod:`gatewayd.relaying.watch`).
 While the connection is full or closing, the write clock runs as well.
 """
 
@@ -89,6 +90,7 @@ class Channel(Protocol):
 
     transport: Any
     outgoing: Outgoing
+    deadline: Deadline
 
     def __init__(
         self,
@@ -108,17 +110,17 @@ class Channel(Protocol):
         self._yielding: IDelayedCall | None = None
         self._bytes_gathered = 0  # of a body that is not complete
         self._client = ""
-        self._deadline = Deadline(state.reactor)
+        self.deadline = Deadline(state.reactor)
 
     # -- the connection ------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
         self._client = getattr(self.transport.getPeer(), "host", "")
         self.outgoing = Outgoing(
-            self.state, self.transport, self._deadline, self._read_on, self._write_timeout
+            self.state, self.transport, self.deadline, self._read_on, self._write_timeout
         )
         if self.state.connected(self):
-            self._deadline.set(self._settings.timeouts.request_head, self._idle_timeout)
+            self.deadline.set(self._settings.timeouts.request_head, self._idle_timeout)
         else:
             self._refuse_connection()
 
@@ -188,8 +190,8 @@ class Channel(Protocol):
         self._settings = self.state.settings
         fields = self._incoming.head(self._settings.limits.request_head)
         if fields is None:
-            if not self._deadline.is_for(self._head_timeout):
-                self._deadline.set(self._settings.timeouts.request_head, self._head_timeout)
+            if not self.deadline.is_for(self._head_timeout):
+                self.deadline.set(self._settings.timeouts.request_head, self._head_timeout)
             return False
         self._judge_head(fields)
         return True
@@ -207,7 +209,7 @@ class Channel(Protocol):
             return
         self._phase = Phase.BODY
         self._incoming.expect_body(framing.length, limits.request_body, limits.request_head)
-        self._deadline.set(self._settings.timeouts.request_body, self._body_timeout)
+        self.deadline.set(self._settings.timeouts.request_body, self._body_timeout)
         if framing.wants_continue and not self._incoming.buffer:
             self.transport.write(CONTINUE)
 
@@ -243,7 +245,7 @@ class Channel(Protocol):
 
     def _handle(self, request: Request, body: bytes) -> None:
         self._phase = Phase.HANDLING
-        self._deadline.clear()
+        self.deadline.clear()
         request.body = body
         self._on_complete(request)
 
@@ -259,7 +261,7 @@ class Channel(Protocol):
         if self.closes_after_answer:
             self.close_lingering()
             return
-        self._deadline.set(self.state.settings.timeouts.client_idle, self._idle_timeout)
+        self.deadline.set(self.state.settings.timeouts.client_idle, self._idle_timeout)
         self._read_on()
 
     # -- refusing and closing ------------------------------------------------------------------
@@ -326,7 +328,7 @@ class Channel(Protocol):
     def _idle_timeout(self) -> None:
         timeouts = self.state.settings.timeouts
         if self.outgoing.full and timeouts.client_write:  # the client has yet to take its answer
-            self._deadline.set(timeouts.client_idle, self._idle_timeout)
+            self.deadline.set(timeouts.client_idle, self._idle_timeout)
         else:
             self.close_if_idle()
 

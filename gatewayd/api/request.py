@@ -23,6 +23,7 @@ from gatewayd.sending import send
 from gatewayd.wire import sse
 from gatewayd.wire.errors import GatewayError
 
+from .clocks import Deadline
 from .outgoing import Outgoing
 from .security import ANYONE
 from .state import ServerState
@@ -51,6 +52,7 @@ class Connection(Protocol):
     state: ServerState
     transport: Any
     outgoing: Outgoing
+    deadline: Deadline
 
     @property
     def closes_after_answer(self) -> bool: ...
@@ -85,6 +87,8 @@ class Request(TwistedRequest):
         self.preflight = False
         #: The handler's Deferred; cancelled when the client disconnects.
         self.handling: Deferred[Any] | None = None
+        #: For the handler, until it has answered.
+        self.timer = channel.deadline
         self._outgoing = channel.outgoing
         self._chunks = line.minor == b"1" and line.method != b"HEAD"
         self._headers = dict(channel.state.common_headers())

@@ -10,6 +10,8 @@ from twisted.internet.interfaces import IPushProducer
 from gatewayd.exchange import Exchange
 from gatewayd.wire.errors import GatewayError
 
+from .watch import Timer
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -21,6 +23,10 @@ class Client(Protocol):
     """
 
     exchange: Exchange
+
+    @property
+    def timer(self) -> Timer:
+        """The timer of the connection, which does not use it before the answer has ended."""
 
     def respond(
         self,

@@ -98,7 +98,13 @@ class Relay:
         if not call.stream or call.opaque:  # the reply may be no event stream
             ping = 0.0
         self.watch = Watch(
-            reactor, client.exchange, ping, caller_timeout, self._timed_out, self._send_comment
+            reactor,
+            client.timer,
+            client.exchange,
+            ping,
+            caller_timeout,
+            self._timed_out,
+            self._send_comment,
         )
         self._exchange = client.exchange
         self._call = call

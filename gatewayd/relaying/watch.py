@@ -1,17 +1,20 @@
-"""The clocks of one relay: timestamps, and one delayed call that checks them.
+"""The clocks of one relay: timestamps, and the connection's timer that has them checked.
 
-An event costs a timestamp and no timer. The delayed call comes no later than any clock can be due,
-and is made again while a clock runs. Only content moves the clocks: what a client would show or
-count. Comments and pings do not, neither the backend's nor the gateway's own. A part of an event
-counts as content until the event is complete; if the event then has none, the clocks stand where
-they stood before it.
+An event costs a timestamp and no timer. The check comes no later than any clock can be due, and
+comes again while a clock runs. The timer is lent by the client's connection, which needs none
+meanwhile. So one delayed call of the reactor serves many requests.
+
+Only content moves the clocks: what a client would show or count. Comments and pings do not, neither
+the backend's nor the gateway's own. A part of an event counts as content until the event is
+complete; if the event then has none, the clocks stand where they stood before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from gatewayd.backend.interface import Clocks
 from gatewayd.exchange import Exchange
@@ -21,8 +24,19 @@ def _ignore(*_: object) -> None:
     """The callbacks of a stopped watch."""
 
 
+class Timer(Protocol):
+    """Calls one function, once: :class:`gatewayd.api.clocks.Deadline`."""
+
+    def set(self, seconds: float, timed_out: Callable[[], None]) -> None:
+        """Call ``timed_out`` after this time, and nothing that was set before."""
+
+    def clear(self) -> None:
+        """Call nothing."""
+
+
 class Watch:
     """
+    :param timer: used until :meth:`stop`.
     :param ping: seconds of silence after which ``on_ping`` is called; 0 for never.
     :param caller_timeout: seconds that the caller waits for the first byte; 0 if it did not say.
     :param on_timeout: called once, with the clock that ran out: ``total``, ``first_byte``,
@@ -32,6 +46,7 @@ class Watch:
     def __init__(
         self,
         reactor: IReactorTime,
+        timer: Timer,
         exchange: Exchange,
         ping: float,
         caller_timeout: float,
@@ -39,6 +54,7 @@ class Watch:
         on_ping: Callable[[], None],
     ) -> None:
         self._reactor = reactor
+        self._timer = timer
         self._exchange = exchange
         self._ping = ping
         self._caller_timeout = caller_timeout
@@ -50,8 +66,8 @@ class Watch:
         self._content_at: float | None = None
         self._part_at: float | None = None  # the last part of an event that is not complete
         self._paused = False
+        self._scheduled = False
         self._stopped = False
-        self._timer: IDelayedCall | None = None
 
     # -- what happens ------------------------------------------------------------------------------
 
@@ -127,11 +143,10 @@ class Watch:
 
     def stop(self) -> None:
         """Stop all clocks for good."""
-        self._stopped = True
-        self._on_timeout = self._on_ping = _ignore  # break the reference cycle with the relay
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = None
+        if not self._stopped:
+            self._stopped = True
+            self._on_timeout = self._on_ping = _ignore  # break the reference cycle with the relay
+            self._timer.clear()
 
     # -- what is due -------------------------------------------------------------------------------
 
@@ -170,16 +185,18 @@ class Watch:
 
     def _ensure_scheduled(self) -> None:
         """The idle clock runs now, and no clock may have run before."""
-        if self._timer is None or not self._timer.active():
+        if not self._scheduled:
             self._schedule(self._deadlines())
 
     def _schedule(self, deadlines: list[tuple[float, str]]) -> None:
         """Check again when the next clock can be due, never within this call."""
         if self._stopped:
             return
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        if deadlines:
-            now, (soonest, _) = self._reactor.seconds(), min(deadlines)
-            soonest = min(soonest, now + (self._shortest or soonest))
-            self._timer = self._reactor.callLater(max(soonest - now, 0.001), self._check)
+        self._scheduled = bool(deadlines)
+        if not deadlines:
+            self._timer.clear()
+            return
+        wait = min(deadlines)[0] - self._reactor.seconds()
+        if self._shortest:
+            wait = min(wait, self._shortest)
+        self._timer.set(max(wait, 0.001), self._check)
