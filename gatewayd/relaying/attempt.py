@@ -202,8 +202,8 @@ class Attempt:
         listener, receiver = self._listener, self.receiver
         if listener is None or receiver is None:
             return
-        exact = reason.check(ResponseDone) is not None
-        if exact or reason.check(PotentialDataLoss):
+        exact = isinstance(reason.value, ResponseDone)
+        if exact or isinstance(reason.value, PotentialDataLoss):
             listener.act(receiver.close(exact))
         else:
             listener.lost(reason)
