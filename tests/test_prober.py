@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.python import failure
 
-from gatewayd.daemon.periodic import every
+from gatewayd.daemon.periodic import Periodic
 from gatewayd.routing.evidence import FAILURES
 from gatewayd.routing.health import LONGEST_BACKOFF, State
 from gatewayd.routing.prober import CHECK_SECONDS, CHECK_TIMEOUT, RECHECK_SECONDS, Prober
@@ -19,7 +19,7 @@ from tests.outcomes import state_of
 def probed(*backends: FakeBackend) -> tuple[Clock, list[Target]]:
     clock = Clock()
     targets = [Target(backend, clock) for backend in backends]
-    every(RECHECK_SECONDS, Prober(Router(targets), clock).check, clock).startService()
+    Periodic(RECHECK_SECONDS, Prober(Router(targets), clock).check, clock).startService()
     return clock, targets
 
 

@@ -19,6 +19,9 @@ from tests.inifile import ini_file
 #: Packages that only TLS needs. They take 12 MiB.
 TLS = {"OpenSSL", "cryptography", "service_identity"}
 
+#: Packages that Twisted imports for what no process here does.
+UNUSED = {"automat"}
+
 #: Makes the service as twistd does, with an ini file, and then runs the lines of a test.
 START = """
 import sys
@@ -55,13 +58,23 @@ def packages(output: str) -> set[str]:
 
 
 def test_a_process_without_tls_does_not_import_it(tmp_path: Path) -> None:
-    assert not TLS & packages(run(tmp_path, PLAIN))
+    assert not (TLS | UNUSED) & packages(run(tmp_path, PLAIN))
 
 
 def test_neither_a_supervisor_nor_a_worker_without_tls_imports_it(tmp_path: Path) -> None:
-    assert not TLS & packages(run(tmp_path, PLAIN.replace("[backend", "workers = 2\n[backend")))
+    workers = PLAIN.replace("[backend", "workers = 2\n[backend")
+    assert not (TLS | UNUSED) & packages(run(tmp_path, workers))
     handover = Handover(Settings(), sockets=0, kept=False)
-    assert not TLS & packages(run(tmp_path, PLAIN, handover=handover))
+    assert not (TLS | UNUSED) & packages(run(tmp_path, PLAIN, handover=handover))
+
+
+def test_a_process_imports_only_its_own_kind_of_service(tmp_path: Path) -> None:
+    """The modules of the other kind would take half a MiB."""
+    kinds = "{'gatewayd.daemon.service', 'gatewayd.daemon.supervisor'}"
+    then = f"print(*sorted({kinds} & {{*sys.modules}}))"
+    workers = PLAIN.replace("[backend", "workers = 2\n[backend")
+    assert run(tmp_path, PLAIN, then).split() == ["gatewayd.daemon.service"]
+    assert run(tmp_path, workers, then).split() == ["gatewayd.daemon.supervisor"]
 
 
 def test_an_https_backend_and_an_own_certificate_import_it_at_the_start(tmp_path: Path) -> None:

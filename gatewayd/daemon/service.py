@@ -43,7 +43,7 @@ from . import reload_command
 from .drain import Drain
 from .generation import Generation, build, warnings
 from .notify import Systemd
-from .periodic import every
+from .periodic import Periodic
 from .ports import Ports
 from .recorder import Recorder
 from .reload import evolved, prepare
@@ -90,8 +90,8 @@ class GatewayService(MultiService):
         self.serving = Serving(generation, self.recorder.record, page, reactor)
         handover = None if supervised is None else supervised.handover
         self._ports = Ports(self.serving, handover, reactor)
-        self._health_checks = every(RECHECK_SECONDS, self._check_backends, reactor)
-        self._metrics_loop = every(LAG_SECONDS, self.metrics.tick, reactor)
+        self._health_checks = Periodic(RECHECK_SECONDS, self._check_backends, reactor)
+        self._metrics_loop = Periodic(LAG_SECONDS, self.metrics.tick, reactor)
         for part in (self._ports, self.recorder, self._health_checks, self._metrics_loop):
             part.setServiceParent(self)
         if supervised is not None:
@@ -129,7 +129,7 @@ class GatewayService(MultiService):
         seconds = self._systemd.watchdog_seconds
         if seconds:
             # The loop itself calls it: if the loop hangs, systemd kills and restarts the process.
-            every(seconds, self._systemd.alive, self._reactor).setServiceParent(self)
+            Periodic(seconds, self._systemd.alive, self._reactor).setServiceParent(self)
 
     @property
     def _status(self) -> str:

@@ -41,7 +41,7 @@ from . import reload_command, spawning
 from .generation import Generation, build, warnings
 from .listening import bind, listen, take
 from .notify import Systemd, inherited_sockets
-from .periodic import every
+from .periodic import Periodic
 from .reload import prepare
 from .shared_folder import SharedFolder
 from .signals import Signals, held_for_workers
@@ -98,7 +98,7 @@ class Supervisor(MultiService):
         self._failed = False
         self._signals = Signals(self._stop_at_once, self.reload, reactor)
         self._stopped: Deferred[None] | None = None
-        every(CHECK_SECONDS, self._check_workers, reactor).setServiceParent(self)
+        Periodic(CHECK_SECONDS, self._check_workers, reactor).setServiceParent(self)
 
     def _build(self, settings: Settings) -> Generation:
         """Build what the workers will build; raises what they would raise."""
@@ -179,7 +179,7 @@ class Supervisor(MultiService):
             _log.info("gatewayd: {status}", status=status)
             self._systemd.ready(status)
             if seconds := self._systemd.watchdog_seconds:
-                every(seconds, self._systemd.alive, self.reactor).setServiceParent(self)
+                Periodic(seconds, self._systemd.alive, self.reactor).setServiceParent(self)
         if self._reloading:
             self._systemd.reloaded(status, self._failed)
         self._reloading = False
