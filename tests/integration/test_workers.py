@@ -136,6 +136,22 @@ def test_rotation_loses_and_doubles_no_line(gateway: Gateway, base: str, log: Pa
     assert len(logged(ids, log, *(log.with_suffix(f".{n}") for n in range(3)))) == len(ids)
 
 
+def test_workers_that_stop_lose_no_counts(base: str, tmp_path: Path) -> None:
+    with Gateway(folder=tmp_path, config=base) as gateway:
+        gateway.wait_for_workers()
+        assert [ask(gateway).status for _ in range(40)] == [200] * 40
+        stopped = gateway.workers()
+        for pid in stopped:
+            os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not {*stopped} & {*gateway.workers()}, 5, "the end of both")
+        gateway.wait_for_workers()
+        page = bytes(get(gateway, "/metrics").body)
+        chats = {"route": "/v1/chat/completions", "end": "complete"}
+        assert metric(page, "gatewayd_requests_total", **chats) == 40
+        name = "gatewayd_request_duration_seconds_count"
+        assert metric(page, name, route=chats["route"]) == 40
+
+
 def test_only_the_streams_of_a_worker_that_is_killed_end_and_they_end_with_a_cut(
     gateway: Gateway, sim: FaultBackend, base: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
