@@ -6,9 +6,10 @@ import pytest
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.web.client import ResponseDone
+from twisted.web.http_headers import Headers
 
 from gatewayd.wire import errors
-from tests.backendside import GOOD, OK, AgentWorld, Body, failure, idle, succeeded
+from tests.backendside import GOOD, OK, URL, AgentWorld, Body, failure, idle, succeeded
 
 
 def test_a_request_is_sent_whole_and_treq_adds_no_fields() -> None:
@@ -17,6 +18,16 @@ def test_a_request_is_sent_whole_and_treq_adds_no_fields() -> None:
     head, _, body = world.accept().value().partition(b"\r\n\r\n")
     assert body == b'{"a":1}'
     assert head == b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1:9\r\nContent-Length: 7"
+
+
+def test_the_agent_takes_headers_of_twisted_too() -> None:
+    world = AgentWorld()
+    world.agent.request(b"GET", URL.encode(), Headers({"x-a": ["1", "2"]}))
+    first = world.accept().value()
+    world.agent.request(b"GET", URL.encode())
+    second = world.accept().value()
+    assert {*first.split(b"\r\n")} >= {b"X-A: 1", b"X-A: 2"}
+    assert second == b"GET /v1/x HTTP/1.1\r\nHost: 127.0.0.1:9\r\n\r\n"
 
 
 def test_cookies_are_not_kept() -> None:

@@ -24,6 +24,7 @@ from gatewayd.http1.writing import request_head
 from .connecting import Connecting
 from .connection import Connection, NoAnswer
 from .endpoint import Endpoint
+from .headers import RequestHeaders
 from .pool import Pool
 
 if TYPE_CHECKING:
@@ -70,16 +71,15 @@ class Agent:
 
         Cancelling it has an immediate effect in every phase: lookup, connecting, TLS, waiting.
 
-        :param headers: a :class:`.headers.RequestHeaders`, without ``Host`` and ``Content-Length``.
+        :param headers: without ``Host`` and ``Content-Length``.
         :param bodyProducer: a :class:`.treqclient.BytesProducer`; None for no body.
         :raises GatewayError: there is no reply, or its head is not valid.
         """
         if not uri.startswith(self._prefix + b"/"):
             return fail(ValueError(f"{uri!r} is not under {self._prefix!r}"))
-        fields: Any = headers
         producer: Any = bodyProducer
         body = b"" if producer is None else producer.body
-        lines = self._host + fields.lines
+        lines = self._host + RequestHeaders.of(headers).lines
         if body or method != b"GET":
             lines += b"Content-Length: %d\r\n" % len(body)
         raw = request_head(method, uri[len(self._prefix) :], lines) + body

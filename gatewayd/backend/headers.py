@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 from twisted.web.http_headers import Headers
+
+from gatewayd.http1.writing import header_lines
 
 #: Fields of a reply that cross to the client. All others stay behind.
 _CROSSING = frozenset({b"retry-after", b"retry-after-ms", b"x-should-retry"})
@@ -24,7 +27,8 @@ _PARAMETERS = re.compile(rb";[ -~]{1,255}")
 class RequestHeaders(Headers):
     """The header lines of one request. The caller has encoded them and knows that they are valid.
 
-    Twisted's headers would check and spell each field again. These cannot be changed.
+    Twisted's headers would check and spell each field again. These cannot be changed, and are
+    parsed only if an agent other than gatewayd's own reads them.
 
     :param lines: each with the line end.
     """
@@ -34,11 +38,29 @@ class RequestHeaders(Headers):
     def __init__(self, lines: bytes) -> None:
         self.lines = lines
 
-    @property
-    def _rawHeaders(self) -> dict[bytes, list[bytes]]:  # type: ignore[override]
-        """Where Twisted's methods look for the fields; there is no public way to give them."""
-        lines = (line.split(b": ", 1) for line in self.lines.splitlines())
-        return {name: [value] for name, value in lines}
+    @classmethod
+    def of(cls, headers: Headers | None) -> RequestHeaders:
+        """Encode Twisted's headers, unless they are encoded already."""
+        if isinstance(headers, cls):
+            return headers
+        fields = () if headers is None else headers.getAllRawHeaders()
+        return cls(header_lines((name, value) for name, values in fields for value in values))
+
+    def _parsed(self) -> Headers:
+        headers = Headers()
+        for line in self.lines.splitlines():
+            name, _, value = line.partition(b": ")
+            headers.addRawHeader(name, value)
+        return headers
+
+    def getAllRawHeaders(self) -> Iterator[tuple[bytes, Sequence[bytes]]]:
+        return self._parsed().getAllRawHeaders()
+
+    def getRawHeaders(self, name: Any, default: Any = None) -> Any:
+        return self._parsed().getRawHeaders(name, default)
+
+    def hasHeader(self, name: Any) -> bool:
+        return self._parsed().hasHeader(name)
 
     def __repr__(self) -> str:
         return "<RequestHeaders>"  # never shows the backend's key
