@@ -33,11 +33,11 @@ _encode = msgspec.json.Encoder().encode
 #: bytes in the document. A thousand messages with parts and tools stay far below this limit.
 MAX_CONTAINERS = 100_000
 
-#: Bytes of a short document, and how many containers are few. Building its values starts no
-#: garbage collection that costs anything, and encoding them again is cheaper than finding its
-#: structure.
-_SHORT = 1 << 16
-_FEW = 256
+#: A document is short if it has at most this many bytes and brackets. Its structure need not be
+#: found: to encode its values again costs less. And they are too few to disable the garbage
+#: collector for.
+_SHORT_BYTES = 1 << 16
+_SHORT_BRACKETS = 256
 
 _BLOCK = 1 << 16
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[]{}:"))
@@ -64,8 +64,9 @@ def parse(body: bytes, depth: int) -> Any:
     """
     _check_text(body)
     try:
-        # Brackets in strings count as well, so it is neither too deep nor has too many containers.
-        if len(body) <= _SHORT and body.count(b"[") + body.count(b"{") <= min(depth, _FEW):
+        brackets = body.count(b"[") + body.count(b"{")  # those in strings, too
+        if len(body) <= _SHORT_BYTES and brackets <= min(depth, _SHORT_BRACKETS):
+            # With so few brackets it can neither nest too deeply nor have too many containers.
             value = _decode(body)
             _check_keys(body, value)
         else:
@@ -81,6 +82,11 @@ def parse(body: bytes, depth: int) -> Any:
 
 
 def _parse_long(body: bytes, depth: int) -> Any:
+    """Read a document that may have any number of containers, at any depth.
+
+    :raises NotJSON: it nests too deeply, has too many containers, or has the same key twice.
+    :raises msgspec.DecodeError: msgspec refuses it.
+    """
     structure = _structure(body)
     if structure.count(b"[") + structure.count(b"{") > MAX_CONTAINERS:
         raise NotJSON(f"it has more than {MAX_CONTAINERS} arrays and objects")
