@@ -69,7 +69,7 @@ def allowed() -> set[tuple[str, str]]:
 
 def imported(path: Path) -> Iterator[list[str]]:
     """The dotted names that a module imports, under TYPE_CHECKING too; relative ones made whole."""
-    package = ["gatewayd", *path.relative_to(PACKAGE).parent.parts]
+    package = list(path.relative_to(ROOT).parent.parts)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".") for alias in node.names)
@@ -151,3 +151,23 @@ def test_each_promise_has_tests_named_after_it() -> None:
     tests = "".join(path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py")))
     tested = {int(number) for number in re.findall(r"def test_promise_(\d+)_", tests)}
     assert tested == set(range(1, len(promises()) + 1))
+
+
+# -- tests ---------------------------------------------------------------------------------------
+
+#: Modules that only declare types.
+WITHOUT_TESTS = {"relaying/client.py"}
+
+
+def test_each_module_has_a_test_module() -> None:
+    tests = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    for path in MODULES:
+        name, room = path.stem.strip("_"), room_of(path)
+        if str(path.relative_to(PACKAGE)) not in WITHOUT_TESTS:
+            assert tests & {f"test_{name}", f"test_{room}_{name}"}, path.relative_to(PACKAGE)
+
+
+def test_nothing_is_imported_from_a_test_module() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        for names in imported(path):
+            assert not any(name.startswith("test_") for name in names[:-1]), path
