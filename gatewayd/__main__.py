@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import secrets
 import sys
 
 from gatewayd import __version__
 from gatewayd.daemon.reload_command import ReloadError, reload
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+from gatewayd.settings.sources import NAME
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "reload":
         return _reload(options.pid)
-    if not _NAME.fullmatch(options.name):
+    if not NAME.fullmatch(options.name):
         token.error("NAME must be letters, digits and . _ -, at most 64")
     return _token(options.name)
 

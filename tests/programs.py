@@ -54,7 +54,11 @@ def path_of(program: str) -> str:
 
 
 def require(*programs: str) -> None:
-    """Skip the test that runs now if one of these is missing; with ``CI=true``, fail it."""
+    """Skip the test that runs now if one of these is missing; with ``CI=true``, fail it.
+
+    A contributor may lack HAProxy, say, and must be able to run all other tests. ``.ci/run``
+    installs these programs where it may, so there a missing one is a fault.
+    """
     missing = [name for name in programs if find(name) is None]
     if not missing:
         return

@@ -309,7 +309,6 @@ class Channel(Protocol):
 
     def _refuse_connection(self) -> None:
         body = Overloaded("The gateway has too many connections.").body()
-        id_header = self._settings.gateway.request_id_header
         head = response_head(
             503,
             (
@@ -317,7 +316,7 @@ class Channel(Protocol):
                 (b"Content-Length", b"%d" % len(body)),
                 (b"Retry-After", b"1"),
                 (b"Connection", b"close"),
-                (id_header.encode("ascii"), request_id(()).encode("ascii")),
+                (self.state.id_header, request_id(()).encode("ascii")),
             ),
         )
         self.transport.write(head + body)

@@ -14,7 +14,8 @@ from .draft import MOST_PROBLEMS, Draft, Place, Source
 from .files import read_file
 from .model import NAMED, OPTIONS, SETTINGS, VARIABLES, SectionId
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+#: The name of a backend or a token.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME_EXPECTED = "expected a name of at most 64 letters, digits and . _ -"
 # What Kubernetes adds to the environment for services named gatewayd and gatewayd-something.
 _KUBERNETES = re.compile(
@@ -67,7 +68,7 @@ def _begin_section(draft: Draft, path: str, header: ini.Header) -> SectionId | N
     section = SectionId(*header.name.split(" ", 1))
     shown = f"[{header.name[:80]}]"
     place = _in_file(path, header.line, shown)
-    if section.kind in NAMED and not _NAME.fullmatch(section.name):
+    if section.kind in NAMED and not NAME.fullmatch(section.name):
         draft.problem(place, f"has no proper name, {_NAME_EXPECTED}")
         return None
     if section.kind not in SETTINGS or (section.name and section.kind not in NAMED):
@@ -152,7 +153,7 @@ def _split_variable(draft: Draft, kind: str, rest: str, place: Place) -> tuple[S
     if len(found) > 1:
         sections = " and ".join(map(str, found))
         draft.problem(place, f"matches {sections}, expected names that differ in more than case")
-    elif key and not found and not _NAME.fullmatch(name):
+    elif key and not found and not NAME.fullmatch(name):
         draft.problem(place, f"has no proper name, {_NAME_EXPECTED}")
     section = found[0] if found else SectionId(kind, name)
     if key:

@@ -88,6 +88,9 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    # These two skips hold with CI=true as well. No program is missing, which .ci/run could install,
+    # but the right to be root, to mount and to make namespaces (a container may not, not even as
+    # root), or access to a Debian archive. The reason is listed at the end of the output.
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("a Debian cannot be booted here: only root may")
     with ExitStack() as stack:
