@@ -329,7 +329,7 @@ class Answer:
 
     @property
     def code(self) -> str:
-        return str(self.json["error"]["code"])
+        return error_code(self.body)
 
     @property
     def payloads(self) -> list[bytes]:
@@ -338,6 +338,12 @@ class Answer:
         assert blocks.pop() == b"", "an event is unfinished"
         blocks = [b.removeprefix(b"event: error\n") for b in blocks if not b.startswith(b":")]
         return [b.removeprefix(b"data: ") for b in blocks]
+
+
+def error_code(envelope: bytes) -> str:
+    """The code of an error, in OpenAI's envelope or in Anthropic's."""
+    error = json.loads(envelope)["error"]
+    return str(error["details"]["error_code"] if "details" in error else error["code"])
 
 
 def _dechunk(data: bytes) -> tuple[bytes, bool]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gatewayd.wire.call import Endpoint
 from gatewayd.wire.chat import ChatCall
+from gatewayd.wire.dialects import OPENAI
 from gatewayd.wire.endpoints import ENDPOINTS
 from gatewayd.wire.request import JSONCall
 from tests.memory import settings
@@ -15,6 +16,11 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"
 
+
+def endpoint(path: str) -> Endpoint:
+    return next(endpoint for endpoint in ENDPOINTS if endpoint.path == path)
+
+
 #: Endpoints that take any JSON object (a chat needs messages), and those that take forms.
 JSON_PATHS = [
     e.path for e in ENDPOINTS if issubclass(e.request, JSONCall) and e.request is not ChatCall
@@ -22,15 +28,13 @@ JSON_PATHS = [
 UPLOAD_PATHS = [e.path for e in ENDPOINTS if not issubclass(e.request, JSONCall)]
 #: Of the former, those whose replies are read.
 READ_PATHS = [path for path in JSON_PATHS if path != SPEECH]
+#: Of those, the ones with OpenAI's error envelope.
+OPENAI_PATHS = [path for path in READ_PATHS if endpoint(path).dialect is OPENAI]
 #: Those whose streams end with an event of a certain type.
 BY_EVENT = (RESPONSES, MESSAGES)
 
 #: Settings with a backend that serves ``real`` as ``nick``, too.
 ALIASED = settings(backend_fake_url="http://127.0.0.1:1", backend_fake_models="*, nick = real")
-
-
-def endpoint(path: str) -> Endpoint:
-    return next(endpoint for endpoint in ENDPOINTS if endpoint.path == path)
 
 
 def framed(events: list[tuple[str, bytes]]) -> bytes:

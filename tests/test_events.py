@@ -8,7 +8,7 @@ import pytest
 
 from gatewayd.backend.interface import Clocks
 from gatewayd.exchange import End
-from tests.memory import Answer, FakeBackend, Gateway, settings
+from tests.memory import Answer, FakeBackend, Gateway, error_code, settings
 from tests.replies import (
     BY_EVENT,
     COMPLETIONS,
@@ -216,6 +216,19 @@ def test_a_failure_without_a_message_is_a_failure(
     assert set(answer.json["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize("path", BY_EVENT)
+@pytest.mark.parametrize("payload", [{"type": "server_error", "message": "It broke."}, {}])
+def test_an_event_named_error_is_a_failure_whatever_its_type_is(
+    gateway: Gateway, backend: FakeBackend, path: str, payload: dict[str, str]
+) -> None:
+    client = gateway.post(path, stream=True)
+    backend.calls[0].head()
+    backend.calls[0].send(framed([*STREAMS[path][:2], ("error", json.dumps(payload).encode())]))
+    answer = Answer(client)
+    assert payload.get("message", "") in json.loads(answer.payloads[-1])["error"]["message"]
+    assert answer.closed and not answer.complete and gateway.end is End.BACKEND_ERROR
+
+
 def test_an_error_that_is_null_is_not_a_failure(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.post(RESPONSES, stream=True)
     backend.calls[0].head()
@@ -231,7 +244,7 @@ def test_an_event_that_cannot_be_read_ends_the_stream(
     backend.calls[0].head()
     backend.calls[0].send(framed([STREAMS[MESSAGES][0], ("ping", payload)]))
     answer = Answer(client)
-    assert json.loads(answer.payloads[-1])["error"]["code"] == "upstream_bad_response"
+    assert error_code(answer.payloads[-1]) == "upstream_bad_response"
     assert answer.closed and not answer.complete
 
 

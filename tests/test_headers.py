@@ -22,7 +22,15 @@ def test_the_fields_of_a_request_can_be_read_and_are_not_shown() -> None:
 
 def test_only_listed_fields_cross() -> None:
     fields = [(b"retry-after", b"1"), (b"server", b"x"), (b"content-type", b"A/B; c")]
-    assert crossing(fields) == ("a/b", "; c", ((b"retry-after", b"1"),))
+    limit = (b"anthropic-ratelimit-requests-remaining", b"9")
+    fields += [(b"request-id", b"theirs"), (b"anthropic-organization-id", b"x"), limit]
+    assert crossing(fields) == ("a/b", "; c", ((b"retry-after", b"1"), limit))
+
+
+def test_fields_are_added_behind_those_that_were_encoded() -> None:
+    headers = RequestHeaders(b"A: 1\r\n")
+    more = headers.with_fields([(b"B", b"2"), (b"B", b"3")])
+    assert (headers.lines, more.lines) == (b"A: 1\r\n", b"A: 1\r\nB: 2\r\nB: 3\r\n")
 
 
 @pytest.mark.parametrize("first", [b"", b"\xff"])

@@ -17,8 +17,9 @@ from zope.interface import implementer
 
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.backend.treqclient import TreqClient
+from gatewayd.settings.values import Secret
 from tests.backendside import GatewayWorld
-from tests.memory import Answer, FakeBackend, Gateway, settings
+from tests.memory import JSON, Answer, FakeBackend, Gateway, settings
 from tests.replies import CHAT, COMPLETIONS, MESSAGES, RESPONSES, endpoint
 
 
@@ -98,6 +99,32 @@ def test_other_requests_are_sent_unchanged(path: str, count_usage: str, stream: 
     body = ASKS % b', "stream_options":{"include_usage":false}'
     body = body if stream else body.replace(b"true", b"false")
     assert sent(path, body, count_usage) == body
+
+
+def test_a_message_is_sent_with_the_clients_version_betas_and_beta_parameter() -> None:
+    world = GatewayWorld("http://127.0.0.1:9/base/v1", api_key=Secret("backend-key"))
+    headers = JSON | {
+        "X-Request-ID": "req-1",
+        "x-api-key": "client-key",
+        "anthropic-version": "2023-06-01",
+        "Anthropic-Beta": "a-1,b-2",
+        "x-app": "cli",
+    }
+    world.gateway.request("POST", MESSAGES + "?beta=true&key=secret", b"{}", headers)
+    head, _, body = world.accept().value().partition(b"\r\n\r\n")
+    assert body == b"{}"
+    assert head.decode().split("\r\n") == [
+        "POST /base/v1/messages?beta=true HTTP/1.1",
+        "Host: 127.0.0.1:9",
+        "User-Agent: gatewayd",
+        "Authorization: Bearer backend-key",
+        "Accept: application/json",
+        "X-Request-Id: req-1",
+        "Content-Type: application/json",
+        "Anthropic-Version: 2023-06-01",
+        "Anthropic-Beta: a-1,b-2",
+        "Content-Length: 2",
+    ]
 
 
 # -- errors ----------------------------------------------------------------------------------------

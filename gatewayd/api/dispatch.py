@@ -17,6 +17,7 @@ from gatewayd.routing.catalog import Catalog
 from gatewayd.routing.router import Router
 from gatewayd.settings.model import Settings
 from gatewayd.wire.call import Endpoint
+from gatewayd.wire.dialects import OPENAI
 from gatewayd.wire.errors import Forbidden, UnsupportedMediaType
 
 from .limits import Admission
@@ -58,6 +59,7 @@ class Dispatcher:
         content_type = endpoint.request.check_media_type(request.fields.get(b"content-type", ()))
         _check_coding(request)
         request.exchange.route = endpoint.path
+        request.use_dialect(endpoint.dialect)
         request.set_headers(
             self._admission.acquire(request.caller, self._settings.limits.in_flight)
         )
@@ -72,6 +74,8 @@ class Dispatcher:
         exchange, caller, limits = request.exchange, request.caller, self._settings.limits
         call = endpoint.request.parse(endpoint, request.body, content_type, limits.json_depth)
         exchange.model, exchange.stream = call.model, call.stream
+        if endpoint.dialect is not OPENAI:
+            call = call.with_context(request.fields, request.uri)
         if not caller.may_use(call.model):
             raise Forbidden("This API key may not use this model.", "model_not_allowed", "model")
         relay = Relay(

@@ -21,6 +21,8 @@ from gatewayd.http1.head import Fields, RequestLine
 from gatewayd.http1.writing import response_head
 from gatewayd.sending import send
 from gatewayd.wire import sse
+from gatewayd.wire.dialects import OPENAI, Dialect
+from gatewayd.wire.endpoints import dialect_of
 from gatewayd.wire.errors import GatewayError
 
 from .clocks import Deadline
@@ -105,6 +107,11 @@ class Request(TwistedRequest):
         for name, value in headers:
             self._headers[name.title()] = value
 
+    def use_dialect(self, dialect: Dialect) -> None:
+        """Set the headers that the clients of an API expect of each answer."""
+        if dialect.id_header and self._id_header.title() != dialect.id_header:
+            self._headers[dialect.id_header] = self._headers[self._id_header]
+
     def respond(
         self,
         status: int,
@@ -139,7 +146,9 @@ class Request(TwistedRequest):
         if error.executed:  # even if the backend itself says that the client may retry
             headers.append((b"x-should-retry", b"false"))
         self._error = error
-        self.respond(error.status, error.body(), headers)
+        dialect = self._dialect()
+        self.use_dialect(dialect)
+        self.respond(error.status, dialect.envelope(error, self.exchange.id), headers)
 
     def begin_stream(self, headers: HeaderPairs = ()) -> None:
         """Begin an event stream: :meth:`write` its frames, then :meth:`finish`."""
@@ -199,13 +208,20 @@ class Request(TwistedRequest):
             return
         error.drop_traceback()
         if self._events:
-            self.write(sse.encode(error.body(), name))
+            self.write(sse.encode(self._dialect().envelope(error, self.exchange.id), name))
         self._error = error
         self._end()
         if self._chunks:
             self.channel.close_lingering()
         else:
             self.channel.close_by_reset()
+
+    def _dialect(self) -> Dialect:
+        """The dialect of the request's path. It need not be the path of an endpoint."""
+        if self.channel is None:
+            return OPENAI
+        root = self.channel.state.settings.gateway.root_path
+        return dialect_of(self.path.decode("ascii").removeprefix(root))
 
     # -- the head ------------------------------------------------------------------------------
 

@@ -13,13 +13,11 @@ from gatewayd.http1.writing import header_lines
 
 #: Fields of a reply that cross to the client. All others stay behind.
 _CROSSING = frozenset({b"retry-after", b"retry-after-ms", b"x-should-retry"})
-_CROSSING_PREFIX = b"x-ratelimit-"
+_CROSSING_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
 #: A value that may cross.
 _VALUE = re.compile(rb"[ -~]{0,255}")
 #: ``audio/mpeg; rate=24000``: a media type and its parameters.
-_CONTENT_TYPE = re.compile(
-    rb"\s*(%b/%b)\s*(;.*)?" % ((rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}",) * 2)
-)
+_CONTENT_TYPE = re.compile(rb"\s*(%b/%b)\s*(;.*)?" % ((rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}",) * 2))
 #: Parameters that may cross.
 _PARAMETERS = re.compile(rb";[ -~]{1,255}")
 
@@ -45,6 +43,10 @@ class RequestHeaders(Headers):
             return headers
         fields = () if headers is None else headers.getAllRawHeaders()
         return cls(header_lines((name, value) for name, values in fields for value in values))
+
+    def with_fields(self, fields: Iterable[tuple[bytes, bytes]]) -> RequestHeaders:
+        """These headers and further ones."""
+        return RequestHeaders(self.lines + header_lines(fields))
 
     def _parsed(self) -> Headers:
         headers = Headers()
@@ -83,7 +85,7 @@ def crossing(
     for name, value in fields:
         if name == b"content-type":
             content_type = value if content_type is None else content_type
-        elif name in _CROSSING or name.startswith(_CROSSING_PREFIX):
+        elif name in _CROSSING or name.startswith(_CROSSING_PREFIXES):
             others.setdefault(name, value)
     media_type, parameters = ("", "") if content_type is None else _content_type(content_type)
     safe = tuple(field for field in others.items() if _VALUE.fullmatch(field[1])) if others else ()

@@ -82,7 +82,9 @@ class OpenAIBackend:
             if self._count_usage:
                 call = call.counting_usage()
             headers = self._request_headers(request_id, accept, call.content_type, traceparent)
-            url = self.settings.url + call.path
+            if call.headers:
+                headers = headers.with_fields(call.headers)
+            url = self.settings.url + call.path + call.query
             response = self._client.post(url, data=call.body, headers=headers)
         except Exception:
             return fail()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Protocol, Self
 
 import msgspec
 
 from .content import Usage
+from .dialects import OPENAI, Dialect
 from .errors import UnsupportedMediaType
 
 
@@ -27,6 +28,8 @@ class Call(msgspec.Struct, frozen=True):
     :param stream: whether the client asked for an event stream, at an endpoint that has streams.
     :param include_usage: whether the client asked for the usage of a stream of choices.
     :param choices: how many choices the client asked for, in a stream of choices; 1 elsewhere.
+    :param headers: further headers for the backend: those of the client that its dialect passes on.
+    :param query: of the URL at the backend, with its ``?``; empty for none.
     """
 
     #: The good values of the ``Content-Type`` of a request, and the error message for any other.
@@ -40,6 +43,8 @@ class Call(msgspec.Struct, frozen=True):
     stream: bool
     include_usage: bool = False
     choices: int = 1
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    query: str = ""
 
     def __repr__(self) -> str:
         """Without the body, which no log may show."""
@@ -63,6 +68,19 @@ class Call(msgspec.Struct, frozen=True):
         if len(values) != 1 or not cls.media_type.fullmatch(values[0]):
             raise UnsupportedMediaType(cls.media_type_hint)
         return values[0]
+
+    def with_context(self, fields: Mapping[bytes, Sequence[bytes]], target: bytes) -> Self:
+        """The same request with what else of the client's crosses to the backend.
+
+        :param fields: all headers of the client's request, with names in lower case.
+        :param target: of the client's request.
+        """
+        dialect = self.endpoint.dialect
+        return msgspec.structs.replace(
+            self,
+            headers=dialect.crossing_headers(fields),
+            query=dialect.crossing_query(target),
+        )
 
     @classmethod
     @abstractmethod
@@ -116,6 +134,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
         Then it is complete if its framing says so.
     :param usage_on_request: whether a stream reports usage only where the request's
         ``stream_options.include_usage`` asks for it.
+    :param dialect: the API that the endpoint belongs to.
     """
 
     path: str
@@ -124,6 +143,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     ends: frozenset[str] = frozenset()
     opaque: bool = False
     usage_on_request: bool = False
+    dialect: Dialect = OPENAI
 
 
 class Reader(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from .call import Call, Endpoint
 from .chat import ChatCall, CompletionCall
 from .choices import ChatReader, CompletionReader
+from .dialects import ANTHROPIC, OPENAI, Dialect
 from .events import EventReader
 from .request import JSONCall
 from .transcript import TranscriptReader
@@ -46,10 +47,24 @@ ENDPOINTS = (
     Endpoint("/v1/chat/completions", ChatCall, _chat, _DONE, usage_on_request=True),
     Endpoint("/v1/completions", CompletionCall, _completion, _DONE, usage_on_request=True),
     Endpoint("/v1/responses", JSONCall, _events, _RESPONSE),
-    Endpoint("/v1/messages", JSONCall, _events, _MESSAGE),
+    Endpoint("/v1/messages", JSONCall, _events, _MESSAGE, dialect=ANTHROPIC),
+    Endpoint("/v1/messages/count_tokens", JSONCall, _events, dialect=ANTHROPIC),
     Endpoint("/v1/embeddings", JSONCall, _events),
     Endpoint("/v1/rerank", JSONCall, _events),
     Endpoint("/v1/audio/speech", JSONCall, None, opaque=True),
     Endpoint("/v1/audio/transcriptions", FormCall, _transcript, _TRANSCRIPT, opaque=True),
     Endpoint("/v1/audio/translations", FormCall, _transcript, _TRANSCRIPT, opaque=True),
 )
+
+
+def dialect_of(path: str) -> Dialect:
+    """The dialect of a path: that of the endpoint there, or of the endpoint above it.
+
+    So the errors for unknown paths below an endpoint are written as its clients expect.
+
+    :param path: without the gateway's ``root_path``.
+    """
+    for endpoint in ENDPOINTS:
+        if path == endpoint.path or path.startswith(endpoint.path + "/"):
+            return endpoint.dialect
+    return OPENAI

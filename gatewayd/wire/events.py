@@ -108,7 +108,8 @@ class EventReader:
             return None
         read = self._read(payload, "an event")
         kind = read.type if isinstance(read.type, str) else name.decode("latin-1")
-        if kind in _FAILED or not is_empty(read.error):
+        # llama.cpp names an event of a message "error", and gives it a type of its own.
+        if kind in _FAILED or name == b"error" or not is_empty(read.error):
             raise _failure(payload, read)
         if kind in PINGS and not self.started:
             return None  # until the reply has begun, the gateway sends comments of its own
