@@ -154,6 +154,7 @@ class FakeBackend:
         self.failing: list[Exception] = []
         self.checks: list[Deferred[bool]] = []
         self.listed: dict[str, Any] | Exception = {"m": {"id": "m", "object": "model"}}
+        self.said_slots: int | Exception | None = None
 
     def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
         asked = Asked(call, request_id)
@@ -168,6 +169,10 @@ class FakeBackend:
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
         listed = self.listed
         return fail(listed) if isinstance(listed, Exception) else succeed(listed)
+
+    def slots(self, request_id: str) -> Deferred[int | None]:
+        said = self.said_slots
+        return fail(said) if isinstance(said, Exception) else succeed(said)
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -235,7 +240,7 @@ class Gateway:
         for backend in backends or [EchoBackend(self.settings.gateway.api_title)]:
             own = configured.get(backend.name)
             models, limit = (own.models, own.in_flight) if own else ((), None)
-            targets.append(Target(backend, self.clock, models, limit))
+            targets.append(Target(backend, self.clock, models, limit, len(backends) < 2))
         return targets
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
-from gatewayd.routing.catalog import FRESH_SECONDS, WAIT_SECONDS
+from gatewayd.routing.listing import FRESH_SECONDS, WAIT_SECONDS
 from gatewayd.wire import errors
 from tests.memory import Answer, FakeBackend, Gateway, settings
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from gatewayd.wire import errors
 from tests.backendside import GatewayWorld, reply
 from tests.memory import Answer
 
@@ -53,3 +54,51 @@ def test_a_list_that_is_too_long_is_refused() -> None:
         if not backend.aborted:
             backend.protocol.dataReceived(b" " * 65536)
     assert backend.aborted and Answer(client).code == "upstream_bad_response"
+
+
+# -- slots -----------------------------------------------------------------------------------------
+
+
+def slots_of(body: bytes, status: int = 200) -> list[object]:
+    """What a backend is understood to say about its slots: a number, None or a failure's class."""
+    world = GatewayWorld()
+    said: list[object] = []
+    world.target.backend.slots("1").addCallbacks(said.append, lambda f: said.append(f.type))
+    world.accept().protocol.dataReceived(reply(body, status=status))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("body", "slots"),
+    [
+        (b'{"total_slots": 4, "chat_template": "x"}', 4),
+        (b'{"role": "router", "max_instances": 4}', None),
+        (b'{"total_slots": 0}', None),
+        (b'{"total_slots": -1}', None),
+        (b'{"total_slots": "4"}', None),
+        (b'{"total_slots": 1e400}', None),
+        (b"[]", None),
+        (b"<html>", None),
+        (b"", None),
+    ],
+)
+def test_slots_are_read_from_the_props_of_llama_cpp(body: bytes, slots: int | None) -> None:
+    assert slots_of(body) == [slots]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (404, None),
+        (405, None),
+        (501, None),
+        (401, errors.AuthRefused),
+        (403, errors.AuthRefused),
+        (500, errors.BadReply),
+        (503, errors.BadReply),
+    ],
+)
+def test_a_server_without_props_has_no_slots_and_another_refusal_is_a_failure(
+    status: int, said: object
+) -> None:
+    assert slots_of(b'{"error": {"message": "no"}}', status) == [said]

@@ -87,6 +87,16 @@ def test_a_backend_that_was_removed_is_no_longer_shown(metrics: PrometheusMetric
     assert samples(metrics, "gatewayd_backend_usable") == {("a",): 1, ("b",): 1}
 
 
+def test_only_backends_that_are_asked_show_whether_they_told(metrics: PrometheusMetrics) -> None:
+    states = {"a": BackendState(True, 0), "b": BackendState(True, 0)}
+    told = {"a": True, "b": False}
+    metrics.watch(lambda: snapshot(backends=states, discovered=told))
+    assert samples(metrics, "gatewayd_backend_discovered") == {("a",): 1, ("b",): 0}
+    del told["a"]
+    assert samples(metrics, "gatewayd_backend_discovered") == {("b",): 0}
+    assert samples(metrics, "gatewayd_backend_usable") == {("a",): 1, ("b",): 1}
+
+
 def test_the_lag_is_how_late_the_loop_runs(metrics: PrometheusMetrics, clock: Clock) -> None:
     loop = LoopingCall(metrics.tick)
     loop.clock = clock

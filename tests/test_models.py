@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from gatewayd.wire.errors import BadReply
-from gatewayd.wire.models import decode_list, encode_list, entry
+from gatewayd.wire.models import MAX_MODELS, decode_list, encode_list, entry, names
 
 DEPTH = 64
 
@@ -94,3 +94,27 @@ def test_an_entry_may_hold_half_of_a_surrogate_pair() -> None:
 def test_a_body_that_is_not_a_list_of_models_is_a_bad_reply(body: bytes) -> None:
     with pytest.raises(BadReply):
         decode_list(body, DEPTH)
+
+
+# -- the names of a list ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        (b'{"id":"a"}', {"a"}),
+        (b'{"id":"a","aliases":["b","c"]}', {"a", "b", "c"}),
+        (b'{"id":"a","aliases":[5,null,"","\\u0007","b"]}', {"a", "b"}),
+        (b'{"id":"a","aliases":"b"}', {"a"}),
+        (b'{"id":"a","aliases":null}', {"a"}),
+        (b'{"id":"a","x":"\\"aliases\\""}', {"a"}),
+    ],
+)
+def test_the_names_of_a_model_are_its_id_and_its_aliases(entry: bytes, found: set[str]) -> None:
+    assert names(decode_list(b'{"data":[%b]}' % entry, DEPTH)) == found
+
+
+def test_the_number_of_aliases_is_bounded() -> None:
+    aliases = b",".join(b'"%d"' % n for n in range(MAX_MODELS))
+    entries = b",".join(b'{"id":"m%d","aliases":[%b]}' % (n, aliases) for n in range(3))
+    assert len(names(decode_list(b'{"data":[%b]}' % entries, DEPTH))) <= 2 * MAX_MODELS

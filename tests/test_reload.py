@@ -22,7 +22,7 @@ from gatewayd.routing.evidence import ClientLeft
 from gatewayd.routing.target import Target
 from gatewayd.settings.load import load
 from gatewayd.settings.model import BackendSettings, Setting, Settings
-from tests.backendside import connected
+from tests.backendside import connected, reply
 from tests.certificates import certificate
 from tests.inifile import EVERY
 from tests.memory import RAW_CHAT, ClientTransport, connect, fails
@@ -244,6 +244,33 @@ class KeptTargets(Reloads):
         assert self.service.serving.api.model_names() == ["echo"]
         self.reload("[timeouts]\nping = 1\n")
         assert self.service.serving.api.model_names() == ["echo"]
+
+    def test_what_a_backend_has_listed_stays_known_and_is_asked_for_anew(self) -> None:
+        self.serve(backend("a", 1, models="auto") + backend("b", 2, models="x"))
+        self.service.serving.generation.discovery.check()
+        connections = self.reactor.tcpClients
+        assert [port for _, port, *_ in connections] == [1]
+        server = connected(connections[0][2])
+        assert server.value().startswith(b"GET /v1/models ")
+        server.protocol.dataReceived(reply(b'{"data": [{"id": "listed"}]}'))
+        sent = len(server.value())
+        self.reload(backend("a", 1, models="auto, y = listed") + backend("b", 2, models="x"))
+        (a, _) = self.targets
+        assert a.models.real_name("listed") == a.models.real_name("y") == "listed"
+        assert server.value()[sent:].startswith(b"GET /v1/models ")
+        self.reload(backend("a", 1, models="y") + backend("b", 2, models="x"))
+        assert server.aborted and a.models.real_name("listed") is None
+        assert len(connections) == 1
+
+    def test_a_second_backend_changes_what_the_first_without_models_serves_for_sure(self) -> None:
+        self.serve(backend("a", 1))
+        self.service.serving.generation.discovery.check()
+        assert not self.reactor.tcpClients and self.targets[0].models.real_name("m") == "m"
+        self.reload(backend("a", 1) + backend("b", 2))
+        assert [port for _, port, *_ in self.reactor.tcpClients] == [1, 2]
+        assert self.targets[0].models.real_name("m") is None
+        self.reload(backend("a", 1))
+        assert self.targets[0].models.real_name("m") == "m"
 
     def test_the_port_of_the_metrics_uses_the_new_settings_too(self) -> None:
         metrics = "[metrics]\nlisten = 127.0.0.1:9\n"

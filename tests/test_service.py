@@ -18,6 +18,7 @@ from gatewayd.daemon.service import GatewayService
 from gatewayd.daemon.signals import Signals
 from gatewayd.exchange import Exchange
 from gatewayd.telemetry.metrics import LAG_SECONDS, PrometheusMetrics
+from tests.backendside import connected
 from tests.memory import RAW_CHAT, ClientTransport, connect, settings
 from tests.observing import FakeSystemd, samples
 
@@ -51,6 +52,15 @@ class Starts(Services):
         assert [server[0] for server in self.reactor.tcpServers] == [8000]
         self.service.startService()
         assert len(self.reactor.tcpServers) == 1
+
+    def test_a_stop_cancels_what_backends_are_asked(self) -> None:
+        given = settings(backend_a_url="http://127.0.0.1:1", backend_a_models="auto")
+        self.service = GatewayService(given, lambda: given, self.reactor)
+        self.service.startService()
+        server = connected(self.reactor.tcpClients[0][2])
+        assert server.value().startswith(b"GET /v1/models ")
+        self.service.stopService()
+        assert server.aborted
 
     def test_twist_starts_the_service_without_a_privileged_start(self) -> None:
         self.service.startService()

@@ -69,7 +69,7 @@ def test_new_settings_keep_the_count_and_keep_the_health_unless_told_to_forget_i
     target, other = Target(FakeBackend("a"), clock, [("x", None)], limit=1), FakeBackend("a")
     target.begin()
     target.health.check_loading()
-    target.renew(other, [("y", None)], None, forget_health)
+    target.renew(other, [("y", None)], None, True, forget_health)
     assert target.backend is other and target.models.names == ["y"]
     assert target.in_flight == 1 and not target.full
     assert (target.health.state is State.HEALTHY) is forget_health

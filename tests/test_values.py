@@ -119,6 +119,17 @@ def test_a_size_is_a_number_of_units(number: int, space: str, unit: str) -> None
             values.size(text)
 
 
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("AUTO", "auto"), ("4", 4)])
+def test_a_number_may_be_left_to_the_server(text: str, value: object) -> None:
+    assert values.or_auto(values.whole_number(1))(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "automatic", "auto 4", ""])
+def test_neither_a_number_nor_auto_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r", or auto$"):
+        values.or_auto(values.whole_number(1))(text)
+
+
 @given(st.floats(0, 1e8))
 def test_seconds_may_have_fractions(number: float) -> None:
     text = f"{number:.6f}"

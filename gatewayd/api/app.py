@@ -74,11 +74,8 @@ class API:
         self.draining = False
         self._reactor = reactor
         self._metrics = metrics
-        if before is None:
-            self._catalog, self._admission = Catalog(router, reactor), Admission(reactor)
-        else:
-            self._catalog = Catalog(router, reactor, before._catalog)
-            self._admission = before._admission
+        self._catalog = Catalog(router, reactor)
+        self._admission: Admission = before._admission if before else Admission(reactor)
         self.dispatcher = Dispatcher(settings, router, self._catalog, self._admission, reactor)
         root = settings.gateway.root_path.encode("ascii")
         self._public_paths = {root + b"/healthz", root + b"/readyz"}

@@ -1,16 +1,17 @@
-"""Reads a backend's short replies whole: its list of models, and its health."""
+"""Reads a backend's short replies whole: its list of models, its health, its slots."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+import msgspec
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 
-from gatewayd.wire import models
+from gatewayd.wire import json, models
 from gatewayd.wire.errors import AuthRefused, BadReply, UpstreamError
 
 from .interface import Reply
@@ -48,6 +49,41 @@ def read_health(reply: Reply) -> Deferred[bool]:
         return reply.status == 200
 
     return _collect(reply).addCallback(judge)
+
+
+class _Props(msgspec.Struct):
+    total_slots: int | None = None
+
+
+_PROPS = msgspec.json.Decoder(_Props)
+
+
+def read_slots(reply: Reply, depth: int) -> Deferred[int | None]:
+    """How many slots the ``/props`` of llama.cpp's server report; None if they report none.
+
+    Other servers do not have this path. llama.cpp's router has it, but no slots of its own.
+
+    :raises AuthRefused, BadReply: the backend may say it later.
+    """
+    if reply.status in (401, 403):
+        raise _discarded(reply, AuthRefused("The backend refused the gateway's credentials."))
+    if reply.status != 200:
+        problem = BadReply(
+            "The backend refused to show its slots.", detail=f"status {reply.status}"
+        )
+        discarded = _discarded(reply, problem)
+        if reply.status not in (404, 405, 501):
+            raise discarded
+        return succeed(None)
+
+    def read(body: bytes) -> int | None:
+        try:
+            slots = json.decode(body, _PROPS, depth).total_slots
+        except json.NotJSON:
+            return None
+        return slots if slots is not None and slots > 0 else None
+
+    return _collect(reply).addCallback(read)
 
 
 def _collect(reply: Reply) -> Deferred[bytes]:

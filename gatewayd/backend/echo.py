@@ -44,6 +44,9 @@ class EchoBackend:
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
         return succeed({MODEL: models.entry(MODEL, 0, self._title)})
 
+    def slots(self, request_id: str) -> Deferred[int | None]:
+        return succeed(None)
+
     def close(self) -> None:
         """No-op: it has no connections."""
 

@@ -91,5 +91,8 @@ class Backend(Protocol):
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
         """The models that the backend serves: entries of the models list, by name."""
 
+    def slots(self, request_id: str) -> Deferred[int | None]:
+        """How many requests the backend handles at once; None if it does not say."""
+
     def close(self) -> None:
         """Close idle connections."""

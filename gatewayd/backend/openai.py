@@ -19,7 +19,7 @@ from gatewayd.settings.model import BackendSettings, LimitSettings
 from gatewayd.wire.call import Call
 
 from .agent import Agent
-from .collecting import read_health, read_models
+from .collecting import read_health, read_models, read_slots
 from .headers import RequestHeaders, crossing
 from .interface import Clocks, Reply
 from .treqclient import TreqClient
@@ -98,6 +98,10 @@ class OpenAIBackend:
     def models(self, request_id: str) -> Deferred[dict[str, Any]]:
         listed = self._get("/v1/models", request_id)
         return listed.addCallback(read_models, self._limits.json_depth)
+
+    def slots(self, request_id: str) -> Deferred[int | None]:
+        asked = self._get("/props", request_id)
+        return asked.addCallback(read_slots, self._limits.json_depth)
 
     def _get(self, path: str, request_id: str) -> Deferred[Reply]:
         headers = self._request_headers(request_id, b"application/json")

@@ -1,14 +1,14 @@
 """A generation: everything that serves requests by one set of settings.
 
-It holds the backends with their health checks, the routes and handlers, and the certificate. A
-start, a reload and ``--check`` all make one with :func:`build`, so a check reports what a start
-would report. A generation is built whole before any of it is used. If something cannot be built,
-:func:`build` raises and the generation that serves now is untouched. Only
+It holds the backends with their health checks and their discovery, the routes and handlers, and the
+certificate. A start, a reload and ``--check`` all make one with :func:`build`, so a check reports
+what a start would report. A generation is built whole before any of it is used. If something cannot
+be built, :func:`build` raises and the generation that serves now is untouched. Only
 :meth:`Generation.take_over` changes objects that serve already, and it cannot fail.
 
 A reload keeps each target whose backend is still the same server: same name, URL, key and TLS.
-Such a target keeps its connections, its requests in flight and its health; its other settings
-change in place.
+Such a target keeps its connections, its requests in flight, its health, and what it lists; its
+other settings change in place.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from gatewayd.api.routes import Routes
 from gatewayd.backend.echo import EchoBackend
 from gatewayd.backend.interface import Backend
 from gatewayd.backend.openai import OpenAIBackend
+from gatewayd.routing.discovery import Discovery
 from gatewayd.routing.prober import Prober
 from gatewayd.routing.router import Router
-from gatewayd.routing.target import Target
+from gatewayd.routing.target import Limit, Target
 from gatewayd.settings.checks import warnings_of
 from gatewayd.settings.load import SettingsError
 from gatewayd.settings.model import BackendSettings, Settings
@@ -43,11 +44,12 @@ class Renewal:
     target: Target
     backend: Backend
     models: tuple[tuple[str, str | None], ...] = ()
-    limit: int | None = None
+    limit: Limit = None
+    alone: bool = True
     unknown: bool = False
 
     def take_over(self) -> None:
-        self.target.renew(self.backend, self.models, self.limit, self.unknown)
+        self.target.renew(self.backend, self.models, self.limit, self.alone, self.unknown)
         if isinstance(self.backend, OpenAIBackend):
             self.backend.take_over()
 
@@ -60,6 +62,7 @@ class Generation:
     api: API
     resource: Routes
     prober: Prober
+    discovery: Discovery
     certificate: Certificate | None
     renewals: tuple[Renewal, ...]
 
@@ -95,8 +98,8 @@ def build(
         api = API(settings, router, reactor, metrics)
     else:
         api = before.api.replaced(settings, router)
-    prober = Prober(router, reactor)
-    return Generation(settings, api, api.resource(), prober, certificate, renewals)
+    prober, discovery = Prober(router, reactor), Discovery(router, reactor)
+    return Generation(settings, api, api.resource(), prober, discovery, certificate, renewals)
 
 
 def warnings(settings: Settings) -> list[str]:
@@ -120,7 +123,7 @@ def _targets(
                 yield _renewed(*known, own, settings)
             else:
                 made = OpenAIBackend(own, settings.limits, reactor)
-                yield Target(made, reactor, own.models, own.in_flight)
+                yield Target(made, reactor, own.models, own.in_flight, _alone(settings))
         except Exception as error:
             problems.append(f"[backend {own.name}]: cannot be used ({error})")
 
@@ -154,7 +157,12 @@ def _renewed(
 ) -> Renewal:
     again = backend.renewed(own, settings.limits)
     unknown = own.health != backend.settings.health
-    return Renewal(target, again, own.models, own.in_flight, unknown)
+    return Renewal(target, again, own.models, own.in_flight, _alone(settings), unknown)
+
+
+def _alone(settings: Settings) -> bool:
+    """Whether there is one backend only."""
+    return len(settings.backends) == 1
 
 
 def _certificate(settings: Settings, problems: list[str]) -> Certificate | None:

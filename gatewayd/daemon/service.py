@@ -140,7 +140,9 @@ class GatewayService(MultiService):
             _log.warn("{warning}", warning=warning)
 
     def _check_backends(self) -> None:
-        self.serving.generation.prober.check()
+        generation = self.serving.generation
+        generation.prober.check()
+        generation.discovery.check()
 
     # -- reload --------------------------------------------------------------------------------
 
@@ -165,13 +167,14 @@ class GatewayService(MultiService):
         The exchange of the generations is the reload. If a part then fails to follow, that is
         logged, and the others follow nevertheless.
         """
-        before = self.serving.generation.targets
+        before = self.serving.generation
         self.serving.use(generation)
-        replaced = [target for target in before if target not in generation.targets]
+        replaced = [target for target in before.targets if target not in generation.targets]
         log = generation.settings.log
         follow: list[Callable[[], object]] = [
             partial(errorlog.set_level, log.level),
             partial(self.recorder.use, log),
+            before.discovery.stop,
             self._check_backends,
             *(target.backend.close for target in replaced),
             partial(self.metrics.watch, self.serving.snapshot),
@@ -192,6 +195,7 @@ class GatewayService(MultiService):
         _log.info("gatewayd {status}", status=status)
         self._systemd.stopping(status)
         self._health_checks.disownServiceParent()
+        self.serving.generation.discovery.stop()
         self._drain = Drain(self._ports, self.serving, self._reactor)
         return self._drain.begin(seconds).addCallback(self._drained)
 

@@ -82,5 +82,6 @@ class Serving:
                 t.backend.name: BackendState(usable[t.backend.name], t.in_flight) for t in targets
             },
             models=self.api.model_names(),
+            discovered=self.generation.discovery.known(),
             globs=[glob for target in targets for glob in target.models.globs],
         )

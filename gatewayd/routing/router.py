@@ -91,12 +91,14 @@ class Router:
         """The backends that serve a model, each with its own name for it where it has another."""
         if model is None:
             alone = len(self.targets) == 1
-            return {target: None for target in self.targets if alone or target.models.all}
+            return {target: None for target in self.targets if alone or target.models.take_unnamed}
         serving: dict[Target, str | None] = {}
         for target in self.targets:
             name = target.models.real_name(model)
             if name is not None:
                 serving[target] = None if name == model else name
+        if not serving:
+            return {target: None for target in self.targets if target.models.may_serve_others}
         return serving
 
 

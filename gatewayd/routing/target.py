@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Final, Literal
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -11,15 +12,22 @@ from gatewayd.backend.interface import Backend
 
 from .evidence import Evidence, Failure, Outcome, evidence_of, reason_of
 from .health import Health
+from .listing import Listing
 from .names import ModelNames
 
 _log = Logger()
+
+#: The limit of a backend whose number of slots is its limit.
+AUTO: Final = "auto"
+Limit = int | Literal["auto"] | None
 
 
 class Target:
     """
     :param models: the entries of :class:`.names.ModelNames`.
-    :param limit: the most requests in flight at the backend; None is no limit.
+    :param limit: the most requests in flight at the backend: a number, :data:`AUTO` for as many as
+        it has slots, or None for no limit.
+    :param alone: whether there is no other backend.
     """
 
     def __init__(
@@ -27,25 +35,34 @@ class Target:
         backend: Backend,
         clock: IReactorTime,
         models: Sequence[tuple[str, str | None]] = (),
-        limit: int | None = None,
+        limit: Limit = None,
+        alone: bool = True,
     ) -> None:
         self.backend = backend
-        self.models = ModelNames(models)
+        self.listing = Listing()
+        self.models = ModelNames(models, self.listing, alone)
         self.health = Health(clock, self._report)
         self.in_flight = 0
         self.turn = 0  # the number of the latest request that was routed here first
         self._clock = clock
+        #: How many slots the backend has; None if that is not known.
+        self.slots: int | None = None
         self._limit = limit
 
     def renew(
         self,
         backend: Backend,
         models: Sequence[tuple[str, str | None]],
-        limit: int | None,
+        limit: Limit,
+        alone: bool,
         forget_health: bool,
     ) -> None:
-        """Use other settings for the same server. Its requests in flight stay counted."""
-        self.backend, self.models, self._limit = backend, ModelNames(models), limit
+        """Use other settings for the same server.
+
+        Its requests in flight stay counted, and what it lists stays known.
+        """
+        self.backend, self.models = backend, ModelNames(models, self.listing, alone)
+        self._limit = limit
         if forget_health:
             self.health = Health(self._clock, self._report)
 
@@ -53,8 +70,14 @@ class Target:
         _log.warn("backend {name} {change}", name=self.backend.name, change=change)
 
     @property
+    def limited_by_slots(self) -> bool:
+        """Whether the backend's slots limit its requests in flight, so that they must be known."""
+        return self._limit == AUTO
+
+    @property
     def full(self) -> bool:
-        return self._limit is not None and self.in_flight >= self._limit
+        limit = self.slots if self._limit == AUTO else self._limit
+        return limit is not None and self.in_flight >= limit
 
     @property
     def available(self) -> bool:

@@ -5,7 +5,7 @@ from these declarations. :mod:`gatewayd.settings.load` makes a `Settings` from t
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import attrs
 
@@ -20,6 +20,7 @@ from .values import (
     model_names,
     models_and_aliases,
     one_of,
+    or_auto,
     origins,
     positive_seconds,
     root_path,
@@ -188,10 +189,14 @@ class BackendSettings:
         is_file=True,
     )
     models: tuple[tuple[str, str | None], ...] = setting(
-        "", models_and_aliases, "The models it serves: names, globs, alias = name; empty = all."
+        "",
+        models_and_aliases,
+        "The models it serves: names, globs, alias = name, auto = those it lists; empty = any.",
     )
-    in_flight: int | None = setting(
-        "", unless_empty(whole_number(1)), "Maximum number of its concurrent requests; empty = any."
+    in_flight: int | Literal["auto"] | None = setting(
+        "",
+        unless_empty(or_auto(whole_number(1))),
+        "Maximum number of its concurrent requests; auto = the slots of llama.cpp, empty = any.",
     )
     health: str | None = setting(
         "",

@@ -8,7 +8,7 @@ setting has which parser is declared in :mod:`gatewayd.settings.model`.
 import ipaddress
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
@@ -98,6 +98,18 @@ def unless_empty(parse: Callable[[str], T]) -> Callable[[str], T | None]:
     return lambda text: parse(text) if text else None
 
 
+def or_auto(parse: Callable[[str], T]) -> Callable[[str], T | Literal["auto"]]:
+    def parse_or_auto(text: str) -> T | Literal["auto"]:
+        if text.lower() == "auto":
+            return "auto"
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or auto") from None
+
+    return parse_or_auto
+
+
 def matching(pattern: str, expected: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if re.fullmatch(pattern, text):
@@ -127,9 +139,9 @@ def model_names(text: str) -> tuple[str, ...]:
 
 
 def models_and_aliases(text: str) -> tuple[tuple[str, str | None], ...]:
-    """Entries separated by commas or line ends: a name, a glob, or ``alias = real``.
+    """Entries separated by commas or line ends: a name, a glob, ``alias = real``, or ``auto``.
 
-    :return: pairs ``(name, None)`` and ``(alias, real)``.
+    :return: pairs ``(name, None)`` and ``(alias, real)``; ``("auto", None)`` is the server's list.
     """
     found: list[tuple[str, str | None]] = []
     for entry in text.replace(",", "\n").splitlines():

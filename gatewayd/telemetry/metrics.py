@@ -46,6 +46,8 @@ class Snapshot:
 
     :param models: the names of models that are known now.
     :param globs: the patterns by which the settings name further models.
+    :param discovered: of each backend that is asked for its models or slots, whether the latest
+        attempt succeeded.
     """
 
     in_flight: int
@@ -53,6 +55,7 @@ class Snapshot:
     backends: Mapping[str, BackendState]
     models: Iterable[str] = ()
     globs: Collection[str] = ()
+    discovered: Mapping[str, bool] = attrs.field(factory=dict)
 
 
 class PrometheusMetrics:
@@ -62,6 +65,7 @@ class PrometheusMetrics:
         self._clock = clock
         self._take_snapshot: Callable[[], Snapshot] | None = None
         self._backends: set[str] = set()
+        self._discoveries: set[str] = set()
         self._due: float | None = None  # when the next tick should come
         self.registry = registry = CollectorRegistry()
 
@@ -91,6 +95,12 @@ class PrometheusMetrics:
             "gatewayd_backend_requests_in_flight",
             "Requests in flight at a backend.",
             "livesum",
+            "backend",
+        )
+        self._discovered = gauge(
+            "gatewayd_backend_discovered",
+            "Whether a backend has told its models and slots (1) when last asked, or not (0).",
+            "livemin",
             "backend",
         )
         self._lag = gauge(
@@ -141,22 +151,18 @@ class PrometheusMetrics:
         self._connections.set(now.connections)
         self._requests.know_models(now.models, now.globs)
         for name in self._backends - now.backends.keys():
-            self._forget(name)
+            _forget(name, self._usable, self._backend_in_flight)
         for name in now.backends.keys() - self._backends:
             self._requests.begin_at_zero(name)
         self._backends = set(now.backends)
         for name, state in now.backends.items():
             self._usable.labels(name).set(state.usable)
             self._backend_in_flight.labels(name).set(state.in_flight)
-
-    def _forget(self, backend: str) -> None:
-        """Stop showing the state of a backend that a reload has removed."""
-        for gauge in (self._usable, self._backend_in_flight):
-            if FOLDER_VARIABLE in os.environ:
-                # The shared file keeps every label; NaN stands for "no such backend".
-                gauge.labels(backend).set(math.nan)
-            else:
-                gauge.remove(backend)
+        for name in self._discoveries - now.discovered.keys():
+            _forget(name, self._discovered)
+        self._discoveries = set(now.discovered)
+        for name, current in now.discovered.items():
+            self._discovered.labels(name).set(current)
 
     def tick(self) -> None:
         """Settle, and update the states and the event loop's lag; called every :data:`LAG_SECONDS`.
@@ -170,3 +176,13 @@ class PrometheusMetrics:
         self.settle()
         self._update_states()
         self._process.update_sometimes()
+
+
+def _forget(backend: str, *gauges: Gauge) -> None:
+    """Stop showing the states of a backend that a reload has removed."""
+    for gauge in gauges:
+        if FOLDER_VARIABLE in os.environ:
+            # The shared file keeps every label; NaN stands for "no such backend".
+            gauge.labels(backend).set(math.nan)
+        else:
+            gauge.remove(backend)

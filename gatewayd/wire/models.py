@@ -5,6 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/models
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +20,10 @@ MAX_MODELS = 10_000
 
 class _Model(msgspec.Struct):
     id: str
+
+
+class _Aliases(msgspec.Struct):
+    aliases: list[Any] = []
 
 
 class _Models(msgspec.Struct):
@@ -58,9 +63,35 @@ def decode_list(body: bytes, depth: int) -> dict[str, msgspec.Raw]:
     return {name: raw for raw in data if (name := _name(raw)) is not None}
 
 
+def names(entries: Mapping[str, Any]) -> frozenset[str]:
+    """The names by which the models of a list can be requested.
+
+    llama.cpp lists a model once, with further names in ``aliases``.
+    """
+    found = set(entries)
+    for entry in entries.values():
+        if isinstance(entry, msgspec.Raw) and b'"aliases"' in bytes(entry):
+            found.update(filter(_is_name, _aliases(entry)))
+        if len(found) > MAX_MODELS:
+            break
+    return frozenset(found)
+
+
+def _aliases(raw: msgspec.Raw) -> list[Any]:
+    try:
+        return msgspec.json.decode(raw, type=_Aliases).aliases[:MAX_MODELS]
+    except msgspec.DecodeError:
+        return []
+
+
 def _name(raw: msgspec.Raw) -> str | None:
     try:
         name = msgspec.json.decode(raw, type=_Model).id
     except msgspec.DecodeError:  # also if the entry is no object or has no such id
         return None
-    return name if 0 < len(name) <= MAX_MODEL and name.isprintable() else None
+    return name if _is_name(name) else None
+
+
+def _is_name(value: object) -> bool:
+    """Whether a request can have this model."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_MODEL and value.isprintable()

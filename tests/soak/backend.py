@@ -11,6 +11,9 @@ import attrs
 from .network import Plain
 from .plans import Plan
 
+#: The gateway may ask for it at any time; with an empty list, all backends stay equal.
+_MODELS = b"GET /v1/models HTTP/1.1\r\n"
+_NO_MODELS = b'HTTP/1.1 200 OK\r\nContent-Length: 27\r\n\r\n{"object":"list","data":[]}'
 _HEAD = re.compile(rb"POST (/v1/[a-z/]+) HTTP/1\.1\r\n")
 _ID = re.compile(rb"\r\nX-Request-Id: ([^\r]*)\r\n", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]+)\r\n", re.IGNORECASE)
@@ -100,6 +103,12 @@ class BackendEnd:
             if not separator:
                 return False
             head += b"\r\n"
+            if head.startswith(_MODELS):
+                self._buffer = rest
+                self.served += 1
+                self.end.write(_NO_MODELS)
+                self.end.pump(0)
+                return True
             path, id, length = _HEAD.match(head), _ID.search(head), _LENGTH.search(head)
             if not path or not id or not length:
                 self.problems.append(f"no request that a gateway should send: {head!r}")
