@@ -239,8 +239,12 @@ class Gateway:
         targets = []
         for backend in backends or [EchoBackend(self.settings.gateway.api_title)]:
             own = configured.get(backend.name)
-            models, limit = (own.models, own.in_flight) if own else ((), None)
-            targets.append(Target(backend, self.clock, models, limit, len(backends) < 2))
+            alone = len(backends) < 2
+            if own is None:
+                targets.append(Target(backend, self.clock, alone=alone))
+            else:
+                of_target = own.models, own.in_flight, alone, own.weight, own.priority
+                targets.append(Target(backend, self.clock, *of_target))
         return targets
 
     @property
@@ -296,9 +300,15 @@ def backends(*names: str) -> list[FakeBackend]:
 
 
 def backend_settings(**values: str) -> dict[str, str]:
-    """Arguments of :func:`settings` for backends, from ``a_models="x"``; each gets a URL."""
+    """Arguments of :func:`settings` for backends, from ``a_models="x"``; each gets a URL.
+
+    Settings of ``[routing]`` are taken as they are.
+    """
     found: dict[str, str] = {}
     for name, value in values.items():
+        if name.startswith("routing_"):
+            found[name] = value
+            continue
         backend = name.partition("_")[0]
         found |= {f"backend_{backend}_url": "http://127.0.0.1:1", f"backend_{name}": value}
     return found

@@ -228,9 +228,7 @@ def test_a_disconnect_behind_many_pipelined_requests_is_noticed(
 
 
 @tls_or_not
-def test_a_disconnect_with_a_pending_answer_is_noticed(
-    tls: bool, tmp_path: Path
-) -> None:
+def test_a_disconnect_with_a_pending_answer_is_noticed(tls: bool, tmp_path: Path) -> None:
     with Wired(folder=tmp_path) as wired:
         client = wired.connect(tls)
         client.send(client.request("POST", CHAT, chat_body(size=400 * KIB)))

@@ -372,9 +372,7 @@ class SlowBody(Body):
 @pytest.mark.parametrize("when", ["begin", "data", "end"])
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("data", [GOOD, CHUNKED], ids=["length", "chunked"])
-def test_a_paused_connection_is_read_again_in_the_pool(
-    when: str, pieces: int, data: bytes
-) -> None:
+def test_a_paused_connection_is_read_again_in_the_pool(when: str, pieces: int, data: bytes) -> None:
     world = AgentWorld()
     request = world.post()
     transport = world.accept()
@@ -436,9 +434,7 @@ def test_a_receiver_cannot_reach_the_next_request_of_its_connection(late: str, l
     ids=["one trailer", "many trailers", "a trailer's name", "chunk extension", "chunk size"],
 )
 @pytest.mark.parametrize("released", [False, True])
-def test_framing_and_trailers_are_bounded(
-    begin: bytes, more: bytes, released: bool
-) -> None:
+def test_framing_and_trailers_are_bounded(begin: bytes, more: bytes, released: bool) -> None:
     world = AgentWorld()
     transport, body, _ = world.reply(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n")
     if released:

@@ -130,9 +130,7 @@ def test_the_next_address_is_tried_when_one_refuses_or_is_silent(
     else:
         world.reactor.advance(endpoint.STAGGER_SECONDS)
     assert world.attempts[-1][0] == "10.0.0.7"
-    world.accept().protocol.dataReceived(
-        reply(b'{"choices":[{"index":0,"finish_reason":"stop"}]}')
-    )
+    world.accept().protocol.dataReceived(reply(b'{"choices":[{"index":0,"finish_reason":"stop"}]}'))
     assert Answer(client).status == 200
     world.reactor.advance(1)
     assert len(world.attempts) == (0 if why == "refused" else 1)  # the third was never tried

@@ -76,7 +76,7 @@ def test_the_spellings_of_clients_are_read(disposition: str, more: tuple[str, ..
         'filename="caf\u00e9; part 2.wav"',
         'filename="C:\\dir\\a.wav"',
         'filename="a%22b.wav"',
-        "filename=\"a.wav\"; filename*=utf-8\'\'a%3B%20name%3Dmodel.wav",
+        "filename=\"a.wav\"; filename*=utf-8''a%3B%20name%3Dmodel.wav",
     ],
 )
 def test_names_of_files_may_be_unusual(file: str) -> None:
@@ -101,9 +101,9 @@ def test_text_before_and_after_the_form_is_ignored() -> None:
     [
         (MODEL + MODEL, "twice"),
         (part('form-data; name="model"; filename="m"'), "file"),
-        (part("form-data; name=\"model\"; filename*=utf-8\'\'m"), "file"),
-        (part("form-data; name=\"x\"; name*=UTF-8\'\'model"), "differently"),
-        (part("form-data; name*=UTF-8\'\'model"), "differently"),
+        (part("form-data; name=\"model\"; filename*=utf-8''m"), "file"),
+        (part("form-data; name=\"x\"; name*=UTF-8''model"), "differently"),
+        (part("form-data; name*=UTF-8''model"), "differently"),
         (part('form-data; name*0="mo"; name*1="del"'), "pieces"),
         (part('form-data; name="x"; name="model"'), "twice"),
         (part('form-data; name="x"; NAME="model"'), "twice"),
@@ -186,7 +186,7 @@ def test_the_boundary_is_read(kind: str, expected: bytes) -> None:
         'multipart/form-data; boundary=""',
         "multipart/form-data; boundary=abc; boundary=def",
         "multipart/form-data; boundary=abc; Boundary=def",
-        "multipart/form-data; boundary=abc; boundary*=UTF-8\'\'def",
+        "multipart/form-data; boundary=abc; boundary*=UTF-8''def",
         "multipart/form-data; boundary*0=a; boundary*1=b",
         "multipart/form-data; boundary=ab/cd",
         'multipart/form-data; boundary="a\\b"',

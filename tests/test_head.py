@@ -110,7 +110,10 @@ def test_the_path_is_that_of_the_target_unchanged(target: bytes, path: bytes) ->
 @pytest.mark.parametrize(
     ("method", "target"),
     [
-        *((b"GET", target) for target in (b"/", b"//", b"/*", b"http://h", b"HTTPS://h/", b"a+b://")),
+        *(
+            (b"GET", target)
+            for target in (b"/", b"//", b"/*", b"http://h", b"HTTPS://h/", b"a+b://")
+        ),
         *((b"OPTIONS", target) for target in (b"*", b"/", b"http://h")),
     ],
 )
@@ -147,9 +150,7 @@ def test_spaces_and_tabs_around_a_value_are_not_part_of_it(before: bytes, behind
 
     host, expect = padded(b"host", b"a:80"), padded(b"Expect", b"100-continue")
     length, close = padded(b"Content-Length", b"5"), padded(b"Connection", b"close")
-    assert framing(host, length, expect, close) == Framing(
-        5, persistent=False, wants_continue=True
-    )
+    assert framing(host, length, expect, close) == Framing(5, persistent=False, wants_continue=True)
     assert framing(padded(b"Transfer-Encoding", b"chunked")).length is None
     assert Fields([padded(b"X-A", b"b c")])[b"x-a"] == [b"b c"]
 

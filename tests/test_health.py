@@ -13,7 +13,9 @@ from twisted.internet.task import Clock
 from gatewayd.routing.evidence import FAILURES, ClientLeft, Evidence, Failure, evidence_of
 from gatewayd.routing.health import (
     FIRST_BACKOFF,
+    FIRST_PART,
     LONGEST_BACKOFF,
+    RAMP_SECONDS,
     TRANSITIONS,
     TRIAL_SECONDS,
     Event,
@@ -305,6 +307,36 @@ def test_while_the_health_path_fails_there_is_no_trial(health: Health, clock: Cl
     assert health.state is State.TRIAL_DUE and not health.usable
     health.check_passed()
     assert health.usable
+
+
+# -- the share of requests -----------------------------------------------------------------------
+
+
+def test_a_backend_that_never_failed_has_its_whole_share(health: Health) -> None:
+    assert health.ramp == 1
+
+
+@pytest.mark.parametrize("loading", [False, True])
+def test_a_backend_that_is_healthy_again_gets_its_share_back_over_some_seconds(
+    health: Health, clock: Clock, loading: bool
+) -> None:
+    if loading:
+        health.check_loading()
+        health.check_passed()
+    else:
+        eject(health)
+        back_off(health, clock)
+        health.begin()
+        health.succeeded()
+    found = []
+    for _ in range(12):
+        found.append(health.ramp)
+        clock.advance(RAMP_SECONDS / 10)
+    assert found[:2] == pytest.approx([FIRST_PART, FIRST_PART])
+    assert found[2:10] == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    assert found[10:] == [1, 1]
+    health.succeeded()
+    assert health.ramp == 1
 
 
 # -- events in any order -------------------------------------------------------------------------

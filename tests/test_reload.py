@@ -30,6 +30,7 @@ from tests.observing import FakeSystemd
 
 DOCS = (Path(__file__).parent.parent / "docs" / "configuration.rst").read_text()
 
+
 def backend(name: str, port: int, **more: object) -> str:
     lines = [f"[backend {name}]", f"url = http://127.0.0.1:{port}"]
     return "\n".join([*lines, *(f"{key} = {value}" for key, value in more.items()), ""])

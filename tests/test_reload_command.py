@@ -65,7 +65,7 @@ def test_no_other_process_can_answer(start: StartDaemon) -> None:
     other = (
         "__import__('subprocess').run([__import__('sys').executable, '-c', "
         "'import socket, os; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)"
-        ".sendto(b\"reloaded\", \"\\0gatewayd-reload-%d\" % os.getppid())'])"
+        '.sendto(b"reloaded", "\\0gatewayd-reload-%d" % os.getppid())\'])'
     )
     with pytest.raises(ReloadError, match="has not answered"):
         reload(start(other), timeout=1)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from gatewayd.exchange import End
+from gatewayd.routing.evidence import FAILURES
 from gatewayd.telemetry.access import line_of
 from gatewayd.wire import errors
 from tests.memory import (
     Answer,
+    FakeBackend,
     Gateway,
     backend_settings,
     backends,
@@ -242,6 +244,154 @@ def test_a_request_is_no_longer_in_flight_however_it_ended(how: str) -> None:
             client.leave()
         assert gateway.targets[0].in_flight == 0
     assert len(backend.calls) == 5
+
+
+# -- affinity and tiers --------------------------------------------------------------------------
+
+
+def conversation(*texts: str) -> list[dict[str, str]]:
+    """The messages of a conversation in which the user says the first, the third, ... of these."""
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def asked(gateway: Gateway, several: list[FakeBackend], **request: Any) -> str:
+    """Send a chat and reply to it; return the name of the backend that was asked."""
+    calls = {backend.name: len(backend.calls) for backend in several}
+    gateway.chat(**{"model": "m", **request})
+    (backend,) = (b for b in several if len(b.calls) > calls[b.name])
+    backend.calls[-1].whole(completion())
+    return backend.name
+
+
+def test_requests_of_one_session_are_sent_to_one_backend() -> None:
+    several = backends("a", "b", "c")
+    gateway = gateway_of(*several, routing_affinity="session")
+    found = {}
+    for session in range(20):
+        headers = {"X-Session-ID": f"session-{session}"}
+        names = {asked(gateway, several, headers=headers) for _ in range(5)}
+        names.add(asked(gateway, several, prompt_cache_key=f"session-{session}"))
+        (found[session],) = names
+    assert set(found.values()) == {"a", "b", "c"}
+
+
+def test_the_key_of_a_session_is_not_forwarded_and_not_logged() -> None:
+    several = backends("a", "b")
+    gateway = gateway_of(*several, routing_affinity="session")
+    name = asked(gateway, several, headers={"X-Session-ID": "very-secret"})
+    (call,) = next(backend.calls for backend in several if backend.name == name)
+    assert b"very-secret" not in call.body
+    assert "very-secret" not in str(line_of(gateway.ended[0]))
+
+
+def test_the_headers_of_a_session_are_a_setting() -> None:
+    several = backends("a", "b", "c")
+    gateway = gateway_of(
+        *several, routing_affinity="session", routing_affinity_header="X-Chat, X-Task"
+    )
+    by_task = {asked(gateway, several, headers={"x-task": "1"}) for _ in range(6)}
+    by_chat = {asked(gateway, several, headers={"X-Chat": "1", "X-Task": str(n)}) for n in range(6)}
+    unknown = [asked(gateway, several, headers={"X-Session-ID": "1"}) for _ in range(6)]
+    assert by_task == by_chat and len(by_task) == 1
+    assert sorted(unknown) == ["a", "a", "b", "b", "c", "c"]
+
+
+@pytest.mark.parametrize("value", ["", "x" * 513])
+def test_a_session_that_is_not_usable_takes_turns(value: str) -> None:
+    several = backends("a", "b")
+    gateway = gateway_of(*several, routing_affinity="session")
+    names = [asked(gateway, several, headers={"X-Session-ID": value}) for _ in range(4)]
+    assert names == ["a", "b", "a", "b"]
+
+
+def test_a_conversation_stays_with_the_backend_that_has_its_prompt() -> None:
+    several = backends("a", "b", "c")
+    gateway = gateway_of(*several, routing_affinity="prompt")
+    found = set()
+    for n in range(20):
+        texts = [f"question {n}"]
+        names = set()
+        for turn in range(4):
+            names.add(asked(gateway, several, messages=conversation(*texts)))
+            texts += [f"answer {turn}", f"question {turn}"]
+        found |= names
+        assert len(names) == 1
+    assert found == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("affinity", ["off", "session"])
+def test_without_a_key_the_same_conversation_takes_turns(affinity: str) -> None:
+    several = backends("a", "b")
+    gateway = gateway_of(*several, routing_affinity=affinity)
+    names = [asked(gateway, several, messages=conversation("hi"), user="u") for _ in range(4)]
+    assert names == ["a", "b", "a", "b"]
+
+
+def test_the_user_is_the_key_of_a_session_if_the_operator_wants_this() -> None:
+    several = backends("a", "b", "c")
+    gateway = gateway_of(*several, routing_affinity="prompt", routing_affinity_user="yes")
+    by_user = {
+        n: {asked(gateway, several, user=f"u{n}", messages=conversation(t)) for t in "abcdef"}
+        for n in range(12)
+    }
+    assert all(len(names) == 1 for names in by_user.values())
+    assert set().union(*by_user.values()) == {"a", "b", "c"}
+
+
+def test_a_conversation_whose_backend_fails_goes_to_the_next_one_and_comes_back() -> None:
+    several = backends("a", "b", "c")
+    gateway = gateway_of(*several, routing_affinity="prompt")
+    name = asked(gateway, several, messages=conversation("hi"))
+    own = next(backend for backend in several if backend.name == name)
+    own.failing = [errors.Unreachable("No.")]
+    gateway.chat(model="m", messages=conversation("hi"))
+    _, other = gateway.api.router.targets[0], gateway.ended
+    assert not other[1:]  # the next backend was asked and has not replied yet
+    assert sum(target.in_flight for target in gateway.targets) == 1
+    assert asked(gateway, several, messages=conversation("hi")) == name
+
+
+def test_no_key_is_made_for_a_single_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a key was made")
+
+    monkeypatch.setattr("gatewayd.wire.affinity.of_session", refuse)
+    monkeypatch.setattr("gatewayd.wire.affinity.of_document", refuse)
+    (backend,) = alone = backends("a")
+    gateway = gateway_of(backend, routing_affinity="prompt")
+    assert asked(gateway, alone, headers={"X-Session-ID": "1"}) == "a"
+    two = backends("a", "b")
+    gateway = gateway_of(*two, routing_affinity="prompt", a_models="m", b_models="n")
+    assert asked(gateway, two, headers={"X-Session-ID": "1"}) == "a"
+
+
+def test_the_next_tier_is_asked_while_the_one_before_is_full_or_down() -> None:
+    several = a, b, hosted = backends("a", "b", "hosted")
+    gateway = gateway_of(*several, a_in_flight="1", b_in_flight="1", hosted_priority="1")
+    for _ in range(3):
+        gateway.chat(model="m")
+    assert [len(backend.calls) for backend in several] == [1, 1, 1]
+    a.calls[0].whole(completion())
+    assert asked(gateway, list(several)) == "a"
+    for _ in range(FAILURES):
+        a.failing = [errors.Unreachable("No.")]
+        assert asked(gateway, [hosted, b]) == "hosted"
+    a.failing = []
+    assert asked(gateway, list(several)) == "hosted"  # a is ejected, b is full
+
+
+def test_a_request_without_a_model_goes_by_priority_and_then_by_the_order_of_the_settings() -> None:
+    several = backends("a", "b", "c")
+    gateway = gateway_of(*several, a_priority="1")
+    assert [asked(gateway, several, model=None) for _ in range(3)] == ["b", "b", "b"]
+
+
+def test_backends_share_requests_without_a_key_by_their_weights() -> None:
+    several = backends("a", "b")
+    gateway = gateway_of(*several, b_weight="3")
+    names = [asked(gateway, several) for _ in range(16)]
+    assert names.count("b") == 12
 
 
 # -- failover ------------------------------------------------------------------------------------

@@ -84,7 +84,9 @@ def test_promise_8_a_token_does_not_reach_the_backend() -> None:
     )
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost.evil.example"]
+)
 def test_a_page_that_is_not_allowed_is_a_403(origin: str) -> None:
     backend = FakeBackend()
     answer = Answer(Gateway(backend).chat(headers={"Origin": origin}))

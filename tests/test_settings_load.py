@@ -130,13 +130,16 @@ def test_all_mistakes_are_reported_at_once_in_order(tmp_path: Path) -> None:
     assert lines[4] == "FILE:7: [gateway] port: is also given on line 4, expected once"
     assert lines[5] == (
         "FILE:8: [gatway]: unknown section, did you mean [gateway]? expected one of "
-        "[gateway], [timeouts], [limits], [backend NAME], [token NAME], [log], [metrics]"
+        "[gateway], [timeouts], [limits], [routing], [backend NAME], [token NAME], [log], [metrics]"
     )
     assert lines[8] == "FILE:12: [gateway]: occurs twice, expected once"
 
 
 def test_no_traceback_shows_a_secret(tmp_path: Path) -> None:
-    environ = {"GATEWAYD_BACKEND_A_API_KEY": "sk-a secret-word", "BACKEND_URL": "http://secret-word@a"}
+    environ = {
+        "GATEWAYD_BACKEND_A_API_KEY": "sk-a secret-word",
+        "BACKEND_URL": "http://secret-word@a",
+    }
     with pytest.raises(SettingsError) as caught:
         load(environ)
     assert "secret-word" not in "".join(traceback.format_exception(caught.value))

@@ -54,7 +54,8 @@ def test_options_override_the_environment(
     monkeypatch.setenv("PORT", "2")
     monkeypatch.setenv("BACKEND_URL", "http://b")
     assert parse(*arguments).settings == Settings(
-        gateway=GatewaySettings(listen="::1", port=1), backends=(BackendSettings("default", "http://a"),)
+        gateway=GatewaySettings(listen="::1", port=1),
+        backends=(BackendSettings("default", "http://a"),),
     )
 
 

@@ -19,9 +19,7 @@ def clock() -> Clock:
 
 
 @pytest.mark.parametrize("problem", FAULTS, ids=named)
-def test_failures_of_a_backend_count_against_it(
-    clock: Clock, problem: errors.GatewayError
-) -> None:
+def test_failures_of_a_backend_count_against_it(clock: Clock, problem: errors.GatewayError) -> None:
     target = Target(FakeBackend(), clock)
     for _ in range(FAILURES):
         target.settle(target.begin(), problem)
@@ -69,7 +67,8 @@ def test_new_settings_keep_the_count_and_keep_the_health_unless_told_to_forget_i
     target, other = Target(FakeBackend("a"), clock, [("x", None)], limit=1), FakeBackend("a")
     target.begin()
     target.health.check_loading()
-    target.renew(other, [("y", None)], None, True, forget_health)
+    target.renew(other, [("y", None)], None, True, 2.0, 3, forget_health)
     assert target.backend is other and target.models.names == ["y"]
     assert target.in_flight == 1 and not target.full
     assert (target.health.state is State.HEALTHY) is forget_health
+    assert target.share == 2.0 and target.priority == 3

@@ -106,6 +106,23 @@ def test_a_wrong_health_path_is_refused(text: str) -> None:
         values.url_path(text)
 
 
+def test_a_weight_is_a_number_within_bounds() -> None:
+    assert [values.weight(text) for text in ("1", "0.5", ".25", "1000")] == [1, 0.5, 0.25, 1000]
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.0001", "1001", "-1", "1e2", "nan", "inf", "1,5"])
+def test_a_wrong_weight_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a weight, expected 0.001 to 1000"):
+        values.weight(text)
+
+
+def test_names_of_headers_are_separated_by_commas_or_white_space() -> None:
+    assert values.header_names("X-Chat, X-Task\nX-A") == ("X-Chat", "X-Task", "X-A")
+    assert values.header_names("") == ()
+    with pytest.raises(ValueError, match="expected a header name"):
+        values.header_names("X-Chat, Authorization")
+
+
 @given(
     st.integers(1, 2**40), st.sampled_from(["", " "]), st.sampled_from(["KiB", "mib", "GIB", ""])
 )

@@ -118,9 +118,7 @@ class Wired:
         self.loop.advance(0)
         assert not self.gateway.site.state.connections
 
-    def connect(
-        self, tls: bool = False, shakes: bool = True, offers: Sequence[str] = ()
-    ) -> Client:
+    def connect(self, tls: bool = False, shakes: bool = True, offers: Sequence[str] = ()) -> Client:
         """Connect a client.
 
         :param shakes: False to leave the TLS handshake to :meth:`Client.shake`.

@@ -16,7 +16,8 @@ from gatewayd.relaying.relay import Relay
 from gatewayd.routing.catalog import Catalog
 from gatewayd.routing.router import Router
 from gatewayd.settings.model import Settings
-from gatewayd.wire.call import Endpoint
+from gatewayd.wire import affinity
+from gatewayd.wire.call import Call, Endpoint
 from gatewayd.wire.dialects import OPENAI
 from gatewayd.wire.errors import Forbidden, UnsupportedMediaType
 
@@ -48,6 +49,10 @@ class Dispatcher:
         self._catalog = catalog
         self._admission = admission
         self._reactor = reactor
+        routing = settings.routing
+        self._affinity = routing.affinity
+        self._affinity_user = routing.affinity_user
+        self._session_headers = [name.lower().encode("ascii") for name in routing.affinity_header]
 
     def dispatch(self, request: Request, endpoint: Endpoint) -> Deferred[None]:
         """Relay a request of this endpoint, or refuse it by raising a GatewayError.
@@ -87,7 +92,22 @@ class Dispatcher:
             _caller_timeout(request),
         )
         names = self._catalog.names
-        return relay.run(self._router.route(call.model, lambda: filter(caller.may_use, names())))
+        candidates = self._router.route(
+            call.model,
+            lambda: filter(caller.may_use, names()),
+            None if self._affinity == "off" else lambda: self._key(request, call),
+        )
+        return relay.run(candidates)
+
+    def _key(self, request: Request, call: Call) -> int | None:
+        """The key of the request's conversation (:mod:`gatewayd.wire.affinity`)."""
+        for name in self._session_headers:
+            values = request.fields.get(name)
+            if values is not None and len(values) == 1:
+                key = affinity.of_session(values[0])
+                if key is not None:
+                    return key
+        return call.key(self._affinity_user, self._affinity == "prompt")
 
     def _release_when_taken(self, result: Any, request: Request) -> Any:
         request.when_taken(lambda: self._admission.release(request.caller))

@@ -46,10 +46,20 @@ class Renewal:
     models: tuple[tuple[str, str | None], ...] = ()
     limit: Limit = None
     alone: bool = True
+    weight: float = 1.0
+    priority: int = 0
     unknown: bool = False
 
     def take_over(self) -> None:
-        self.target.renew(self.backend, self.models, self.limit, self.alone, self.unknown)
+        self.target.renew(
+            self.backend,
+            self.models,
+            self.limit,
+            self.alone,
+            self.weight,
+            self.priority,
+            self.unknown,
+        )
         if isinstance(self.backend, OpenAIBackend):
             self.backend.take_over()
 
@@ -123,7 +133,10 @@ def _targets(
                 yield _renewed(*known, own, settings)
             else:
                 made = OpenAIBackend(own, settings.limits, reactor)
-                yield Target(made, reactor, own.models, own.in_flight, _alone(settings))
+                alone = _alone(settings)
+                yield Target(
+                    made, reactor, own.models, own.in_flight, alone, own.weight, own.priority
+                )
         except Exception as error:
             problems.append(f"[backend {own.name}]: cannot be used ({error})")
 
@@ -157,7 +170,10 @@ def _renewed(
 ) -> Renewal:
     again = backend.renewed(own, settings.limits)
     unknown = own.health != backend.settings.health
-    return Renewal(target, again, own.models, own.in_flight, _alone(settings), unknown)
+    alone = _alone(settings)
+    return Renewal(
+        target, again, own.models, own.in_flight, alone, own.weight, own.priority, unknown
+    )
 
 
 def _alone(settings: Settings) -> bool:

@@ -24,6 +24,10 @@ FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 15.0
 #: Cap the exponent; 2**ejections would overflow within hours.
 _DOUBLINGS = 10
+#: Seconds in which a backend that has recovered gets back its share of the requests, and the part
+#: of the share that it has at once.
+RAMP_SECONDS = 10.0
+FIRST_PART = 0.1
 #: Seconds after which another request may be the trial while the health path says 200.
 TRIAL_SECONDS = 5.0
 
@@ -101,6 +105,7 @@ class Health:
         self._ejections = 0  # since it was healthy
         self._ejected_at = 0.0  # the first of these ejections
         self._backoff_ends_at = self._trial_began_at = 0.0
+        self._recovered_at: float | None = None  # None: longer ago than the ramp takes, or never
         self._trial = 0  # the number of the latest trial
         self._dead = False
         self._check: bool | None = None  # whether the last check passed; None: loading, or none yet
@@ -132,6 +137,21 @@ class Health:
         if self._state is _LOADING or self._check is False:
             return False
         return self._failures.all_answered
+
+    @property
+    def ramp(self) -> float:
+        """Which part of its share of the requests the backend gets: from :data:`FIRST_PART` to 1.
+
+        It grows for some seconds after a recovery. Many requests at once would meet a server whose
+        caches are empty, or that is about to fail again.
+        """
+        if self._recovered_at is None:
+            return 1.0
+        part = (self._clock.seconds() - self._recovered_at) / RAMP_SECONDS
+        if part >= 1:
+            self._recovered_at = None
+            return 1.0
+        return max(FIRST_PART, part)
 
     @property
     def check_passes(self) -> bool:
@@ -218,6 +238,7 @@ class Health:
     def _recover(self, before: State) -> None:
         self._failures.clear()
         self._dead = False
+        self._recovered_at = self._clock.seconds()
         if self._ejections:
             self._ejections = 0
             down = self._clock.seconds() - self._ejected_at

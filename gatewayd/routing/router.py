@@ -1,20 +1,20 @@
 """The order in which backends are asked for a model.
 
-The backends of a model share its load: the one with the fewest requests in flight comes first, ties
-take turns. Backends that are full, loading or known to be dead are left out. An ejected backend
-comes behind the others. A request tries the backends in this order
-(:mod:`gatewayd.relaying.relay` says when it tries the next one).
+Backends that are full, loading or known to be dead are left out. An ejected backend comes behind
+the others. Those that are left are put in order by :mod:`.order`. A request tries the backends in
+this order (:mod:`gatewayd.relaying.relay` says when it tries the next one).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 
 import msgspec
 
 from gatewayd.wire.errors import ModelNotFound, Overloaded
 
+from .order import Turns, in_order
 from .target import Target
 
 #: The most model names that an error lists.
@@ -39,8 +39,7 @@ class Candidate(msgspec.Struct, frozen=True):
         return target.available_as_last_resort if self.last_resort else target.available
 
 
-def _load(target: Target) -> tuple[int, int]:
-    return target.in_flight, target.turn
+_priority = attrgetter("priority")
 
 
 class Router:
@@ -51,14 +50,19 @@ class Router:
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self.targets = tuple(targets)
-        self._turns = itertools.count(1)
+        self._turns = Turns(self.targets)
 
     def route(
-        self, model: str | None, visible: Callable[[], Iterable[str]] = tuple
+        self,
+        model: str | None,
+        visible: Callable[[], Iterable[str]] = tuple,
+        key: Callable[[], int | None] | None = None,
     ) -> list[Candidate]:
         """The backends to ask for a model, best first; at least one.
 
         :param visible: returns the model names that an error may show to the caller.
+        :param key: returns the key of the request's conversation if it has one. It is called only
+            if there is a choice between backends.
         :raises ModelNotFound: no backend serves the model.
         :raises Overloaded: each backend that serves it is full or down.
         """
@@ -72,10 +76,15 @@ class Router:
             first = [target for target in serving if not target.full]
         if not first and not last:
             raise Overloaded("No backend for this model is available.")
-        if model is not None:  # else the order of the settings: these models need not be alike
-            first.sort(key=_load)
-            last.sort(key=_load)
-            (first or last)[0].turn = next(self._turns)
+        if model is None:  # these models need not be alike
+            first.sort(key=_priority)
+            last.sort(key=_priority)
+        elif len(first) > 1 or len(last) > 1:
+            found = None if key is None else key()
+            first = in_order(first, found, self._turns)
+            last = in_order(last, found, self._turns)
+            if found is None:
+                self._turns.take((first or last)[0])
         candidates = [Candidate(target, serving[target]) for target in first]
         return candidates + [Candidate(target, serving[target], True) for target in last]
 

@@ -1,4 +1,4 @@
-"""One backend as routing sees it: its models, its limit, its requests in flight, its health."""
+"""One backend as routing sees it: models, limit, share, requests in flight, health."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .evidence import Evidence, Failure, Outcome, evidence_of, reason_of
 from .health import Health
 from .listing import Listing
 from .names import ModelNames
+from .rendezvous import seed_of
 
 _log = Logger()
 
@@ -28,6 +29,8 @@ class Target:
     :param limit: the most requests in flight at the backend: a number, :data:`AUTO` for as many as
         it has slots, or None for no limit.
     :param alone: whether there is no other backend.
+    :param weight: its part of the load, relative to that of other backends with this priority.
+    :param priority: the lower, the earlier it is asked.
     """
 
     def __init__(
@@ -37,17 +40,22 @@ class Target:
         models: Sequence[tuple[str, str | None]] = (),
         limit: Limit = None,
         alone: bool = True,
+        weight: float = 1.0,
+        priority: int = 0,
     ) -> None:
         self.backend = backend
         self.listing = Listing()
         self.models = ModelNames(models, self.listing, alone)
         self.health = Health(clock, self._report)
         self.in_flight = 0
-        self.turn = 0  # the number of the latest request that was routed here first
+        self.turn = 0.0  # the latest one (:class:`.order.Turns`)
+        self.priority = priority
+        self.seed = seed_of(backend.name)
         self._clock = clock
         #: How many slots the backend has; None if that is not known.
         self.slots: int | None = None
         self._limit = limit
+        self._weight = weight
 
     def renew(
         self,
@@ -55,6 +63,8 @@ class Target:
         models: Sequence[tuple[str, str | None]],
         limit: Limit,
         alone: bool,
+        weight: float,
+        priority: int,
         forget_health: bool,
     ) -> None:
         """Use other settings for the same server.
@@ -62,7 +72,7 @@ class Target:
         Its requests in flight stay counted, and what it lists stays known.
         """
         self.backend, self.models = backend, ModelNames(models, self.listing, alone)
-        self._limit = limit
+        self._limit, self._weight, self.priority = limit, weight, priority
         if forget_health:
             self.health = Health(self._clock, self._report)
 
@@ -88,6 +98,11 @@ class Target:
     def available_as_last_resort(self) -> bool:
         """Whether a request that no available backend has taken may be sent to this one."""
         return not self.full and self.health.usable_as_last_resort
+
+    @property
+    def share(self) -> float:
+        """Its weight, and less than that for some seconds after it has recovered."""
+        return self._weight * self.health.ramp
 
     # -- the life of one request at this backend -----------------------------------------------
 

@@ -15,6 +15,7 @@ from .values import (
     address_and_port,
     base_url,
     header_name,
+    header_names,
     ip_address,
     matching,
     model_names,
@@ -30,6 +31,7 @@ from .values import (
     size,
     unless_empty,
     url_path,
+    weight,
     whole_number,
     yes_or_no,
 )
@@ -159,6 +161,23 @@ class LimitSettings:
     in_flight: int = setting("1000", whole_number(1), "Maximum number of concurrent requests.")
 
 
+@attrs.frozen
+class RoutingSettings:
+    """Which backend is asked, where there are several for a model."""
+
+    affinity: str = setting(
+        "off",
+        one_of("prompt", "session", "off"),
+        "What keeps a conversation with one backend: its prompt, a session's key, or nothing.",
+    )
+    affinity_header: tuple[str, ...] = setting(
+        "X-Session-ID", header_names, "Headers in which a client can send the key of a session."
+    )
+    affinity_user: bool = setting(
+        "no", yes_or_no, "Use the user that a request names as the key of its session."
+    )
+
+
 def _own_timeout(key: str) -> Any:
     """A backend's own timeout; if it is empty, the one of ``[timeouts]`` applies."""
     common = attrs.fields_dict(TimeoutSettings)[key]
@@ -197,6 +216,12 @@ class BackendSettings:
         "",
         unless_empty(or_auto(whole_number(1))),
         "Maximum number of its concurrent requests; auto = the slots of llama.cpp, empty = any.",
+    )
+    weight: float = setting(
+        "1", weight, "Its part of the load, compared with backends of the same priority."
+    )
+    priority: int = setting(
+        "0", whole_number(0, 99), "Its tier; the next one is used while the lower is full or down."
     )
     health: str | None = setting(
         "",
@@ -262,6 +287,7 @@ class Settings:
     gateway: GatewaySettings = attrs.field(factory=GatewaySettings)
     timeouts: TimeoutSettings = attrs.field(factory=TimeoutSettings)
     limits: LimitSettings = attrs.field(factory=LimitSettings)
+    routing: RoutingSettings = attrs.field(factory=RoutingSettings)
     backends: tuple[BackendSettings, ...] = ()
     tokens: tuple[TokenSettings, ...] = ()
     log: LogSettings = attrs.field(factory=LogSettings)
@@ -275,6 +301,7 @@ SECTIONS: Mapping[str, type[attrs.AttrsInstance]] = {
     "gateway": GatewaySettings,
     "timeouts": TimeoutSettings,
     "limits": LimitSettings,
+    "routing": RoutingSettings,
     "backend": BackendSettings,
     "token": TokenSettings,
     "log": LogSettings,

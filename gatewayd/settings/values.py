@@ -85,6 +85,13 @@ def positive_seconds(text: str) -> float:
     raise ValueError(f"{_shown(text)} is not a time above 0, expected seconds such as 10 or 0.5")
 
 
+def weight(text: str) -> float:
+    """A factor; the bounds keep sums and quotients of weights exact enough to compare."""
+    if _SECONDS.fullmatch(text) and 0.001 <= float(text) <= 1000:
+        return float(text)
+    raise ValueError(f"{_shown(text)} is not a weight, expected 0.001 to 1000 such as 1, 2 or 0.5")
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() in choices:
@@ -212,6 +219,11 @@ def header_name(text: str) -> str:
     if _TOKEN.fullmatch(text) and text.lower() not in _TAKEN_HEADERS:
         return text
     raise ValueError(f"{_shown(text)} cannot be used, expected a header name such as X-Request-ID")
+
+
+def header_names(text: str) -> tuple[str, ...]:
+    """Names of headers, separated by commas or white space."""
+    return tuple(header_name(name) for name in text.replace(",", " ").split())
 
 
 def base_url(text: str) -> str:

@@ -108,6 +108,14 @@ class Call(msgspec.Struct, frozen=True):
         """
         return self
 
+    def key(self, by_user: bool, by_prompt: bool) -> int | None:
+        """The key of the conversation, from the request's body; None if it has none.
+
+        :param by_user: whether the user is a key.
+        :param by_prompt: whether the head of the conversation is a key.
+        """
+        return None
+
     def reader(self, request_id: str, depth: int, model: str | None) -> Reader | None:
         """A new reader for the reply to this request; None if no part of the reply is read.
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from . import json
+from . import affinity, json
 from .call import Call, Endpoint
 from .errors import InvalidJSON, InvalidValue
 
@@ -56,6 +56,10 @@ class JSONCall(Call, frozen=True):
         if not self.stream or not self.endpoint.usage_on_request:
             return self
         return msgspec.structs.replace(self, body=_with_usage(self.body))
+
+    def key(self, by_user: bool, by_prompt: bool) -> int | None:
+        # Without streams, no answer is generated token by token, and no prompt is kept.
+        return affinity.of_document(self.body, by_user, by_prompt and bool(self.endpoint.ends))
 
 
 def _with_usage(body: bytes) -> bytes:

@@ -111,9 +111,7 @@ def test_a_real_model_answers_as_it_does_without_a_gateway(
     assert completion.model == direct.model == "smollm2"
 
 
-def test_the_id_is_the_request_id_and_stands_in_the_header(
-    chat: Gateway, connect: Connect
-) -> None:
+def test_the_id_is_the_request_id_and_stands_in_the_header(chat: Gateway, connect: Connect) -> None:
     create = connect(chat).chat.completions.with_raw_response.create
     response = create(
         model="smollm2",
@@ -125,9 +123,7 @@ def test_the_id_is_the_request_id_and_stands_in_the_header(
     assert response.request_id == "job:42/step=1"
     assert response.parse().id == "job:42/step=1"
 
-    response = create(
-        model="smollm2", messages=[{"role": "user", "content": "Hi"}], max_tokens=2
-    )
+    response = create(model="smollm2", messages=[{"role": "user", "content": "Hi"}], max_tokens=2)
     assert response.request_id is not None and len(response.request_id) >= 32
     assert response.parse().id == response.request_id
     assert response.headers["content-type"].startswith("application/json")

@@ -181,9 +181,7 @@ def test_chat_by_another_name(client: openai.OpenAI, line: Line, stream: bool) -
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_completions(
-    client: openai.OpenAI, llama: LlamaServer, line: Line, stream: bool
-) -> None:
+def test_completions(client: openai.OpenAI, llama: LlamaServer, line: Line, stream: bool) -> None:
     asked: dict[str, Any] = {
         "model": "writer",
         "prompt": "One, two, three,",

@@ -413,7 +413,7 @@ def spread_of(samples: list[float]) -> float:
 
 
 def test_a_lack_of_descriptors_costs_no_processor_time(
-    tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """It runs, is idle, and serves again."""
     settings = {"timeouts_request_head": "30", "timeouts_client_idle": "30"}

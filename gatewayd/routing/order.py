@@ -1,0 +1,90 @@
+"""The order of backends that could all take a request: tiers, keys, load and turns.
+
+Backends with the same ``priority`` are a tier; the lowest number comes first. Within a tier, a
+request with a key goes to the backend of its key, unless that one has more than its share of the
+requests in flight. A request without a key goes to the backend with the fewest requests in flight.
+
+Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .rendezvous import score
+from .target import Target
+
+#: How many times its fair share of the requests in flight a backend may have. Above it, the keys
+#: that it wins go to the next backend in their order.
+MOST_LOAD = 1.25
+
+#: More than the rounding errors of a bound, less than one request.
+_ROUNDING = 1e-9
+
+
+def by_key(tier: Sequence[Target], key: int) -> list[Target]:
+    """The targets of a tier by their scores for a key, those above their share of the load last."""
+    shares = [target.share for target in tier]
+    # This request counts too: while none is in flight, a bound without it would exclude all.
+    in_flight = 1 + sum([target.in_flight for target in tier])
+    most = MOST_LOAD * in_flight / sum(shares)
+    scored = [
+        (
+            # A whole number is below a bound if it is below the bound rounded up.
+            target.in_flight + _ROUNDING < most * share,
+            score(key, target.seed, share),
+            target,
+        )
+        for target, share in zip(tier, shares, strict=True)
+    ]
+    scored.sort(key=_bound_and_score, reverse=True)
+    return [target for _, _, target in scored]
+
+
+def _bound_and_score(scored: tuple[bool, float, Target]) -> tuple[bool, float]:
+    return scored[:2]
+
+
+class Turns:
+    """Orders requests without a key: the least load first, turns in proportion to the weights.
+
+    Turns are points of a virtual time, as in weighted fair queueing: the turns of a target are
+    ``1 / share`` apart, and among equally loaded targets the one whose turn is next is asked.
+
+    :param targets: that may have taken turns before, under other settings.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._now = max((target.turn for target in targets), default=0.0)
+
+    def in_order(self, tier: Sequence[Target]) -> list[Target]:
+        return sorted(tier, key=self._load_and_turn)
+
+    def take(self, target: Target) -> None:
+        """A request without a key is sent to this target."""
+        target.turn = self._next_turn(target)
+        self._now = max(self._now, target.turn - 1 / target.share)
+
+    def _load_and_turn(self, target: Target) -> tuple[float, float]:
+        return target.in_flight / target.share, self._next_turn(target)
+
+    def _next_turn(self, target: Target) -> float:
+        # A target that was away for many turns is next; it does not catch up on all of them.
+        return max(target.turn + 1 / target.share, self._now)
+
+
+def in_order(targets: Sequence[Target], key: int | None, turns: Turns) -> list[Target]:
+    """The targets in the order in which a request asks them.
+
+    :param key: of the request; None if it has none.
+    """
+    tiers: dict[int, list[Target]] = {}
+    for target in targets:
+        tiers.setdefault(target.priority, []).append(target)
+    found: list[Target] = []
+    for priority in sorted(tiers):
+        tier = tiers[priority]
+        if len(tier) > 1:
+            tier = turns.in_order(tier) if key is None else by_key(tier, key)
+        found += tier
+    return found
