@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.web.http import PotentialDataLoss
 
+from gatewayd.api.app import HEALTH_PATHS
 from gatewayd.exchange import End
 from gatewayd.routing.health import State
 from gatewayd.wire import errors
@@ -18,7 +19,6 @@ from gatewayd.wire.call import Endpoint
 from gatewayd.wire.endpoints import ENDPOINTS
 from tests.memory import EVENTS, Answer, FakeBackend, Gateway, settings
 from tests.replies import (
-    BY_EVENT,
     CHAT,
     JSON_PATHS,
     OPENAI_PATHS,
@@ -32,28 +32,44 @@ from tests.replies import (
 from tests.uploads import FORM, SOUND, form, upload
 
 PROTOCOL = Path(__file__).parents[1] / "docs" / "protocol.rst"
-STREAMED = b'{"stream":true,"messages":[{"role":"user"}]}'
+STREAMED = b'{"stream":true,"stream_format":"sse","messages":[{"role":"user"}]}'
 JSON_HEADERS = {"Content-Type": "application/json", "X-Request-ID": "req-1"}
 
 
 # -- the table -------------------------------------------------------------------------------------
 
 
-def documented() -> dict[str, str]:
-    """What ``docs/protocol.rst`` says of each endpoint's replies, by path."""
-    _, _, section = PROTOCOL.read_text().partition("The other endpoints\n---")
-    rows = re.findall(r"   \* - (``POST .*)\n     - ((?:.+\n)+?)(?=   \* -|\n)", section)
-    return {path: text for paths, text in rows for path in re.findall(r"(/v1/[a-z_/]+)``", paths)}
+def section() -> str:
+    _, _, rest = PROTOCOL.read_text().partition("The other endpoints\n---")
+    return rest.partition("\nRequest ids\n---")[0]
+
+
+def documented() -> dict[tuple[str, str], str]:
+    """What ``docs/protocol.rst`` says of each endpoint's replies, by method and path."""
+    rows = re.findall(r"   \* - (``[A-Z]+ (?:.+\n)+?)     - ((?:.+\n)+?)(?=   \* -|\n)", section())
+    found: dict[tuple[str, str], str] = {}
+    for names, text in rows:
+        method = ""
+        for other, path in re.findall(r"``([A-Z]+ |)(/[^`]+)``", names):
+            method = other.strip() or method
+            found[method, path] = text
+    return found
 
 
 def test_every_endpoint_is_documented() -> None:
-    assert list(documented()) == [row.path for row in ENDPOINTS if row.path != CHAT]
+    assert list(documented()) == [(row.method, row.path) for row in ENDPOINTS if row.path != CHAT]
 
 
-@pytest.mark.parametrize("path", BY_EVENT)
-def test_the_events_that_end_a_stream_are_documented(path: str) -> None:
-    text = documented()[path]
-    assert all(f"``{kind}``" in text for kind in endpoint(path).ends)
+def test_the_other_names_of_endpoints_are_documented() -> None:
+    names = {name for row in ENDPOINTS for name in row.aliases} | set(HEALTH_PATHS)
+    assert names <= set(re.findall(r"``(?:GET )?(/[^`]+)``", section()))
+
+
+@pytest.mark.parametrize("row", [row for row in ENDPOINTS if row.path != CHAT], ids=str)
+def test_the_events_that_end_a_stream_are_documented(row: Endpoint) -> None:
+    text = documented()[row.method, row.path]
+    ends = [kind for kind in row.ends if kind != "[DONE]"]
+    assert all(f"``{kind}``" in text for kind in ends)
 
 
 @pytest.mark.parametrize("row", ENDPOINTS, ids=lambda row: row.path)
@@ -214,7 +230,7 @@ def test_a_reply_that_breaks_off_is_a_502(
     assert (Answer(client).status, Answer(client).code) == (502, "upstream_reset")
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
+@pytest.mark.parametrize("path", [p for p in READ_PATHS if not endpoint(p).ends])
 def test_a_request_for_a_stream_is_not_one_at_an_endpoint_without_streams(
     gateway: Gateway, backend: FakeBackend, path: str
 ) -> None:
@@ -222,6 +238,21 @@ def test_a_request_for_a_stream_is_not_one_at_an_endpoint_without_streams(
     assert not backend.calls[0].call.stream and b'"stream": true' in backend.calls[0].body
     backend.calls[0].whole(b'{"data":[]}')
     assert Answer(client).body == b'{"data":[]}' and not gateway.ended[0].stream
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_vectors_may_be_bytes(
+    gateway: Gateway, backend: FakeBackend, path: str, cut: bool
+) -> None:
+    client = gateway.post(path, input="a", encoding_format="bytes")
+    (call,) = backend.calls
+    call.head(media_type="application/octet-stream")
+    call.send(b"\x00\x01")
+    call.end(PotentialDataLoss() if cut else None)
+    assert Answer(client).body == b"\x00\x01" and Answer(client).complete is not cut
+    assert Answer(client).header("content-type") == "application/octet-stream"
+    assert gateway.end is (End.BACKEND_TRUNCATED if cut else End.COMPLETE)
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 422, 501])

@@ -24,7 +24,11 @@ class Asked:
     stream: bool = False
     opaque: bool = False
 
+    def crosses_unread(self, media_type: str) -> bool:
+        return self.opaque or media_type == VECTORS
 
+
+VECTORS = "application/octet-stream"
 DOCUMENT, STREAM, OPAQUE = Asked(), Asked(stream=True), Asked(opaque=True)
 
 
@@ -40,6 +44,7 @@ def choose(call: Any, media_type: str, status: int = 200) -> Receiver:
         (DOCUMENT, "application/json", Document),
         (STREAM, "application/json", Document),
         (STREAM, "text/event-stream", Events),
+        (DOCUMENT, VECTORS, Bytes),
         (OPAQUE, "audio/mpeg", Bytes),
         (OPAQUE, "text/event-stream", Bytes),
     ],

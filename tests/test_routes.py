@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.memory import Answer, FakeBackend, Gateway, echo_gateway, settings
+from tests.memory import Answer, FakeBackend, Gateway, completion, echo_gateway, settings
+
+JSON_TYPE = "application/json"
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "/v1", "/v1/chat/completions/", "//v1/models", "/v1%2fmodels", "/v1/../healthz"),
+        *("/", "/v1", "/v1/chat/completions//", "//v1/models", "/v1%2fmodels", "/v1/../healthz"),
         *("/v1/models;x", "/%ff", "/v1/models%00", "/HEALTHZ"),
     ],
 )
@@ -27,9 +29,9 @@ def test_a_method_that_a_route_does_not_take_is_a_405_with_allow() -> None:
 @pytest.mark.parametrize(
     ("path", "meant"),
     [
-        ("/chat/completions", "/v1/chat/completions"),
+        ("/completions", "/v1/completions"),
         ("/v1/v1/chat/completions", "/v1/chat/completions"),
-        ("/v1/models/", "/v1/models"),
+        ("/v1/models//", "/v1/models"),
         ("//v1//models", "/v1/models"),
         ("/v1/healthz", "/healthz"),
         ("/v1/completions/x", None),
@@ -62,3 +64,32 @@ def test_only_plain_parts_of_an_unknown_path_are_logged(path: str, logged: str) 
     gateway = echo_gateway()
     assert Answer(gateway.request("GET", path)).status == 404
     assert gateway.ended[0].detail == logged
+
+
+@pytest.mark.parametrize("root", ["", "/llm"])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        *(("GET", path, 200) for path in ("/v1/models/", "/models", "/models/", "/healthz/")),
+        *(("GET", path, 200) for path in ("/health", "/v1/health", "/ping", "/version")),
+        ("GET", "/v1/chat/completions/", 405),
+        *(("POST", path, 415) for path in ("/chat/completions", "/v1/chat/completions/")),
+        *(("POST", path, 415) for path in ("/responses/", "/v1/responses/input_tokens")),
+    ],
+)
+def test_a_path_may_have_another_name_or_a_slash_at_its_end(
+    method: str, path: str, status: int, root: str
+) -> None:
+    gateway = Gateway(FakeBackend(), settings=settings(gateway_root_path=root))
+    for _ in range(2):  # found, and found again
+        assert Answer(gateway.request(method, root + path)).status == status
+
+
+def test_the_other_name_of_an_endpoint_is_logged_and_asked_as_the_first() -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend)
+    body = b'{"messages":[{"role":"user","content":"hi"}]}'
+    client = gateway.request("POST", "/chat/completions/", body, {"Content-Type": JSON_TYPE})
+    assert backend.calls[0].call.path == "/v1/chat/completions"
+    backend.calls[0].whole(completion())
+    assert Answer(client).status == 200 and gateway.ended[0].route == "/v1/chat/completions"

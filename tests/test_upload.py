@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gatewayd.wire.call import Call
 from gatewayd.wire.upload import FormCall
 from tests.memory import Answer, FakeBackend, Gateway, settings
 from tests.replies import TRANSCRIPTIONS, UPLOAD_PATHS, endpoint
 from tests.uploads import BOUNDARY, FORM, SOUND, form, sound, upload
 
 
-def parsed(body: bytes) -> FormCall:
+def parsed(body: bytes) -> Call:
     return FormCall.parse(endpoint(TRANSCRIPTIONS), body, FORM.encode(), 64)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -15,6 +15,7 @@ from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from gatewayd import __version__
 from gatewayd.routing.catalog import Catalog
 from gatewayd.routing.router import Router
 from gatewayd.settings.model import Settings
@@ -31,13 +32,22 @@ from .request import Request
 from .routes import Routes
 from .security import came_by_proxy, check_origin, is_local, preflight, verify_token
 
+#: Paths that say that this process serves: its own, and those of llama.cpp, vLLM and SageMaker.
+HEALTH_PATHS = ("/healthz", "/health", "/v1/health", "/ping")
+
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 
-def _get(app: Klein, path: str) -> Callable[[_Handler], _Handler]:
+def _get(app: Klein, *paths: str) -> Callable[[_Handler], _Handler]:
     """Klein's ``route``, which is not typed for handlers that return an :class:`Answer`."""
-    route: Any = app.route(path, methods=["GET"])
-    return cast(Callable[[_Handler], _Handler], route)
+
+    def decorate(handler: _Handler) -> _Handler:
+        for path in paths:
+            route: Any = app.route(path, methods=["GET"], endpoint=path)
+            route(handler)
+        return handler
+
+    return decorate
 
 
 def _relayed(endpoint: Endpoint) -> Callable[[API, Request], Deferred[None]]:
@@ -78,7 +88,8 @@ class API:
         self._admission: Admission = before._admission if before else Admission(reactor)
         self.dispatcher = Dispatcher(settings, router, self._catalog, self._admission, reactor)
         root = settings.gateway.root_path.encode("ascii")
-        self._public_paths = {root + b"/healthz", root + b"/readyz"}
+        public = (*HEALTH_PATHS, "/readyz")
+        self._public_paths = {root + path.encode("ascii") for path in public}
         self._metrics_path = root + b"/metrics"
         self._on_loopback = ip_address(settings.gateway.listen).is_loopback
 
@@ -121,9 +132,11 @@ class API:
     # -- routes --------------------------------------------------------------------------------
 
     for _endpoint in ENDPOINTS:
-        app.route(_endpoint.path, methods=["POST"], endpoint=_endpoint.path)(_relayed(_endpoint))
+        for _path in (_endpoint.path, *_endpoint.aliases):
+            _name = f"{_endpoint.method} {_path}"
+            app.route(_path, methods=[_endpoint.method], endpoint=_name)(_relayed(_endpoint))
 
-    @_get(app, "/v1/models")
+    @_get(app, "/v1/models", "/models")
     async def list_models(self, request: Request) -> Answer:
         request.exchange.route = "/v1/models"
         entries = await self._visible_models(request)
@@ -137,7 +150,7 @@ class API:
             raise ModelNotFound("There is no such model.", param="model")
         return Answer(200, msgspec.json.encode(entry))
 
-    @_get(app, "/healthz")
+    @_get(app, *HEALTH_PATHS)
     def health(self, request: Request) -> Answer:
         """Liveness: this process serves."""
         request.exchange.route = "/healthz"
@@ -150,6 +163,11 @@ class API:
         if self.draining:
             return _status(503, b"draining")
         return _status(200, b"ok") if self.router.ready() else _status(503, b"no backend")
+
+    @_get(app, "/version")
+    def version(self, request: Request) -> Answer:
+        request.exchange.route = "/version"
+        return Answer(200, msgspec.json.encode({"version": __version__}))
 
     @_get(app, "/metrics")
     def show_metrics(self, request: Request) -> Answer:

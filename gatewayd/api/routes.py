@@ -34,6 +34,11 @@ def _shown(path: bytes) -> str:
     return "/".join(part if _PLAIN.fullmatch(part) else "*" for part in parts)
 
 
+def _without_slash(path: str) -> str:
+    """The path without the slash at its end, if it has one."""
+    return path[:-1] if path.endswith("/") and not path.endswith("//") else path
+
+
 class Routes(KleinResource):
     """
     :param app: with its instance bound, if its handlers are methods.
@@ -68,19 +73,29 @@ class Routes(KleinResource):
             return known, {}
         if not path.startswith(self._root + b"/") or path.startswith(self._root + b"//"):
             raise self._unknown(path)
+        plain, word = path[len(self._root) :].decode("ascii"), method.decode("ascii")
+        found = self._look_up(plain, word) or self._look_up(_without_slash(plain), word)
+        if found is None:
+            raise self._unknown(path)
+        endpoint, variables = found
+        if not variables:  # this bounds the entries by the number of routes and methods
+            self._found[method, path] = endpoint
+        return endpoint, variables
+
+    def _look_up(self, path: str, method: str) -> tuple[str, dict[str, Any]] | None:
+        """The route of a path, with its variables; None if there is none.
+
+        :raises MethodNotAllowed: there are routes of this path, for other methods.
+        """
         try:
-            endpoint, variables = self._matcher.match(
-                path[len(self._root) :].decode("ascii"), method.decode("ascii")
-            )
+            endpoint, variables = self._matcher.match(path, method)
         except NoSuchMethod as e:
             allowed = ", ".join(sorted(e.valid_methods or ()))
             raise MethodNotAllowed(
                 f"This URL takes {allowed} only.", headers=((b"allow", allowed.encode("ascii")),)
             ) from None
         except HTTPException:
-            raise self._unknown(path) from None
-        if not variables:  # this bounds the entries by the number of routes and methods
-            self._found[method, path] = endpoint
+            return None
         return endpoint, dict(variables)
 
     def _unknown(self, path: bytes) -> UnknownURL:

@@ -29,7 +29,7 @@ def receiver_for(
     receiver: Receiver
     if reader is not None and call.stream and reply.media_type == EVENTS:
         return Events(reader, limits.event)
-    if reader is None or call.opaque:
+    if reader is None or call.crosses_unread(reply.media_type):
         receiver, known = Bytes(), reply.media_type not in ("", "text/html")
     else:
         receiver = Document(reader, call.stream, limits.reply)

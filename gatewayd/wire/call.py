@@ -27,7 +27,8 @@ class Call(msgspec.Struct, frozen=True):
     :param model: the model that the request names; None if it names none.
     :param stream: whether the client asked for an event stream, at an endpoint that has streams.
     :param include_usage: whether the client asked for the usage of a stream of choices.
-    :param choices: how many choices the client asked for, in a stream of choices; 1 elsewhere.
+    :param choices: how many choices or images the client asked for, in a stream of them; 1
+        elsewhere.
     :param headers: further headers for the backend: those of the client that its dialect passes on.
     :param query: of the URL at the backend, with its ``?``; empty for none.
     """
@@ -55,8 +56,16 @@ class Call(msgspec.Struct, frozen=True):
         return self.endpoint.path
 
     @property
+    def method(self) -> str:
+        return self.endpoint.method
+
+    @property
     def opaque(self) -> bool:
         return self.endpoint.opaque
+
+    def crosses_unread(self, media_type: str) -> bool:
+        """Whether a reply of this type crosses unread, unless it is an event stream."""
+        return self.endpoint.opaque or media_type in self.endpoint.unread
 
     @classmethod
     def check_media_type(cls, values: Sequence[bytes]) -> bytes:
@@ -84,7 +93,7 @@ class Call(msgspec.Struct, frozen=True):
 
     @classmethod
     @abstractmethod
-    def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> Self:
+    def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> Call:
         """Read and check the body of a request.
 
         :param content_type: of the request, from :meth:`check_media_type`.
@@ -130,7 +139,7 @@ class Call(msgspec.Struct, frozen=True):
 class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """An endpoint whose requests are relayed to a backend: a row of :mod:`.endpoints`.
 
-    The method of all of them is POST.
+    A path may have several rows, one for each method.
 
     :param path: without the gateway's ``root_path`` and the backend's base URL.
     :param request: the class that reads and checks a request.
@@ -140,9 +149,12 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
         then the backend judges a request that asks for one.
     :param opaque: whether a reply that is not an event stream crosses unread, with any media type.
         Then it is complete if its framing says so.
+    :param unread: media types of replies that cross unread although a JSON document is read.
     :param usage_on_request: whether a stream reports usage only where the request's
         ``stream_options.include_usage`` asks for it.
     :param dialect: the API that the endpoint belongs to.
+    :param method: in capital letters.
+    :param aliases: other paths of the endpoint. A backend is asked for ``path`` all the same.
     """
 
     path: str
@@ -150,8 +162,11 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     reader: Callable[[Call, str, int, str | None], Reader | None] | None
     ends: frozenset[str] = frozenset()
     opaque: bool = False
+    unread: frozenset[str] = frozenset()
     usage_on_request: bool = False
     dialect: Dialect = OPENAI
+    method: str = "POST"
+    aliases: tuple[str, ...] = ()
 
 
 class Reader(Protocol):

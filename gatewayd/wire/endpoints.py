@@ -8,13 +8,14 @@ Sources: https://platform.openai.com/docs/api-reference, https://docs.anthropic.
 
 from __future__ import annotations
 
+from .audio import AudioReader, SpeechCall
 from .call import Call, Endpoint
 from .chat import ChatCall, CompletionCall
 from .choices import ChatReader, CompletionReader
 from .dialects import ANTHROPIC, OPENAI, Dialect
 from .events import EventReader
+from .images import EditCall, ImageCall, ImageReader
 from .request import JSONCall
-from .transcript import TranscriptReader
 from .upload import FormCall
 
 
@@ -30,30 +31,66 @@ def _events(call: Call, request_id: str, depth: int, model: str | None) -> Event
     return EventReader(call.endpoint.ends, depth, model)
 
 
-def _transcript(
-    call: Call, request_id: str, depth: int, model: str | None
-) -> TranscriptReader | None:
-    return TranscriptReader(call.endpoint.ends, depth, model) if call.stream else None
+def _audio(call: Call, request_id: str, depth: int, model: str | None) -> AudioReader | None:
+    return AudioReader(call.endpoint.ends, depth, model) if call.stream else None
+
+
+def _images(call: Call, request_id: str, depth: int, model: str | None) -> ImageReader:
+    return ImageReader(call.endpoint.ends, call.choices, depth, model)
 
 
 # The events that end a stream well.
 _DONE = frozenset({"[DONE]"})
 _RESPONSE = frozenset({"response.completed", "response.incomplete"})
 _MESSAGE = frozenset({"message_stop"})
-_TRANSCRIPT = frozenset({"transcript.text.done"})  # OpenAI's; the reader knows other streams too
+_IMAGE = frozenset({"image_generation.completed"})
+_EDIT = frozenset({"image_edit.completed"})
+# OpenAI's; the reader knows other streams, too.
+_SPEECH = frozenset({"speech.audio.done"})
+_TRANSCRIPT = frozenset({"transcript.text.done"})
+
+#: vLLM sends vectors in this form if a request asks for ``encoding_format: bytes``.
+_VECTORS = frozenset({"application/octet-stream"})
+
+#: Servers have one handler for these paths, or only one of them, or two that differ. So a backend
+#: is asked for the path that the client used.
+_RANKING = ("/v1/rerank", "/rerank", "/v2/rerank", "/v1/reranking", "/reranking")
+_SCORING = ("/v1/score", "/score", "/classify")
 
 ENDPOINTS = (
     # path, request, reader, ends
-    Endpoint("/v1/chat/completions", ChatCall, _chat, _DONE, usage_on_request=True),
+    Endpoint(
+        "/v1/chat/completions",
+        ChatCall,
+        _chat,
+        _DONE,
+        usage_on_request=True,
+        aliases=("/chat/completions",),
+    ),
     Endpoint("/v1/completions", CompletionCall, _completion, _DONE, usage_on_request=True),
-    Endpoint("/v1/responses", JSONCall, _events, _RESPONSE),
+    Endpoint("/v1/responses", JSONCall, _events, _RESPONSE, aliases=("/responses",)),
     Endpoint("/v1/messages", JSONCall, _events, _MESSAGE, dialect=ANTHROPIC),
+    Endpoint("/v1/chat/completions/input_tokens", JSONCall, _events),
+    Endpoint("/v1/responses/input_tokens", JSONCall, _events, aliases=("/responses/input_tokens",)),
+    Endpoint("/v1/responses/compact", JSONCall, _events),
     Endpoint("/v1/messages/count_tokens", JSONCall, _events, dialect=ANTHROPIC),
-    Endpoint("/v1/embeddings", JSONCall, _events),
-    Endpoint("/v1/rerank", JSONCall, _events),
-    Endpoint("/v1/audio/speech", JSONCall, None, opaque=True),
-    Endpoint("/v1/audio/transcriptions", FormCall, _transcript, _TRANSCRIPT, opaque=True),
-    Endpoint("/v1/audio/translations", FormCall, _transcript, _TRANSCRIPT, opaque=True),
+    Endpoint("/v1/embeddings", JSONCall, _events, unread=_VECTORS),
+    Endpoint("/pooling", JSONCall, _events, unread=_VECTORS),
+    *(Endpoint(path, JSONCall, _events) for path in (*_RANKING, *_SCORING)),
+    Endpoint("/v1/moderations", JSONCall, _events),
+    Endpoint("/v1/images/generations", ImageCall, _images, _IMAGE),
+    Endpoint("/v1/images/edits", EditCall, _images, _EDIT),
+    Endpoint("/v1/images/variations", FormCall, _events),
+    Endpoint("/v1/audio/speech", SpeechCall, _audio, _SPEECH, opaque=True),
+    Endpoint(
+        "/v1/audio/transcriptions",
+        FormCall,
+        _audio,
+        _TRANSCRIPT,
+        opaque=True,
+        aliases=("/audio/transcriptions",),
+    ),
+    Endpoint("/v1/audio/translations", FormCall, _audio, _TRANSCRIPT, opaque=True),
 )
 
 

@@ -1,4 +1,4 @@
-"""Requests whose body is a form: uploads of audio files, with the model in a field.
+"""Requests whose body is a form: uploads of audio files or images, with the model in a field.
 
 The parser of forms is :mod:`.form`.
 """
@@ -27,18 +27,23 @@ class FormCall(Call, frozen=True):
     media_type: ClassVar = re.compile(rb"multipart/form-data[ \t]*;[!-~ \t]*", re.IGNORECASE)
     media_type_hint: ClassVar = "Send a form, as 'Content-Type: multipart/form-data'."
 
+    #: The fields that are read.
+    members: ClassVar[tuple[str, ...]] = ("model", "stream")
+
     model_field: form.Field | None = None
 
     @classmethod
-    def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> FormCall:
-        found = form.read(body, form.boundary(content_type), ("model", "stream"))
-        model, stream = found.get("model"), found.get("stream")
+    def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> Call:
+        found = form.read(body, form.boundary(content_type), cls.members)
+        model, stream, n = found.get("model"), found.get("stream"), found.get("n")
+        streams = stream is not None and stream.value.strip().lower() in _TRUE
         return cls(
             endpoint,
             body,
             content_type,
             check_model(model and model.value),
-            stream is not None and stream.value.strip().lower() in _TRUE,
+            streams and bool(endpoint.ends),
+            choices=1 if n is None else number_of(n.value),
             model_field=model,
         )
 
@@ -49,3 +54,8 @@ class FormCall(Call, frozen=True):
         body = self.body[: field.start] + name + self.body[field.end :]
         renamed = form.Field(model, field.start, field.start + len(name))
         return msgspec.structs.replace(self, model=model, body=body, model_field=renamed)
+
+
+def number_of(text: str) -> int:
+    """How many results a field ``n`` asks for. The backend judges a text that is no number."""
+    return max(1, int(text)) if re.fullmatch("[0-9]{1,4}", text.strip()) else 1

@@ -1,4 +1,4 @@
-"""Transcriptions that are streamed: what crosses and when they are complete; in memory."""
+"""Speech and transcriptions that are streamed: what crosses, and when they are complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted.web.http import PotentialDataLoss
 
 from gatewayd.exchange import End
 from tests.memory import Answer, FakeBackend, Gateway, settings
-from tests.replies import framed, typed
+from tests.replies import SPEECH, framed, typed
 from tests.uploads import form, upload
 
 DELTA = typed("transcript.text.delta", delta="a")
@@ -120,3 +120,61 @@ def test_a_backend_may_answer_a_streamed_transcription_with_a_document(
     call.whole(b'{"text":"a"}')
     assert Answer(client).body == b'{"text":"a"}'
     assert Answer(client).header("content-type") == "application/json"
+
+
+# -- speech ----------------------------------------------------------------------------------------
+
+
+SPOKEN = [
+    typed("speech.audio.delta", audio="AAAA"),
+    typed("speech.audio.done", usage={"input_tokens": 3, "output_tokens": 9}),
+]
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}])
+def test_speech_as_events_ends_with_its_last_event(
+    gateway: Gateway, backend: FakeBackend, more: dict[str, Any]
+) -> None:
+    client = gateway.post(SPEECH, model="nick", input="hi", stream_format="sse", **more)
+    (call,) = backend.calls
+    assert call.call.stream
+    call.head()
+    call.send(framed(SPOKEN))
+    answer = Answer(client)
+    assert answer.body == framed(SPOKEN) and answer.complete
+    (exchange,) = gateway.ended
+    assert exchange.end is End.COMPLETE and exchange.usage.completion_tokens == 9
+
+
+def test_speech_as_events_that_ends_without_its_last_event_is_cut(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.post(SPEECH, input="hi", stream_format="sse")
+    backend.calls[0].head()
+    backend.calls[0].send(framed(SPOKEN[:1]))
+    backend.calls[0].end()
+    answer = Answer(client)
+    assert b'"error"' in answer.payloads[-1] and not answer.complete and answer.closed
+    assert gateway.end is End.BACKEND_TRUNCATED
+
+
+def test_a_server_without_events_may_reply_to_a_request_for_them_with_sound(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client = gateway.post(SPEECH, input="hi", stream_format="sse")
+    backend.calls[0].whole(b"\x00\x01", media_type="audio/mpeg")
+    assert Answer(client).body == b"\x00\x01" and Answer(client).complete
+
+
+@pytest.mark.parametrize("body", [{"stream": True}, {"stream_format": "audio"}, {}])
+def test_speech_without_events_is_no_stream(
+    gateway: Gateway, backend: FakeBackend, body: dict[str, Any]
+) -> None:
+    gateway.post(SPEECH, input="hi", **body)
+    assert not backend.calls[0].call.stream
+
+
+def test_speech_refuses_a_stream_that_servers_read_differently(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    assert Answer(gateway.post(SPEECH, input="hi", stream="yes")).code == "invalid_value"
