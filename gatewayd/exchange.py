@@ -89,6 +89,21 @@ def request_id(candidates: Sequence[bytes]) -> str:
     return _random_ids.new()
 
 
+class Tried(msgspec.Struct, frozen=True):
+    """A backend that was asked and did not give the reply.
+
+    :param end: how the attempt ended: a value of :class:`End`.
+    :param code: of the backend's error, or of the gateway's error about it.
+    :param began: when it was asked; ``left`` is when the attempt was over.
+    """
+
+    backend: str
+    end: str
+    code: str
+    began: float
+    left: float
+
+
 class Exchange(msgspec.Struct, eq=False):
     """What is known of one request. Times are seconds of the reactor's clock.
 
@@ -111,6 +126,8 @@ class Exchange(msgspec.Struct, eq=False):
     stream: bool = False
     status: int = 0
     backends: list[str] = []  # those that were asked, in order
+    #: Those of them that were asked in vain, in order; None while there is none.
+    tried: list[Tried] | None = None
     #: Ends the exchange early, with an error for the client. Set while a reply is relayed.
     stop: Callable[[Any], None] | None = None
 

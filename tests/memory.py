@@ -96,6 +96,7 @@ class Asked:
         self.left: str | None = None
         self.paused = False
         self._receiver: Any = None
+        self._over = False
 
     def head(
         self,
@@ -105,6 +106,16 @@ class Asked:
     ) -> None:
         self.answer.callback(Reply(status, media_type, headers, self))
 
+    @property
+    def alive(self) -> bool:
+        """Whether the backend still works: it has not ended, and the gateway has not left."""
+        return not self._over and self.left is None
+
+    def lose(self, reason: Exception) -> None:
+        """Fail before the head of a reply."""
+        self._over = True
+        self.answer.errback(reason)
+
     def send(self, data: bytes) -> None:
         assert self.left is None, f"{self.left}, yet still sending"
         self._receiver.dataReceived(data)
@@ -113,6 +124,7 @@ class Asked:
         self.send(b"data: " + payload + b"\n\n")
 
     def end(self, reason: Exception | None = None) -> None:
+        self._over = True
         self._receiver.connectionLost(Failure(reason or ResponseDone()))
 
     def whole(self, body: bytes, status: int = 200, media_type: str = "application/json") -> None:
@@ -147,9 +159,12 @@ class Asked:
 class FakeBackend:
     """Keeps requests in ``calls``. Each error in ``failing`` fails one request immediately."""
 
-    def __init__(self, name: str = "fake", clocks: Clocks | None = None) -> None:
+    def __init__(
+        self, name: str = "fake", clocks: Clocks | None = None, reask: bool = False
+    ) -> None:
         self.name = name
         self.clocks = clocks or Clocks(first_byte=600, idle=120)
+        self.reask = reask
         self.calls: list[Asked] = []
         self.failing: list[Exception] = []
         self.checks: list[Deferred[bool]] = []
@@ -160,7 +175,9 @@ class FakeBackend:
         asked = Asked(call, request_id)
         asked.traceparent = traceparent
         self.calls.append(asked)
-        return fail(self.failing.pop(0)) if self.failing else asked.answer
+        if self.failing:
+            asked.lose(self.failing.pop(0))
+        return asked.answer
 
     def check(self) -> Deferred[bool] | None:
         self.checks.append(Deferred())

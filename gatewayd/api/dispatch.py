@@ -90,6 +90,7 @@ class Dispatcher:
             self._reactor,
             self._settings.timeouts.ping,
             _caller_timeout(request),
+            self._settings.routing.attempts,
         )
         names = self._catalog.names
         candidates = self._router.route(

@@ -97,6 +97,11 @@ class Request(TwistedRequest):
         self._id_header = channel.state.id_header
         self._headers[self._id_header] = exchange.id.encode("ascii")
 
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway is shutting down."""
+        return self.channel is not None and self.channel.state.draining
+
     # -- answering -----------------------------------------------------------------------------
 
     def set_headers(self, headers: HeaderPairs) -> None:

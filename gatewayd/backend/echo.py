@@ -31,6 +31,7 @@ class EchoBackend:
 
     name = "echo"
     clocks = Clocks()
+    reask = False
 
     def __init__(self, title: str) -> None:
         self._title = title

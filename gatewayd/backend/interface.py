@@ -55,11 +55,13 @@ class Clocks(msgspec.Struct, frozen=True):
     :param first_byte: from the request until the first byte of content.
     :param idle: between two bytes of content. Comments and pings are not content.
     :param total: from the request to the end of the reply, including attempts at other backends.
+    :param patience: as ``first_byte``; after it another backend may be asked instead.
     """
 
     first_byte: float = 0.0
     idle: float = 0.0
     total: float = 0.0
+    patience: float = 0.0
 
     def at_most(self, seconds: float) -> Clocks:
         """The same clocks with ``first_byte`` and ``idle`` limited to ``seconds``."""
@@ -75,6 +77,8 @@ class Backend(Protocol):
 
     name: str
     clocks: Clocks
+    #: Whether a request may go to another backend although this one may have executed it.
+    reask: bool
 
     def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
         """Send a call. Cancelling the Deferred aborts it immediately, in any phase.

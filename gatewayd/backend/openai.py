@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.web.iweb import IAgent
 
 from gatewayd.http1.writing import header_lines
-from gatewayd.settings.model import BackendSettings, LimitSettings
+from gatewayd.settings.model import BEFORE_COMMIT, BackendSettings, LimitSettings
 from gatewayd.wire.call import Call
 
 from .agent import Agent
@@ -46,7 +46,9 @@ class OpenAIBackend:
         base = urlsplit(settings.url)
         self.settings = settings
         self.name = settings.name
-        self.clocks = Clocks(settings.first_byte, settings.idle, settings.total)
+        self.reask = settings.reask == BEFORE_COMMIT
+        patience = settings.patience if self.reask else 0.0
+        self.clocks = Clocks(settings.first_byte, settings.idle, settings.total, patience)
         self._reactor = reactor
         self._limits = limits
         self._agent = agent or Agent(

@@ -61,7 +61,6 @@ class Attempt:
 
     __slots__ = (
         "_call",
-        "_candidate",
         "_exchange",
         "_head",
         "_listener",
@@ -69,6 +68,7 @@ class Attempt:
         "_transport",
         "_trial",
         "_under_way",
+        "candidate",
         "reader",
         "receiver",
         "reply",
@@ -82,7 +82,7 @@ class Attempt:
         self.reply: Reply | None = None
         self.receiver: Receiver | None = None
         self._listener: Listener | None = listener  # None once settled; breaks a reference cycle
-        self._candidate = candidate
+        self.candidate = candidate
         self._call = call
         self._exchange = exchange
         self._head: Deferred[Reply] | None = None
@@ -93,7 +93,7 @@ class Attempt:
 
     @property
     def target(self) -> Target:
-        return self._candidate.target
+        return self.candidate.target
 
     @property
     def in_flight(self) -> bool:
@@ -118,8 +118,8 @@ class Attempt:
         :param depth: how many levels of JSON may nest in the reply.
         """
         call, exchange, target, alias = self._call, self._exchange, self.target, None
-        if self._candidate.model is not None:
-            call, alias = call.renamed(self._candidate.model), call.model
+        if self.candidate.model is not None:
+            call, alias = call.renamed(self.candidate.model), call.model
         self.reader = call.reader(exchange.id, depth, alias)
         exchange.backends.append(target.backend.name)
         self._under_way, self._trial = True, target.begin()

@@ -28,6 +28,10 @@ class Client(Protocol):
     def timer(self) -> Timer:
         """The timer of the connection, which does not use it before the answer has ended."""
 
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway is shutting down."""
+
     def respond(
         self,
         status: int,

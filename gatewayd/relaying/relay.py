@@ -12,14 +12,21 @@ A :class:`Relay` lives for one request and passes through these phases:
     A head is here and its body comes: a document up to its end, an event stream up to its first
     event. The client has been sent nothing, so a failure is still an HTTP status. If the head is a
     refusal (429, 503), the next backend is asked: back to ``ASKING``.
+``PINGED``
+    The status line and comments are out, and no part of the reply. A failure is an ``error`` event.
 ``STREAMING``
-    Committed: the status line is out. A failure is now one ``error`` event, after which the
-    connection is closed without the last chunk. No other backend is asked.
+    A part of the reply is out. A failure is one ``error`` event, after which the connection is
+    closed without the last chunk. No other backend is asked.
 ``ENDED``
     Terminal. Later events are ignored.
 
 A stream is committed with its first good event, or from ``ASKING`` or ``READING`` after ``ping``
 seconds of silence, when the gateway begins to send comments.
+
+A backend with ``reask = before-commit`` is also left for another one if it fails although it may
+have executed the request, or is silent for ``patience`` seconds, in any phase before ``STREAMING``.
+Its connection is closed in the reactor's next turn, and the other backend is asked after that: two
+executions are never alive at one time (:meth:`Relay._ask_next_later`).
 
 A receiver reads the body and returns a :class:`.receiver.Step`, which :meth:`Relay.act` carries
 out. Only the fast path of a token needs no step (:meth:`.attempt.Attempt.dataReceived`).
@@ -44,17 +51,25 @@ import enum
 from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gatewayd.backend.interface import Reply
-from gatewayd.routing.evidence import ClientLeft, Outcome
+from gatewayd.exchange import End, Tried
+from gatewayd.routing.evidence import ClientLeft, Outcome, TookLong
 from gatewayd.routing.router import Candidate
 from gatewayd.settings.model import LimitSettings
 from gatewayd.wire import sse
 from gatewayd.wire.call import Call
-from gatewayd.wire.errors import GatewayError, Internal, Truncated, UpstreamTimeout
+from gatewayd.wire.errors import (
+    GatewayError,
+    Internal,
+    Overloaded,
+    Truncated,
+    UpstreamError,
+    UpstreamTimeout,
+)
 
 from .attempt import Attempt
 from .bodies import Bytes, error_of
@@ -67,18 +82,23 @@ from .watch import Watch
 #: Seconds that the body of an error is waited for.
 ERROR_SECONDS = 5.0
 
+#: The code, in the log, of an attempt that was left because ``patience`` had run out.
+PATIENCE = "patience"
+
 _log = Logger()
 
 
 class Phase(enum.Enum):
     ASKING = enum.auto()
     READING = enum.auto()
+    PINGED = enum.auto()
     STREAMING = enum.auto()
     ENDED = enum.auto()
 
 
 class Relay:
     """
+    :param attempts: how many backends may execute the request, one after the other.
     :param ping: seconds of silence after which a comment is sent; 0 for none.
     :param caller_timeout: seconds that the caller waits for the first byte; 0 if it did not say.
     """
@@ -93,6 +113,7 @@ class Relay:
         reactor: IReactorTime,
         ping: float,
         caller_timeout: float = 0.0,
+        attempts: int = 1,
     ) -> None:
         self.client = client
         if not call.stream or call.opaque:  # the reply may be no event stream
@@ -105,10 +126,14 @@ class Relay:
             caller_timeout,
             self._timed_out,
             self._send_comment,
+            self._lose_patience,
         )
         self._exchange = client.exchange
         self._call = call
         self._limits = limits
+        self._reactor = reactor
+        self._attempts = attempts
+        self._asks_next: IDelayedCall | None = None
         self._phase = Phase.ASKING
         self._done: Deferred[None] | None = Deferred(self._client_left)
 
@@ -122,7 +147,7 @@ class Relay:
         done = self._done
         assert done is not None
         self._exchange.stop = self.end
-        self._candidates = Candidates(candidates)
+        self._candidates = Candidates(candidates, self._attempts)
         self._ask_next()
         return done
 
@@ -131,6 +156,8 @@ class Relay:
     def _ask_next(self) -> None:
         """Ask the next candidate. An exception on the way ends the attempt as a failure does."""
         self._attempt = Attempt(self, self._candidates.next(), self._call, self._exchange)
+        if self._phase is Phase.PINGED:
+            self.client.registerProducer(self._attempt, True)
         try:
             self.watch.start(self._attempt.target.backend.clocks)
             if self._phase is not Phase.ENDED:  # else total or caller_timeout was due already
@@ -147,37 +174,92 @@ class Relay:
             self._phase = Phase.READING
         if reply.status == 200:
             attempt.note_head(sure=not self._call.stream)
+        refused: GatewayError | None = None
         try:
             attempt.receiver = receiver_for(reply, self._call, attempt.reader, self._limits)
         except GatewayError as problem:
-            self.end(problem)
-        # Also after the end: the body's transport is needed to abort it.
+            refused = problem
+        # Also if it is refused: the body's transport is needed to abort it.
         reply.body.deliverBody(attempt)  # type: ignore[arg-type]  # what it calls
-        if attempt.error_reply is not None and attempt.has_body:  # the head says nearly all
+        if refused is not None:
+            self._reask_or_end(refused)
+        elif attempt.error_reply is not None and attempt.has_body:  # the head says nearly all
             error = error_of(reply)
-            if error.retryable and self._may_ask_another():
+            if (error.retryable or self._may_reask(error)) and self._may_ask_another():
                 self.fail_over(error)
             else:
                 self.watch.start(attempt.target.backend.clocks.at_most(ERROR_SECONDS))
 
     def _may_ask_another(self) -> bool:
-        return self._phase is not Phase.STREAMING and self._candidates.has_next()
+        """Whether a candidate is left, and the client was sent nothing that excludes it."""
+        if self._phase is Phase.STREAMING:
+            return False
+        reask = self._attempt.target.backend.reask
+        return (reask or self._phase is not Phase.PINGED) and self._candidates.has_next()
+
+    def _may_reask(self, problem: GatewayError) -> bool:
+        """Whether this failure permits another backend although this one may have run."""
+        return (
+            self._attempt.target.backend.reask
+            and isinstance(problem, UpstreamError)
+            and problem.executed
+            and self._phase is not Phase.STREAMING
+            and self._candidates.may_execute_again
+            and not self.client.draining
+        )
 
     def fail_over(self, problem: GatewayError) -> None:
-        """The backend has no reply: ask another one if that is safe, else end.
-
-        The client was sent nothing yet, or only comments.
-        """
-        if not problem.retryable:
+        """The backend has failed: ask another one if that is allowed, else end."""
+        reask = self._may_reask(problem)
+        if not (problem.retryable or reask):
             self.end(problem)
             return
-        self._attempt.settle(problem, keep=True)  # its connection is sound if it answered
+        # The connection of a backend that cannot have run is sound if it answered.
+        self._leave_attempt(problem, problem.end, problem.code, keep=problem.retryable)
         error = self._candidates.passed_over(problem)
-        if self._may_ask_another():
+        if not self._may_ask_another():
+            self.end(error)
+        elif reask:
+            self._ask_next_later()
+        else:
+            self._begin_asking()
+            self._ask_next()
+
+    def _reask_or_end(self, problem: GatewayError) -> None:
+        """The backend has failed after it may have executed the request."""
+        if self._may_reask(problem):
+            self.fail_over(problem)
+        else:
+            self.end(problem)
+
+    def _leave_attempt(self, outcome: Outcome, end: str, code: str, keep: bool = False) -> None:
+        """Settle the attempt, which has not given the reply, and record it."""
+        attempt, exchange, watch = self._attempt, self._exchange, self.watch
+        attempt.settle(outcome, keep)
+        now = self._reactor.seconds()
+        tried = Tried(attempt.target.backend.name, end, code, watch.started_at, now)
+        exchange.tried = [*(exchange.tried or ()), tried]
+
+    def _begin_asking(self) -> None:
+        if self._phase is not Phase.PINGED:
             self._phase = Phase.ASKING
+
+    def _ask_next_later(self) -> None:
+        """Ask the next candidate when the connection to the one that was left is closed.
+
+        An aborted connection is closed in the reactor's next turn, before this call.
+        """
+        self._begin_asking()
+        self._exchange.first_byte = self._exchange.connected = None
+        self._asks_next = self._reactor.callLater(0, self._ask_next_now)
+
+    def _ask_next_now(self) -> None:
+        self._asks_next = None
+        if self._candidates.has_next():  # it may have become full in this turn
             self._ask_next()
         else:
-            self.end(error)
+            error = self._candidates.error
+            self.end(error or Overloaded("No backend for this model is available."))
 
     def _internal_error(self, failure: Failure) -> None:
         """Log a bug of the gateway, and end with an error."""
@@ -205,7 +287,7 @@ class Relay:
             return
         if isinstance(outcome, GatewayError):
             if self._attempt.error_reply is None:
-                self.end(outcome)
+                self._reask_or_end(outcome)
             else:
                 self.fail_over(outcome)
         elif outcome.body is None:
@@ -222,20 +304,23 @@ class Relay:
         elif attempt.reply is not None:
             if not isinstance(problem, GatewayError):
                 problem = Truncated("The backend's reply broke off before its end.")
-            if self._phase is Phase.STREAMING:
+            if self._phase in (Phase.PINGED, Phase.STREAMING):
                 problem.end = Truncated.end  # also if the body's framing was invalid
-            self.end(problem)
+            self._reask_or_end(problem)
         elif isinstance(problem, GatewayError):
             self.fail_over(problem)
         else:
             self._internal_error(reason)
 
     def commit(self) -> None:
-        """Begin the answer, unless it was begun."""
-        if self._phase is Phase.STREAMING:
-            return
-        self._phase = Phase.STREAMING
-        attempt, reply = self._attempt, self._attempt.reply
+        """Begin the answer, unless it was begun. A part of the reply follows."""
+        begun, self._phase = self._phase, Phase.STREAMING
+        if begun is not Phase.PINGED and begun is not Phase.STREAMING:
+            self._begin_answer()
+
+    def _begin_answer(self) -> None:
+        attempt = self._attempt
+        reply = attempt.reply if attempt.in_flight else None
         if reply is None:
             self.client.begin_stream()
         elif isinstance(attempt.receiver, Bytes):
@@ -258,7 +343,9 @@ class Relay:
         if problem is None and reader is not None:
             self._exchange.usage = reader.usage
         self._leave_backend(problem)
-        if phase is Phase.STREAMING:
+        if problem is not None and self._candidates.executed:
+            problem.executed = True  # by a backend that was left
+        if phase is Phase.STREAMING or phase is Phase.PINGED:
             self.client.unregisterProducer()
             if problem is None:
                 self.client.finish()
@@ -282,23 +369,56 @@ class Relay:
         """Stop the clocks and leave the backend."""
         self._exchange.stop = None  # break the reference cycle
         self.watch.stop()
+        if self._asks_next is not None:
+            self._asks_next.cancel()
+            self._asks_next = None
         self._attempt.settle(outcome, keep=outcome is None)
 
     # -- what the watch calls ----------------------------------------------------------------------
 
     def _timed_out(self, clock: str) -> None:
         """A clock has run out: ``total``, ``first_byte``, ``idle`` or ``caller_timeout``."""
+        if self._asks_next is not None:
+            return  # the clocks are checked again when the next backend is asked
         attempt, error = self._attempt, self._candidates.error
         if error is not None and not attempt.in_flight:  # another backend was about to be asked
             self.end(error)
             return
         if clock == "caller_timeout":
             attempt.settle(ClientLeft(self.watch.waited))
+        problem: GatewayError
         if attempt.error_reply is not None:
-            self.end(error_of(attempt.error_reply))
+            problem = error_of(attempt.error_reply)
         else:
-            self.end(UpstreamTimeout(f"The backend took too long ({clock})."))
+            problem = UpstreamTimeout(f"The backend took too long ({clock}).")
+        if clock in ("first_byte", "idle"):
+            self._reask_or_end(problem)
+        else:
+            self.end(problem)
+
+    def _lose_patience(self) -> bool:
+        """``patience`` has run out: ask another backend, if there is one that was not asked yet.
+
+        :returns: whether the backend was left. If not, it may take as long as its other clocks
+            allow: patience does not turn a slow reply into an error.
+        """
+        attempt = self._attempt
+        problem = UpstreamTimeout("The backend took too long (patience).")
+        if not (
+            attempt.in_flight
+            and attempt.error_reply is None
+            and self._may_reask(problem)
+            and self._candidates.has_unasked()
+        ):
+            return False
+        waited = TookLong(self.watch.waited)
+        self._leave_attempt(waited, End.BACKEND_TIMEOUT, PATIENCE)
+        self._candidates.left(attempt.candidate)
+        self._ask_next_later()
+        return True
 
     def _send_comment(self) -> None:
-        self.commit()
+        if self._phase is Phase.ASKING or self._phase is Phase.READING:
+            self._phase = Phase.PINGED
+            self._begin_answer()
         self.client.write(sse.COMMENT)

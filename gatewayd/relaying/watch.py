@@ -24,6 +24,11 @@ def _ignore(*_: object) -> None:
     """The callbacks of a stopped watch."""
 
 
+def _stays() -> bool:
+    """No other backend is asked."""
+    return False
+
+
 class Timer(Protocol):
     """Calls one function, once: :class:`gatewayd.api.clocks.Deadline`."""
 
@@ -40,7 +45,10 @@ class Watch:
     :param ping: seconds of silence after which ``on_ping`` is called; 0 for never.
     :param caller_timeout: seconds that the caller waits for the first byte; 0 if it did not say.
     :param on_timeout: called once, with the clock that ran out: ``total``, ``first_byte``,
-        ``idle`` or ``caller_timeout``. No clock is checked after that.
+        ``idle`` or ``caller_timeout``. No clock is checked after that before the next
+        :meth:`start`.
+    :param on_patience: called once after each :meth:`start`, when ``patience`` has run out. Returns
+        whether the backend was left; then no clock is checked before the next :meth:`start`.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class Watch:
         caller_timeout: float,
         on_timeout: Callable[[str], None],
         on_ping: Callable[[], None],
+        on_patience: Callable[[], bool] = _stays,
     ) -> None:
         self._reactor = reactor
         self._timer = timer
@@ -60,9 +69,11 @@ class Watch:
         self._caller_timeout = caller_timeout
         self._on_timeout = on_timeout
         self._on_ping = on_ping
+        self._on_patience = on_patience
+        self._impatient = False  # patience has run out, and the backend was not left
         self._clocks = Clocks()
         self._shortest = 0.0  # of the clocks that are reset while a reply is read
-        self._created_at = self._started_at = self._wrote_at = reactor.seconds()
+        self._created_at = self.started_at = self._wrote_at = reactor.seconds()
         self._content_at: float | None = None
         self._part_at: float | None = None  # the last part of an event that is not complete
         self._paused = False
@@ -79,14 +90,14 @@ class Watch:
         self._clocks = clocks
         idle, ping = clocks.idle, self._ping
         self._shortest = min(idle, ping) if idle and ping else idle or ping or clocks.total
-        self._started_at, self._content_at = self._reactor.seconds(), None
-        self._part_at = None
+        self.started_at, self._content_at = self._reactor.seconds(), None
+        self._part_at, self._impatient = None, False
         self._check()
 
     @property
     def waited(self) -> float:
         """Seconds since the backend was asked; 0 if any content has come."""
-        return 0.0 if self._content_at is not None else self._reactor.seconds() - self._started_at
+        return 0.0 if self._content_at is not None else self._reactor.seconds() - self.started_at
 
     def content(self) -> None:
         """Bytes of content came."""
@@ -145,7 +156,9 @@ class Watch:
         """Stop all clocks for good."""
         if not self._stopped:
             self._stopped = True
-            self._on_timeout = self._on_ping = _ignore  # break the reference cycle with the relay
+            # Break the reference cycle with the relay.
+            self._on_timeout = self._on_ping = _ignore
+            self._on_patience = _stays
             self._timer.clear()
 
     # -- what is due -------------------------------------------------------------------------------
@@ -158,7 +171,9 @@ class Watch:
         heard_at = self._content_at if self._part_at is None else self._part_at
         if heard_at is None:
             if clocks.first_byte:
-                deadlines.append((self._started_at + clocks.first_byte, "first_byte"))
+                deadlines.append((self.started_at + clocks.first_byte, "first_byte"))
+            if clocks.patience and not self._impatient:
+                deadlines.append((self.started_at + clocks.patience, "patience"))
             if self._caller_timeout:
                 deadlines.append((self._created_at + self._caller_timeout, "caller_timeout"))
         elif clocks.idle and not self._paused:
@@ -175,11 +190,16 @@ class Watch:
         for due, clock in deadlines:
             if due > now:
                 continue
-            if clock != "ping":
+            if clock == "ping":
+                self._wrote_at = now
+                self._on_ping()
+            elif clock == "patience":
+                self._impatient = True
+                if self._on_patience():
+                    return
+            else:
                 self._on_timeout(clock)
                 return
-            self._wrote_at = now
-            self._on_ping()
             deadlines = self._deadlines()
         self._schedule(deadlines)
 

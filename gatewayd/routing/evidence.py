@@ -37,7 +37,7 @@ class Evidence(enum.Enum):
     NONE = enum.auto()
     #: The backend answered with an error of its own, or with something that is no valid answer.
     ANSWERED = enum.auto()
-    #: The client waited for some seconds without a byte and left.
+    #: The client, or ``patience``, waited for some seconds without a byte and left.
     GAVE_UP = enum.auto()
     #: The backend was silent for too long, or the connection broke. The request may be to blame.
     LOST = enum.auto()
@@ -55,8 +55,18 @@ class ClientLeft:
     waited: float = 0.0
 
 
-#: How a request ended at a backend: well (None), with an error, or because its client left.
-Outcome = GatewayError | ClientLeft | None
+@attrs.frozen
+class TookLong:
+    """The backend was left after its ``patience``, to ask another one.
+
+    :param waited: seconds without a byte of the reply.
+    """
+
+    waited: float
+
+
+#: How a request ended at a backend: well (None), with an error, or because it was given up.
+Outcome = GatewayError | ClientLeft | TookLong | None
 
 
 @attrs.frozen
@@ -77,7 +87,7 @@ def evidence_of(outcome: Outcome) -> Evidence:
     """What this outcome of a request says about its backend."""
     if outcome is None:
         return Evidence.GOOD
-    if isinstance(outcome, ClientLeft):
+    if isinstance(outcome, (ClientLeft, TookLong)):
         return Evidence.GAVE_UP if outcome.waited >= GAVE_UP_SECONDS else Evidence.NONE
     if not isinstance(outcome, UpstreamError):
         return Evidence.NONE
@@ -94,6 +104,8 @@ def reason_of(outcome: Outcome) -> str:
     """The outcome in words, for the log."""
     if isinstance(outcome, ClientLeft):
         return f"The caller gave up after {outcome.waited:.1f} s without a byte."
+    if isinstance(outcome, TookLong):
+        return f"Another backend was asked after {outcome.waited:.1f} s without a byte."
     return "" if outcome is None else f"{outcome.message} {outcome.detail}".strip()
 
 

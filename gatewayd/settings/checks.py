@@ -7,23 +7,32 @@ so no check reports it as missing.
 import hashlib
 import ipaddress
 import stat
+from collections.abc import Iterator
 
 from .draft import Draft, Section
 from .files import File, read_secret
-from .model import SectionId, Settings
+from .model import BEFORE_COMMIT, SectionId, Settings
 from .values import Secret
 
 
 def warnings_of(settings: Settings) -> tuple[str, ...]:
-    """Settings that work but are dangerous: warnings of the sources, and of the listen address."""
+    """Settings that work but are dangerous or without effect, and the warnings of the sources."""
     listen = settings.gateway.listen
+    found = (*settings.warnings, *_vain_patience(settings))
     if settings.tokens or ipaddress.ip_address(listen).is_loopback:
-        return settings.warnings
+        return found
     return (
-        *settings.warnings,
+        *found,
         f"[gateway] listen: {listen} is not a loopback address and there are no tokens: "
         "every client that can reach it may use the backends",
     )
+
+
+def _vain_patience(settings: Settings) -> Iterator[str]:
+    """``patience`` is given, and no backend that has it may be left."""
+    patient = [backend.reask for backend in settings.backends if backend.patience]
+    if patient and BEFORE_COMMIT not in patient:
+        yield f"patience has no effect while reask is never, expected reask = {BEFORE_COMMIT}"
 
 
 def complete_backend(draft: Draft, backend: SectionId) -> None:

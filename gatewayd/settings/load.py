@@ -19,7 +19,6 @@ from .model import (
     BackendSettings,
     SectionId,
     Settings,
-    TimeoutSettings,
     TokenSettings,
 )
 
@@ -65,7 +64,7 @@ def _settings(draft: Draft) -> Settings:
     checks.check_own_tls(draft)
     tokens = [_token(draft, token) for token in draft.of_kind("token")]
     checks.warn_of_same_tokens(draft)
-    backends = [_backend(draft, id, single["timeouts"]) for id in _backends_in_order(draft)]
+    backends = [_backend(draft, id, single) for id in _backends_in_order(draft)]
     return Settings(
         **single,
         backends=tuple(backend for backend in backends if backend),
@@ -88,10 +87,17 @@ def _token(draft: Draft, token: SectionId) -> TokenSettings | None:
     return TokenSettings(name=token.name, **values) if "sha256" in values else None
 
 
-def _backend(draft: Draft, backend: SectionId, timeouts: TimeoutSettings) -> BackendSettings | None:
+def _backend(
+    draft: Draft, backend: SectionId, single: Mapping[str, Any]
+) -> BackendSettings | None:
+    """:param single: the sections whose values apply to a backend that has none of its own."""
     checks.complete_backend(draft, backend)
-    common = SETTINGS["timeouts"].keys() & SETTINGS["backend"].keys()
-    values = {key: getattr(timeouts, key) for key in common} | _nonempty(draft, backend)
+    values = {
+        key: getattr(single[kind], key)
+        for kind in ("timeouts", "routing")
+        for key in SETTINGS[kind].keys() & SETTINGS["backend"].keys()
+    }
+    values |= _nonempty(draft, backend)
     return BackendSettings(name=backend.name, **values) if "url" in values else None
 
 

@@ -38,6 +38,9 @@ from .values import (
 
 T = TypeVar("T")
 
+#: The value of ``reask`` that lets a request go to another backend until its reply has begun.
+BEFORE_COMMIT = "before-commit"
+
 
 class SectionId(NamedTuple):
     """A section: ``[gateway]``, or one of several such as ``[backend gpu1]``."""
@@ -139,6 +142,9 @@ class TimeoutSettings:
     first_byte: float = setting(
         "600", seconds, "Backend: from the request to the first byte of content; 0 = no limit."
     )
+    patience: float = setting(
+        "0", seconds, "Backend: as first_byte, then another is asked (with reask); 0 = never."
+    )
     idle: float = setting(
         "120", seconds, "Backend: between two pieces of content, ignoring comments; 0 = no limit."
     )
@@ -176,13 +182,25 @@ class RoutingSettings:
     affinity_user: bool = setting(
         "no", yes_or_no, "Use the user that a request names as the key of its session."
     )
+    reask: str = setting(
+        "never",
+        one_of("never", BEFORE_COMMIT),
+        "Whether a request may go to another backend after one that may have executed it.",
+    )
+    attempts: int = setting(
+        "2", whole_number(1, 10), "Maximum number of backends that may execute a request (reask)."
+    )
 
 
 def _own_timeout(key: str) -> Any:
-    """A backend's own timeout; if it is empty, the one of ``[timeouts]`` applies."""
-    common = attrs.fields_dict(TimeoutSettings)[key]
+    return _own(TimeoutSettings, "timeouts", key)
+
+
+def _own(section: type[attrs.AttrsInstance], kind: str, key: str) -> Any:
+    """A backend's own value of a setting; if it is empty, the one of the section applies."""
+    common = attrs.fields_dict(section)[key]
     parse = unless_empty(common.metadata["setting"].parse)
-    doc = f"This backend's own {key}; empty = the one of [timeouts]."
+    doc = f"This backend's own {key}; empty = the one of [{kind}]."
     return _declare(Setting("", parse, doc), common.default)
 
 
@@ -231,8 +249,10 @@ class BackendSettings:
     count_usage: bool = setting(
         "no", yes_or_no, "Request token counts for streams even if the client did not."
     )
+    reask: str = _own(RoutingSettings, "routing", "reask")
     connect: float = _own_timeout("connect")
     first_byte: float = _own_timeout("first_byte")
+    patience: float = _own_timeout("patience")
     idle: float = _own_timeout("idle")
     total: float = _own_timeout("total")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 
 import msgspec
 from msgspec import structs
 
-from gatewayd.exchange import End, Exchange
+from gatewayd.exchange import End, Exchange, Tried
 
 from .lines import LineWriter
 
@@ -43,6 +43,19 @@ class Line(msgspec.Struct, gc=False):
     prompt_tokens: int | None
     completion_tokens: int | None
     bytes: int
+    attempts: list[Attempt] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Attempt(msgspec.Struct, gc=False):
+    """One backend that was asked, in the line of a request that was sent to several."""
+
+    backend: str
+    end: str
+    code: str | None
+    ms: float
+
+    def __str__(self) -> str:
+        return f"{self.backend}:{self.end}:{self.code or ''}:{self.ms}"
 
 
 def line_of(exchange: Exchange) -> Line:
@@ -73,7 +86,30 @@ def line_of(exchange: Exchange) -> Line:
         None if usage is None else usage.prompt_tokens,
         None if usage is None else usage.completion_tokens,
         exchange.bytes_out,
+        msgspec.UNSET if exchange.tried is None else _attempts(exchange, exchange.tried),
     )
+
+
+def _attempts(exchange: Exchange, tried: Sequence[Tried]) -> list[Attempt] | msgspec.UnsetType:
+    """Every attempt of a request that was sent to several backends, else nothing.
+
+    The attempts follow each other, and the last one ends with the request.
+    """
+    names = exchange.backends
+    if len(names) < 2:
+        return msgspec.UNSET
+    attempts = [
+        Attempt(each.backend, each.end, each.code or None, _ms(each.left - each.began))
+        for each in tried
+    ]
+    if len(attempts) < len(names):
+        end, code = str(exchange.end), exchange.code or None
+        attempts.append(Attempt(names[-1], end, code, _ms(exchange.ended - tried[-1].left)))
+    return attempts
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
 
 
 def _now() -> str:
@@ -95,10 +131,10 @@ def as_json(exchange: Exchange) -> bytes:
 def as_text(exchange: Exchange) -> bytes:
     """``key=value`` pairs. A string that holds a space or the like is quoted as JSON."""
     words = []
-    for key, value in structs.asdict(line_of(exchange)).items():
+    for key, value in structs.asdict(line_of(exchange)).items():  # attempts stay structs
         if isinstance(value, list):
-            value = ",".join(value)
-        if value is None or value == "":
+            value = ",".join(map(str, value))
+        if value is None or value is msgspec.UNSET or value == "":
             continue
         text = str(value).lower() if isinstance(value, bool) else str(value)
         plain = all(c.isalnum() or c in "-._:/+@~,{}" for c in text)

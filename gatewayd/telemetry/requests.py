@@ -38,6 +38,8 @@ class _Tally:
     """What requests with the same labels have added since the last settlement."""
 
     requests: int = 0
+    #: Requests of them whose last attempt ended in another way than the request.
+    last_attempts_apart: int = 0
     duration: Observations = attrs.field(factory=lambda: Observations(_DURATION))
     #: None until a stream has ended.
     streams: _StreamTally | None = None
@@ -110,6 +112,11 @@ class RequestMetrics:
             "Requests that this backend did not take, so that the next one was asked.",
             "backend",
         )
+        self._attempts = counter(
+            "gatewayd_attempts",
+            "Requests sent to a backend, by how that attempt ended.",
+            *("backend", "end"),
+        )
         self.begin_at_zero("")
 
     def begin_at_zero(self, backend: str) -> None:
@@ -118,6 +125,8 @@ class RequestMetrics:
             self._ends.labels(str(end), backend)
         if backend:
             self._failovers.labels(backend)
+            for end in End:
+                self._attempts.labels(backend, str(end))
 
     def know_models(self, models: Iterable[str], globs: Collection[str]) -> None:
         """Use these models, and the patterns that name further models, as labels from now on."""
@@ -141,6 +150,12 @@ class RequestMetrics:
         if len(backends) > 1 and route != "/v1/models":  # the list of models asks every backend
             for passed_over in backends[:-1]:
                 self._failovers.labels(passed_over).inc()
+        tried = exchange.tried
+        if tried is not None:
+            for attempt in tried:
+                self._attempts.labels(attempt.backend, attempt.end).inc()
+            if len(tried) == len(backends):
+                tally.last_attempts_apart += 1
         if exchange.stream:
             self._count_stream(exchange, tally)
         usage = exchange.usage
@@ -171,6 +186,9 @@ class RequestMetrics:
         for (route, status, end, backend, model), tally in tallies.items():
             self._requests.labels(route, str(status), str(end), backend, model).inc(tally.requests)
             self._ends.labels(str(end), backend).inc(tally.requests)
+            if backend and route != "/v1/models":
+                attempts = tally.requests - tally.last_attempts_apart
+                self._attempts.labels(backend, str(end)).inc(attempts)
             self._duration.add((route, backend), tally.duration)
             streams = tally.streams
             if streams is not None:
