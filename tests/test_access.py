@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from twisted.logger import capturedLogs
 
-from gatewayd.exchange import End, Exchange
+from gatewayd.exchange import End, Exchange, Tried
 from gatewayd.telemetry.access import AccessLog, as_json, as_text
 from tests.observing import messages
 
@@ -178,6 +178,35 @@ def test_text_lines_are_pairs_and_unusual_values_are_quoted() -> None:
     for pair in ("id=req-1", "backend=a,b", "stream=true", "end=complete", "total_ms=2500.0"):
         assert f" {pair} " in line
     assert r' model="a \"b\"=c\nd" ' in line
+
+
+SEVERAL: dict[str, Any] = {
+    "backends": ["a", "b"],
+    "tried": [Tried("a", "backend_timeout", "patience", 10.0, 11.5)],
+}
+
+
+def test_a_request_that_was_sent_to_several_backends_has_each_attempt_in_its_line() -> None:
+    exchange = ended(**SEVERAL)
+    assert json.loads(as_json(exchange))["attempts"] == [
+        {"backend": "a", "end": "backend_timeout", "code": "patience", "ms": 1500.0},
+        {"backend": "b", "end": "complete", "code": None, "ms": 1000.0},
+    ]
+    assert as_text(exchange).endswith(
+        b" attempts=a:backend_timeout:patience:1500.0,b:complete::1000.0\n"
+    )
+
+
+def test_the_last_attempt_may_have_ended_in_another_way_than_the_request() -> None:
+    tried = [*SEVERAL["tried"], Tried("b", "backend_unreachable", "upstream_dns", 11.5, 12.0)]
+    exchange = ended(**{**SEVERAL, "tried": tried}, end=End.BACKEND_ERROR)
+    ends = [attempt["end"] for attempt in json.loads(as_json(exchange))["attempts"]]
+    assert ends == ["backend_timeout", "backend_unreachable"]
+
+
+@pytest.mark.parametrize("tried", [None, SEVERAL["tried"]])
+def test_a_request_that_was_sent_to_one_backend_has_no_list_of_attempts(tried: Any) -> None:
+    assert b"attempts" not in as_json(ended(backends=["a"], tried=tried))
 
 
 def opened(path: str) -> AccessLog:

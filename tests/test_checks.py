@@ -193,3 +193,22 @@ def test_an_address_other_than_loopback_is_a_warning(address: str) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_a_loopback_address_is_no_warning(address: str) -> None:
     assert warnings_of(load({}, {"listen": address})) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "vain"),
+    [
+        ("[timeouts]\npatience = 5\n[backend a]\nurl = http://a\n", True),
+        ("[backend a]\nurl = http://a\npatience = 5\n[backend b]\nurl = http://b\n", True),
+        ("[timeouts]\npatience = 5\n[routing]\nreask = before-commit\n", False),
+        (
+            "[timeouts]\npatience = 5\n[backend a]\nurl = http://a\nreask = before-commit\n"
+            "[backend b]\nurl = http://b\n",
+            False,
+        ),
+        ("[routing]\nreask = before-commit\n[backend a]\nurl = http://a\n", False),
+    ],
+)
+def test_a_patience_without_effect_is_a_warning(tmp_path: Path, text: str, vain: bool) -> None:
+    warnings = warnings_of(load({}, path=ini_file(tmp_path, text)))
+    assert any("patience has no effect" in warning for warning in warnings) is vain

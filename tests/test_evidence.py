@@ -12,6 +12,7 @@ from gatewayd.routing.evidence import (
     Failure,
     FailuresInARow,
     Outcome,
+    TookLong,
     evidence_of,
     reason_of,
 )
@@ -40,6 +41,8 @@ LOST, ANSWERED = Evidence.LOST, Evidence.ANSWERED
         (ClientLeft(), Evidence.NONE),
         (ClientLeft(GAVE_UP_SECONDS - 0.1), Evidence.NONE),
         (ClientLeft(GAVE_UP_SECONDS), Evidence.GAVE_UP),
+        (TookLong(GAVE_UP_SECONDS - 0.1), Evidence.NONE),
+        (TookLong(GAVE_UP_SECONDS), Evidence.GAVE_UP),
     ],
     ids=repr,
 )
@@ -56,6 +59,7 @@ def test_the_reason_has_the_message_and_the_detail_for_the_log() -> None:
     assert reason_of(errors.Unreachable("No.", detail="refused")) == "No. refused"
     assert reason_of(errors.Unreachable("No.")) == "No."
     assert reason_of(ClientLeft(6)) == "The caller gave up after 6.0 s without a byte."
+    assert reason_of(TookLong(6)) == "Another backend was asked after 6.0 s without a byte."
     assert reason_of(None) == ""
 
 

@@ -184,3 +184,17 @@ def test_a_backend_that_is_broken_does_not_spoil_the_list_of_the_others(
     alone = Gateway(Broken("broken"))
     assert Answer(alone.request("GET", "/v1/models")).status == 500
     assert logged_failures() == 1
+
+
+@pytest.mark.parametrize("reask", ["never", "before-commit"])
+def test_patience_is_a_clock_only_where_another_backend_may_be_asked(reask: str) -> None:
+    loaded = load(
+        {
+            "GATEWAYD_BACKEND_A_URL": "http://127.0.0.1:1",
+            "GATEWAYD_TIMEOUTS_PATIENCE": "5",
+            "GATEWAYD_ROUTING_REASK": reask,
+        }
+    )
+    backend = OpenAIBackend(loaded.backends[0], loaded.limits, Clock())
+    declared = reask == "before-commit"
+    assert (backend.reask, backend.clocks.patience) == (declared, 5 if declared else 0)

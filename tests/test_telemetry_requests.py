@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gatewayd.exchange import End
+from gatewayd.exchange import End, Tried
 from gatewayd.telemetry.requests import MAX_MODELS, RequestMetrics
 from tests.observing import ended
 from tests.observing import samples as samples_in
@@ -137,3 +137,29 @@ def test_a_further_backend_is_a_failover_and_a_list_of_models_is_none(
     metrics.count(ended(backends=["b", "c"]))
     metrics.count(ended(backends=["a", "b"], route="/v1/models"))
     assert samples(metrics, registry, "gatewayd_failovers_total") == {("a",): 1, ("b",): 2}
+
+
+def test_each_attempt_is_counted_by_its_backend_and_its_own_end(
+    metrics: RequestMetrics, registry: CollectorRegistry
+) -> None:
+    failed = Tried("a", "backend_timeout", "patience", 1.0, 2.0)
+    gone = Tried("b", "backend_unreachable", "upstream_dns", 2.0, 3.0)
+    metrics.count(ended(backends=["a", "b"], tried=[failed]))
+    metrics.count(ended(End.BACKEND_ERROR, backends=["a", "b"], tried=[failed, gone]))
+    metrics.count(ended(backends=["b"]))
+    metrics.count(ended(backends=["a", "b"], route="/v1/models"))  # asks each for its list
+    metrics.count(ended(End.REFUSED, backends=[]))
+    found = samples(metrics, registry, "gatewayd_attempts_total")
+    assert {labels: count for labels, count in found.items() if count} == {
+        ("a", "backend_timeout"): 2,
+        ("b", "complete"): 2,
+        ("b", "backend_unreachable"): 1,
+    }
+
+
+def test_attempts_of_a_backend_begin_at_zero(
+    metrics: RequestMetrics, registry: CollectorRegistry
+) -> None:
+    metrics.begin_at_zero("a")
+    expected = {("a", str(end)): 0 for end in End}
+    assert samples(metrics, registry, "gatewayd_attempts_total") == expected

@@ -14,7 +14,9 @@ from gatewayd.relaying.watch import Watch
 class Watched:
     """A watch, and what it called: clocks that ran out, and ``comment``, with the time."""
 
-    def __init__(self, ping: float = 0.0, caller_timeout: float = 0.0) -> None:
+    def __init__(
+        self, ping: float = 0.0, caller_timeout: float = 0.0, leaves: bool = False
+    ) -> None:
         self.clock = Clock()
         self.timer = Deadline(self.clock)
         self.exchange = Exchange("req-1", 0.0, "client", lambda _: None)
@@ -27,10 +29,16 @@ class Watched:
             caller_timeout,
             self._called,
             lambda: self._called("comment"),
+            self._lost_patience,
         )
+        self._leaves = leaves
 
     def _called(self, what: str) -> None:
         self.calls.append((self.clock.seconds(), what))
+
+    def _lost_patience(self) -> bool:
+        self._called("patience")
+        return self._leaves
 
     def run(self, seconds: float) -> list[tuple[float, str]]:
         """Let time pass in steps of an eighth of a second; return all calls so far."""
@@ -146,3 +154,24 @@ def test_content_costs_no_timer() -> None:
         it.watch.content()
         it.watch.relayed(1)
     assert it.clock.getDelayedCalls() == [timer]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_patience_runs_out_once_and_the_other_clocks_run_on_if_the_backend_is_kept(
+    leaves: bool,
+) -> None:
+    it = Watched(leaves=leaves)
+    it.watch.start(Clocks(first_byte=10, patience=4))
+    calls = it.run(12)
+    assert calls[0] == (4.0, "patience")
+    assert calls[1:] == ([] if leaves else [(10.0, "first_byte")])
+    it.watch.start(Clocks(patience=4))  # another backend
+    assert it.run(5)[len(calls) :] == [(16.0, "patience")]
+
+
+def test_content_ends_the_patience() -> None:
+    it = Watched()
+    it.watch.start(Clocks(patience=4))
+    it.run(3)
+    it.watch.content()
+    assert it.run(9) == []
