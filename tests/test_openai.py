@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from gatewayd.backend.openai import OpenAIBackend
 from gatewayd.backend.treqclient import TreqClient
+from gatewayd.settings.load import load
 from gatewayd.settings.values import Secret
 from tests.backendside import GatewayWorld
 from tests.memory import JSON, Answer, FakeBackend, Gateway, settings

@@ -460,9 +460,11 @@ def test_a_slow_client_pauses_the_backend_that_replaced_the_first() -> None:
     reset(world.call(0))
     world.turn()
     world.call(1).head()
-    client.producer.pauseProducing()
+    producer = client.producer
+    assert producer is not None
+    producer.pauseProducing()
     assert world.call(1).paused
-    client.producer.resumeProducing()
+    producer.resumeProducing()
     assert not world.call(1).paused
     good(world.call(1), head=False)
     assert Answer(client).complete

@@ -35,7 +35,7 @@ def test_without_any_source_there_are_the_defaults() -> None:
         request_id_header="X-Request-ID",
         drain=30.0,
     )
-    assert Settings().timeouts == TimeoutSettings(10, 60, 60, 60, 5, 600, 120, 0, 15)
+    assert Settings().timeouts == TimeoutSettings(10, 60, 60, 60, 5, 600, 0, 120, 0, 15)
     assert Settings().limits == LimitSettings(
         2**14, 2**25, 64, 2**22, 2**26, connections=10000, in_flight=1000
     )
