@@ -39,6 +39,7 @@ if not __package__:  # started by hand
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.faultbackend_faults import CREATED, FAULTS, SLICE, Reply, apply, envelope
+from tests.faultbackend_messages import MessageReply
 
 T = TypeVar("T")
 
@@ -247,7 +248,7 @@ def plan(reply: Reply) -> None:
             for name in backend.models
         ]
         reply.answer(200, json.dumps({"object": "list", "data": models}).encode())
-    elif record.method == "POST" and path == "/v1/chat/completions":
+    elif record.method == "POST" and path in ("/v1/chat/completions", *MESSAGES):
         chat(reply)
     else:
         reply.answer(404, envelope(f"No such path: {path}", "invalid_request_error", "not_found"))
@@ -429,7 +430,8 @@ class Connection(asyncio.Protocol):
         return record
 
     async def serve(self, record: Record) -> None:
-        reply = Reply(self, record)
+        messages = record.path.partition("?")[0] in MESSAGES
+        reply = (MessageReply if messages else Reply)(self, record)
         try:
             plan(reply)
             await reply.send()
@@ -522,6 +524,7 @@ class Connection(asyncio.Protocol):
             self.timer.cancel()
 
 
+MESSAGES = ("/v1/messages", "/v1/messages/count_tokens")
 EARLY = "bytes before the reply was whole"
 EARLY_ANSWER = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2\r\n\r\n{}"
 ACCEPT_ANSWERS = {

@@ -93,7 +93,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from tests.faultbackend import Connection, Record
@@ -143,6 +143,7 @@ EXTRA = r'"x_sim":{"one":1.0,  "exp":1e0,"big":12345678901234567890,"text":"\u00
 class Event:
     payload: bytes
     counted: bool = True  #: part of ``want`` and ``sent``
+    name: bytes = b""  #: of its ``event:`` line; empty for none
 
 
 @dataclass(frozen=True)
@@ -255,8 +256,10 @@ class Style:
             return b"{\n" + payload[1:-1] + b"\n}"
         return payload
 
-    def event(self, payload: bytes) -> bytes:
+    def event(self, payload: bytes, name: bytes = b"") -> bytes:
         lines = [self.data + line for line in payload.split(b"\n")]
+        if name:
+            lines.insert(0, b"event: " + name)
         if self.fields:
             lines = [b"event: completion", b"id: 1\xc3\xa9", *lines, b"retry: 3000", b"x: y", b"z"]
         if self.comments:
@@ -273,9 +276,17 @@ class Style:
         return bom + self.eol.join(lines) + self.eol * 2
 
 
+def envelope(message: str, kind: str, code: object = None) -> bytes:
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return json.dumps({"error": error}).encode()
+
+
 @dataclass
 class Reply:
     """The plan of one reply, made of defaults that faults change, and its execution."""
+
+    #: An event that says that the reply has failed.
+    failure: ClassVar[Event] = Event(envelope("sim failed on the way", "server_error", 500))
 
     conn: Connection
     record: Record
@@ -434,15 +445,15 @@ class Reply:
             steps = iter(())
         for step in steps:
             match step:
-                case Event(payload, counted):
+                case Event(payload, counted, name):
                     if counted:
                         self._pending += 1
                         if self.keep_want:
                             self.record.want.append(payload)
-                    await self._piece(self.style.event(payload))
+                    await self._piece(self.style.event(payload, name))
                 case Half(event):
                     await self._flush()
-                    wire = self._frame(self.style.event(event.payload))
+                    wire = self._frame(self.style.event(event.payload, event.name))
                     await self._out(wire[: len(wire) // 2])
                 case Body(data) | Raw(data):
                     await self._piece(data)
@@ -585,11 +596,6 @@ def styles(**values: object) -> Callable[[Reply], None]:
             setattr(reply.style, name, value)
 
     return function
-
-
-def envelope(message: str, kind: str, code: object = None) -> bytes:
-    error = {"message": message, "type": kind, "param": None, "code": code}
-    return json.dumps({"error": error}).encode()
 
 
 def split_event(data: bytes) -> list[bytes]:
@@ -889,7 +895,6 @@ def cuts(*rest: Step, half: bool = False, chunked: bool = False) -> Callable[...
     return function
 
 
-ERROR = Event(envelope("sim failed on the way", "server_error", 500))
 FAULTS |= {
     "reset-mid-body": cuts(Stop("reset"), half=True),
     "close-mid-body": cuts(Stop("close"), half=True),
@@ -980,7 +985,7 @@ def after_done(reply: Reply) -> None:
 
 
 DONE_LATE = Event(b"[DONE]", counted=False)
-ERROR_LATE = Event(ERROR.payload, counted=False)
+ERROR_LATE = Event(Reply.failure.payload, counted=False)
 
 
 @fault("done-early")
@@ -990,12 +995,12 @@ def done_early(reply: Reply, n: int) -> None:
 
 @fault("error-event")
 def error_event(reply: Reply, n: int) -> None:
-    reply.edit(after(n, ERROR, Stop("end")), sse=True)
+    reply.edit(after(n, reply.failure, Stop("end")), sse=True)
 
 
 @fault("error-then-done")
 def error_then_done(reply: Reply, n: int) -> None:
-    reply.edit(after(n, ERROR, DONE, Stop("end")), sse=True)
+    reply.edit(after(n, reply.failure, DONE, Stop("end")), sse=True)
 
 
 @fault("not-json")
