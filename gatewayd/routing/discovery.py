@@ -183,7 +183,7 @@ class _Slots(_Question):
         self.target.slots = answer
         if answer is None:
             return answer, "does not say how many slots it has, so its requests are not limited"
-        return answer, f"has {answer} slots, so it gets at most as many requests at once"
+        return answer, f"is sent at most as many requests at once as it has slots: {answer}"
 
     def _keep(self) -> str:
         slots = self.target.slots

@@ -253,7 +253,7 @@ class LlamaServer(Server):
     """llama.cpp's own HTTP server with one model.
 
     :param model: a GGUF file.
-    :param options: ``embeddings`` for a server of embeddings.
+    :param options: the number of its slots; ``embeddings`` or ``reranking``.
     :param alias: the name of the model in ``/v1/models`` and in replies.
     :param port: the port to listen on; by default any free port.
     """
