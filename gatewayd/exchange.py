@@ -144,8 +144,10 @@ class Exchange(msgspec.Struct, eq=False):
     #: The tokens that the backend counted (:class:`gatewayd.wire.content.Usage`). None if it
     #: reported none, or if the reply was not whole.
     usage: Any = None
-    #: Bytes of the answer's body.
+    #: Bytes of the answer's body, or those that a tunnel relayed to the client.
     bytes_out: int = 0
+    #: Bytes that a tunnel relayed from the client; None without a tunnel.
+    bytes_in: int | None = None
 
     end: End | None = None
     code: str = ""  # of the error envelope, if one was sent

@@ -17,8 +17,9 @@ from gatewayd.api.app import API
 from gatewayd.api.channel import Channel
 from gatewayd.api.site import Site
 from gatewayd.backend.echo import EchoBackend
-from gatewayd.backend.interface import Backend, Clocks, Reply
+from gatewayd.backend.interface import Accepted, Backend, Clocks, Reply
 from gatewayd.exchange import End, Exchange
+from gatewayd.http1.handshake import Handshake
 from gatewayd.routing.evidence import Evidence
 from gatewayd.routing.evidence import Failure as Failed
 from gatewayd.routing.health import Health
@@ -27,6 +28,8 @@ from gatewayd.routing.target import Target
 from gatewayd.settings.load import load
 from gatewayd.settings.model import Settings
 from gatewayd.wire.call import Call
+from gatewayd.wire.errors import UnknownURL
+from gatewayd.wire.tunnels import TunnelCall
 
 #: The headers and the body of a chat request without a model.
 JSON = {"Content-Type": "application/json"}
@@ -178,6 +181,12 @@ class FakeBackend:
         if self.failing:
             asked.lose(self.failing.pop(0))
         return asked.answer
+
+    def open_tunnel(
+        self, call: TunnelCall, handshake: Handshake, request_id: str, traceparent: str | None
+    ) -> Deferred[Accepted | Reply]:
+        """Refuse; the tests of tunnels use connections (:mod:`tests.websocket`)."""
+        return fail(UnknownURL("no tunnels"))
 
     def check(self) -> Deferred[bool] | None:
         self.checks.append(Deferred())

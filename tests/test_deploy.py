@@ -174,7 +174,7 @@ def shown() -> PrometheusMetrics:
     for usage in (SimpleNamespace(prompt_tokens=1, completion_tokens=1), None):
         exchange = Exchange("id", 0.0, "", lambda _: None)
         exchange.stream, exchange.first_event, exchange.events = True, 0.0, 2
-        exchange.backends, exchange.usage = ["b"], usage
+        exchange.backends, exchange.usage, exchange.bytes_in = ["b"], usage, 1
         exchange.finish(End.COMPLETE, 1.0)
         metrics(exchange)
     metrics.settle()

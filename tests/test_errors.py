@@ -21,11 +21,12 @@ ERRORS = tree(GatewayError)
 ARGUMENTS: dict[type[GatewayError], tuple[Any, ...]] = {
     errors.Unauthorized: ("invalid_api_key",),
     errors.Forbidden: ("model_not_allowed",),
+    errors.MessageRefused: (1009,),
     errors.RateLimited: (7, [(b"x-ratelimit-limit-requests", b"1")]),
 }
 
 STATUSES = {
-    "invalid_request_error": {400, 401, 404, 405, 408, 413, 414, 415, 417, 429, 431},
+    "invalid_request_error": {400, 401, 404, 405, 408, 413, 414, 415, 417, 426, 429, 431},
     "permission_error": {403},
     "server_error": {500, 503},
     "upstream_error": {502, 504},

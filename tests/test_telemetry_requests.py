@@ -48,6 +48,16 @@ def test_a_request_is_counted_by_route_status_end_backend_and_model(
     assert samples(metrics, registry, "gatewayd_request_duration_seconds_sum") == {("b", CHAT): 6.0}
 
 
+def test_the_bytes_of_tunnels_are_counted_for_each_direction(
+    metrics: RequestMetrics, registry: CollectorRegistry
+) -> None:
+    metrics.count(ended(bytes_in=10, bytes_out=200))
+    metrics.count(ended(bytes_in=0, bytes_out=5))
+    metrics.count(ended(bytes_out=1000))
+    found = samples(metrics, registry, "gatewayd_tunnel_bytes_total")
+    assert found == {("b", "in"): 10, ("b", "out"): 205}
+
+
 def test_a_model_that_a_glob_matches_is_counted_under_the_glob(
     metrics: RequestMetrics, registry: CollectorRegistry
 ) -> None:

@@ -21,8 +21,9 @@ from gatewayd.routing.router import Router
 from gatewayd.settings.model import Settings
 from gatewayd.wire import models
 from gatewayd.wire.call import Endpoint
-from gatewayd.wire.endpoints import ENDPOINTS
+from gatewayd.wire.endpoints import ENDPOINTS, TUNNELS
 from gatewayd.wire.errors import Draining, Forbidden, ModelNotFound, UnknownURL
+from gatewayd.wire.tunnels import TunnelEndpoint
 
 from .dispatch import Dispatcher
 from .handling import Answer
@@ -31,6 +32,7 @@ from .metrics import MEDIA_TYPE
 from .request import Request
 from .routes import Routes
 from .security import came_by_proxy, check_origin, is_local, preflight, verify_token
+from .tunnels import Tunnels
 
 #: Paths that say that this process serves: its own, and those of llama.cpp, vLLM and SageMaker.
 HEALTH_PATHS = ("/healthz", "/health", "/v1/health", "/ping")
@@ -55,6 +57,15 @@ def _relayed(endpoint: Endpoint) -> Callable[[API, Request], Deferred[None]]:
 
     def handler(api: API, request: Request) -> Deferred[None]:
         return api.dispatcher.dispatch(request, endpoint)
+
+    return handler
+
+
+def _tunnelled(endpoint: TunnelEndpoint) -> Callable[[API, Request], Deferred[None]]:
+    """The handler of an endpoint whose WebSockets are relayed to a backend."""
+
+    def handler(api: API, request: Request) -> Deferred[None]:
+        return api.tunnels.open(request, endpoint)
 
     return handler
 
@@ -87,6 +98,7 @@ class API:
         self._catalog = Catalog(router, reactor)
         self._admission: Admission = before._admission if before else Admission(reactor)
         self.dispatcher = Dispatcher(settings, router, self._catalog, self._admission, reactor)
+        self.tunnels = Tunnels(settings, router, self._catalog, self._admission, reactor)
         root = settings.gateway.root_path.encode("ascii")
         public = (*HEALTH_PATHS, "/readyz")
         self._public_paths = {root + path.encode("ascii") for path in public}
@@ -135,6 +147,10 @@ class API:
         for _path in (_endpoint.path, *_endpoint.aliases):
             _name = f"{_endpoint.method} {_path}"
             app.route(_path, methods=[_endpoint.method], endpoint=_name)(_relayed(_endpoint))
+
+    for _tunnel in TUNNELS:
+        _handler = _tunnelled(_tunnel)
+        app.route(_tunnel.path, methods=["GET"], endpoint=f"tunnel {_tunnel.path}")(_handler)
 
     @_get(app, "/v1/models", "/models")
     async def list_models(self, request: Request) -> Answer:

@@ -14,7 +14,8 @@ HEAD       A head is awaited and read, within ``request_head``   BODY; HANDLING 
 BODY       The body is gathered in memory, within                HANDLING
            ``request_body`` bytes and seconds.
 HANDLING   The request is answered. Bytes of further requests    HEAD, or the connection closes
-           are kept, up to :data:`PIPELINED_BYTES`.
+           are kept, up to :data:`PIPELINED_BYTES`. In a tunnel
+           bytes are passed on as they come.
 ========== ===================================================== ==================================
 
 A request that cannot be read with certainty is answered with an error and the connection is
@@ -109,6 +110,8 @@ class Channel(Protocol):
         self._reading = False  # in _read_requests()
         self._yielding: IDelayedCall | None = None
         self._bytes_gathered = 0  # of a body that is not complete
+        self._tunnel: Callable[[bytes], None] | None = None  # is given the client's bytes
+        self._holding = False  # the tunnel cannot take more
         self._client = ""
         self.deadline = Deadline(state.reactor)
 
@@ -142,6 +145,8 @@ class Channel(Protocol):
         self._incoming.buffer += data
         if self._phase is not Phase.HANDLING:
             self._read_requests()
+        elif self._tunnel is not None:
+            self._pass_on(self._tunnel)
         elif len(self._incoming.buffer) > PIPELINED_BYTES:
             self.abort(End.CLIENT_GONE, "too many pipelined bytes")
 
@@ -180,8 +185,11 @@ class Channel(Protocol):
     def _update_reading(self) -> None:
         """Have the socket read exactly when the module's docstring says so."""
         if not self.outgoing.closing:  # then it is read
-            waits = self.outgoing.full or self._yielding is not None
-            self.outgoing.set_reading(self._phase is Phase.HANDLING or not waits)
+            if self._phase is Phase.HANDLING:
+                waits = self._holding
+            else:
+                waits = self.outgoing.full or self._yielding is not None
+            self.outgoing.set_reading(not waits)
 
     # -- HEAD ----------------------------------------------------------------------------------
 
@@ -264,6 +272,25 @@ class Channel(Protocol):
         self.deadline.set(self.state.settings.timeouts.client_idle, self._idle_timeout)
         self._read_on()
 
+    # -- tunnels -------------------------------------------------------------------------------
+
+    def open_tunnel(self, receive: Callable[[bytes], None]) -> None:
+        """Give ``receive`` all that the client sends until the connection closes."""
+        self._persistent = False
+        self._tunnel = receive
+        if self._incoming.buffer:
+            self._pass_on(receive)
+
+    def read_tunnel(self, wanted: bool) -> None:
+        """Read from the client, or leave what it sends in the kernel."""
+        self._holding = not wanted
+        self._update_reading()
+
+    def _pass_on(self, receive: Callable[[bytes], None]) -> None:
+        data = bytes(self._incoming.buffer)
+        self._incoming.buffer.clear()
+        receive(data)
+
     # -- refusing and closing ------------------------------------------------------------------
 
     def _refuse(self, error: GatewayError) -> None:
@@ -306,6 +333,7 @@ class Channel(Protocol):
     def _discard_input(self) -> None:
         self._count_gathered(0)
         self._incoming.clear()
+        self._tunnel = None
 
     def _refuse_connection(self) -> None:
         body = Overloaded("The gateway has too many connections.").body()

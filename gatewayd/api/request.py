@@ -61,6 +61,8 @@ class Connection(Protocol):
     def request_done(self) -> None: ...
     def close_lingering(self) -> None: ...
     def close_by_reset(self) -> None: ...
+    def open_tunnel(self, receive: Callable[[bytes], None]) -> None: ...
+    def read_tunnel(self, wanted: bool) -> None: ...
 
 
 @implementer(IConsumer)
@@ -227,6 +229,40 @@ class Request(TwistedRequest):
             return OPENAI
         root = self.channel.state.settings.gateway.root_path
         return dialect_of(self.path.decode("ascii").removeprefix(root))
+
+    # -- tunnels -------------------------------------------------------------------------------
+
+    def begin_tunnel(self, headers: HeaderPairs, receive: Callable[[bytes], None]) -> None:
+        """Switch to a WebSocket. From now on :meth:`write` sends bytes as they are.
+
+        :param receive: is given the client's bytes.
+        """
+        if self.channel is None:
+            return
+        self.set_headers(headers)
+        self._headers |= {b"Connection": b"Upgrade", b"Upgrade": b"websocket"}
+        self.code, self.startedWriting = 101, 1
+        self._chunks = self._head_unsent = False
+        send(self.channel.transport, response_head(101, self._headers.items()))
+        self.channel.open_tunnel(receive)
+
+    def read_tunnel(self, wanted: bool) -> None:
+        """Read from the client, or leave what it sends in the kernel."""
+        if self.channel is not None:
+            self.channel.read_tunnel(wanted)
+
+    def end_tunnel(self, error: GatewayError | None, *, reset: bool) -> None:
+        """End, and close the connection when the client has taken what was written."""
+        if self.exchange.end is not None or self.channel is None:
+            return
+        self._error = error
+        if error is not None:
+            error.drop_traceback()
+        self._end()
+        if reset:
+            self.channel.close_by_reset()
+        else:
+            self.channel.close_lingering()
 
     # -- the head ------------------------------------------------------------------------------
 

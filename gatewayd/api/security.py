@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gatewayd.http1.handshake import presented_key
 from gatewayd.http1.head import Fields
 from gatewayd.settings.model import TokenSettings
 from gatewayd.wire.errors import Forbidden, Unauthorized
@@ -66,6 +67,8 @@ ANYONE = Caller()
 def verify_token(fields: Fields, tokens: Sequence[TokenSettings]) -> Caller:
     """Find the caller by ``Authorization: Bearer TOKEN`` or, without that, ``x-api-key``.
 
+    A browser can set neither on a WebSocket, so there a subprotocol may hold the token.
+
     Every configured token is compared, also after a match, so that the time tells nothing.
 
     :raises Unauthorized: the request has no token, or none that is configured.
@@ -88,6 +91,8 @@ def _presented(fields: Fields) -> bytes:
         keys = fields.get(b"x-api-key", ())
         if len(keys) == 1 and keys[0]:
             return keys[0]
+        if (key := presented_key(fields)) is not None:
+            return key
     elif len(values) == 1 and (match := _BEARER.fullmatch(values[0])):
         return match[1]
     raise Unauthorized(

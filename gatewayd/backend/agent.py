@@ -26,6 +26,7 @@ from .connection import Connection, NoAnswer
 from .endpoint import Endpoint
 from .headers import RequestHeaders
 from .pool import Pool
+from .upgrade import UpgradeConnection
 
 if TYPE_CHECKING:
     from .tls import ClientTLS
@@ -93,6 +94,22 @@ class Agent:
         if not failure.check(NoAnswer) or self._reactor.seconds() - sent > STALE_SECONDS:
             return failure
         return self._send_on_new(raw)
+
+    def upgrade(
+        self, uri: bytes, headers: RequestHeaders
+    ) -> Deferred[tuple[IResponse, UpgradeConnection]]:
+        """Ask for a WebSocket, on a new connection.
+
+        The Deferred fires with the head of the reply, and the connection. Cancelling it has an
+        immediate effect in every phase.
+
+        :raises GatewayError: there is no reply, or its head is not valid.
+        """
+        raw = request_head(b"GET", uri[len(self._prefix) :], self._host + headers.lines)
+        connection = UpgradeConnection(self._reactor, self._max_head)
+        connecting = Connecting(self._reactor, connection, self._tls, self._connect_timeout)
+        opened: Deferred[Any] = connecting.begin(self._endpoint).addCallback(Connection.send, raw)
+        return opened.addCallback(lambda response: (response, connection))
 
     def set_limits(self, connect_timeout: float, max_head: int) -> None:
         """Use these limits from the next request on."""

@@ -92,6 +92,8 @@ class Connection(Protocol):
     """
 
     transport: Any = None
+    #: Parses the replies.
+    parser = ReplyParser
 
     def __init__(
         self,
@@ -129,7 +131,7 @@ class Connection(Protocol):
         :raises ConnectionReset, BadReply: the reply broke off in its head, or is not valid.
         """
         self.state = TRANSITIONS[self.state][SEND]
-        self._reply = ReplyParser(self.max_head)
+        self._reply = self.parser(self.max_head)
         self._request_size = len(raw)
         self._head = head = Deferred[IResponse](lambda _: self.abort())
         send(self.transport, raw)

@@ -6,17 +6,19 @@ import time
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, execute, succeed
+from twisted.internet.defer import Deferred, execute, fail, succeed
 from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
+from gatewayd.http1.handshake import Handshake
 from gatewayd.wire import completion, models
 from gatewayd.wire.call import Call
 from gatewayd.wire.chat import ChatCall
 from gatewayd.wire.errors import UnknownURL
+from gatewayd.wire.tunnels import TunnelCall
 
-from .interface import Clocks, Reply
+from .interface import Accepted, Clocks, Reply
 
 MODEL = "echo"
 
@@ -38,6 +40,11 @@ class EchoBackend:
 
     def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
         return execute(self._reply, call, request_id)
+
+    def open_tunnel(
+        self, call: TunnelCall, handshake: Handshake, request_id: str, traceparent: str | None
+    ) -> Deferred[Accepted | Reply]:
+        return fail(UnknownURL("No backend is configured, and the echo has no WebSockets."))
 
     def check(self) -> None:
         """None: the echo has no health path."""

@@ -6,9 +6,11 @@ from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocol
+from twisted.internet.interfaces import IProtocol, IPushProducer
 
+from gatewayd.http1.handshake import Handshake
 from gatewayd.wire.call import Call
+from gatewayd.wire.tunnels import TunnelCall
 
 
 class Body(Protocol):
@@ -49,6 +51,37 @@ class Reply(msgspec.Struct, frozen=True):
         return f"<Reply {self.status} {self.media_type}>"
 
 
+class Link(Protocol):
+    """The way to a backend that has accepted a WebSocket."""
+
+    def write(self, data: bytes) -> None: ...
+    def register(self, producer: IPushProducer) -> None:
+        """Have ``producer`` paused while the backend does not take what was written."""
+
+    def close(self, last: bytes) -> None:
+        """Send what is pending and these bytes, then close both directions."""
+
+    def close_at_once(self, last: bytes) -> None:
+        """As :meth:`close`, but abort if the backend has not taken earlier bytes."""
+
+    def abort(self) -> None: ...
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A backend has accepted a WebSocket.
+
+    :param headers: those that cross to the client.
+    :param body: the bytes from the backend, which must be delivered.
+    :param link: the way to the backend.
+    :param connect_seconds: time spent on opening the connection.
+    """
+
+    headers: list[tuple[bytes, bytes]]
+    body: Body
+    link: Link
+    connect_seconds: float = 0.0
+
+
 class Clocks(msgspec.Struct, frozen=True):
     """How long a backend may take, in seconds; 0 means no limit.
 
@@ -85,6 +118,11 @@ class Backend(Protocol):
 
         :param traceparent: the client's W3C trace context, to be passed on.
         """
+
+    def open_tunnel(
+        self, call: TunnelCall, handshake: Handshake, request_id: str, traceparent: str | None
+    ) -> Deferred[Accepted | Reply]:
+        """Ask for a WebSocket; a :class:`Reply` is a refusal. Otherwise as :meth:`send`."""
 
     def check(self) -> Deferred[bool] | None:
         """Request the health path; None if none is configured.

@@ -14,14 +14,17 @@ from urllib.parse import urlsplit
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.web.iweb import IAgent
 
+from gatewayd.http1.handshake import Handshake
 from gatewayd.http1.writing import header_lines
 from gatewayd.settings.model import BEFORE_COMMIT, BackendSettings, LimitSettings
 from gatewayd.wire.call import Call
+from gatewayd.wire.errors import BadReply
+from gatewayd.wire.tunnels import TunnelCall
 
 from .agent import Agent
 from .collecting import read_health, read_models, read_slots
 from .headers import RequestHeaders, crossing
-from .interface import Clocks, Reply
+from .interface import Accepted, Clocks, Reply
 from .treqclient import TreqClient
 
 if TYPE_CHECKING:
@@ -92,6 +95,17 @@ class OpenAIBackend:
             return fail()
         return response.addCallback(_reply, self._key)
 
+    def open_tunnel(
+        self, call: TunnelCall, handshake: Handshake, request_id: str, traceparent: str | None
+    ) -> Deferred[Accepted | Reply]:
+        agent: Any = self._agent  # treq has no upgrades
+        lines = self._request_headers(request_id, b"*/*", traceparent=traceparent).lines
+        url = (self.settings.url + call.target).encode("ascii")
+        opened: Deferred[Any] = maybeDeferred(
+            agent.upgrade, url, RequestHeaders(lines + handshake.header_lines())
+        )
+        return opened.addCallback(_opened, handshake, self._key)
+
     def check(self) -> Deferred[bool] | None:
         if self._health is None:
             return None
@@ -157,3 +171,18 @@ def _reply(response: Any, key: str = "") -> Reply:
         parameters=parameters,
         key=key,
     )
+
+
+def _opened(opened: Any, handshake: Handshake, key: str) -> Accepted | Reply:
+    """
+    :raises BadReply: the reply with status 101 does not fit the handshake.
+    """
+    response, connection = opened
+    if response.code != 101:
+        return _reply(response, key)
+    try:
+        headers = handshake.accepted(response.fields)
+    except BadReply:
+        connection.abort()
+        raise
+    return Accepted(headers, response, connection, response.connect_seconds)

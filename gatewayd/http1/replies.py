@@ -17,7 +17,7 @@ from gatewayd.wire.errors import BadReply, UpstreamError
 #: The most interim (1xx) replies before the final one.
 MAX_INTERIM = 1000
 
-_LARGE = "The head of the backend's reply is too large."
+LARGE = "The head of the backend's reply is too large."
 _ENDLESS = "The backend sent framing or trailers without end."
 
 #: Fields that concern only the connection and the framing of the reply, or must not cross.
@@ -78,8 +78,8 @@ class ReplyParser:
         self.answered = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._set_problem(BadReply("The backend switched to another protocol."))
+        except httptools.HttpParserUpgrade as e:
+            self.switched(data[e.args[0] :])
         except httptools.HttpParserError as e:
             cause = e.__context__
             self._set_problem(
@@ -103,7 +103,14 @@ class ReplyParser:
             return
         self._overhead += size
         if self._overhead > self._max_head and self.problem is None:
-            self._set_problem(BadReply(_ENDLESS if self.code else _LARGE))
+            self._set_problem(BadReply(_ENDLESS if self.code else LARGE))
+
+    def switched(self, rest: bytes) -> None:
+        """The backend has switched to another protocol, although none was asked for.
+
+        :param rest: the bytes received after the head.
+        """
+        self._set_problem(BadReply("The backend switched to another protocol."))
 
     def close(self) -> None:
         """Break the reference cycle with llhttp's parser. Nothing more can be fed."""
@@ -147,7 +154,7 @@ class ReplyParser:
             self._lines_size = 0
             return
         if self._lines_size > self._max_head:
-            raise BadReply(_LARGE)
+            raise BadReply(LARGE)
         self._read_framing()
         if code in (204, 304):
             self.framed = True

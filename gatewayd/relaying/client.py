@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from twisted.internet.interfaces import IPushProducer
@@ -45,5 +45,36 @@ class Client(Protocol):
     def write(self, data: bytes) -> None: ...
     def finish(self) -> None: ...
     def cut(self, error: GatewayError, name: bytes) -> None: ...
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+
+
+class TunnelClient(Protocol):
+    """The client's side of a tunnel. The same class implements it.
+
+    An answer is either one call of :meth:`fail`, or ``begin_tunnel``, any number of :meth:`write`,
+    and :meth:`end_tunnel`.
+    """
+
+    exchange: Exchange
+
+    @property
+    def timer(self) -> Timer:
+        """As in :class:`Client`."""
+
+    def fail(self, error: GatewayError) -> None: ...
+    def begin_tunnel(self, headers: Headers, receive: Callable[[bytes], None]) -> None:
+        """Answer 101. What the client sends goes to ``receive``, also what it has sent already."""
+
+    def write(self, data: bytes) -> None: ...
+    def read_tunnel(self, wanted: bool) -> None:
+        """Read from the client, or leave what it sends in the kernel."""
+
+    def end_tunnel(self, error: GatewayError | None, *, reset: bool) -> None:
+        """End, and close the connection when the client has taken what was written.
+
+        :param reset: whether to reset it, because it ends within a frame.
+        """
+
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
     def unregisterProducer(self) -> None: ...

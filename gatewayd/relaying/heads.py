@@ -24,7 +24,7 @@ def receiver_for(
     :raises AuthRefused, BadReply: the client does not get this reply.
     """
     if reply.status != 200:
-        _check_error_status(reply.status)
+        check_error_status(reply.status)
         return ErrorDocument(reply)
     receiver: Receiver
     if reader is not None and call.stream and reply.media_type == EVENTS:
@@ -39,7 +39,7 @@ def receiver_for(
     return receiver
 
 
-def _check_error_status(status: int) -> None:
+def check_error_status(status: int) -> None:
     """Refuse a status that the client must not act on."""
     if status in (401, 403):
         raise AuthRefused("The backend refused the gateway's credentials.")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 import msgspec
-from msgspec import structs
+from msgspec import UNSET, UnsetType, structs
 
 from gatewayd.exchange import End, Exchange, Tried
 
@@ -43,7 +43,9 @@ class Line(msgspec.Struct, gc=False):
     prompt_tokens: int | None
     completion_tokens: int | None
     bytes: int
-    attempts: list[Attempt] | msgspec.UnsetType = msgspec.UNSET
+    attempts: list[Attempt] | UnsetType = UNSET
+    #: Of tunnels only.
+    bytes_in: int | UnsetType = UNSET
 
 
 class Attempt(msgspec.Struct, gc=False):
@@ -86,18 +88,19 @@ def line_of(exchange: Exchange) -> Line:
         None if usage is None else usage.prompt_tokens,
         None if usage is None else usage.completion_tokens,
         exchange.bytes_out,
-        msgspec.UNSET if exchange.tried is None else _attempts(exchange, exchange.tried),
+        UNSET if exchange.tried is None else _attempts(exchange, exchange.tried),
+        UNSET if exchange.bytes_in is None else exchange.bytes_in,
     )
 
 
-def _attempts(exchange: Exchange, tried: Sequence[Tried]) -> list[Attempt] | msgspec.UnsetType:
+def _attempts(exchange: Exchange, tried: Sequence[Tried]) -> list[Attempt] | UnsetType:
     """Every attempt of a request that was sent to several backends, else nothing.
 
     The attempts follow each other, and the last one ends with the request.
     """
     names = exchange.backends
     if len(names) < 2:
-        return msgspec.UNSET
+        return UNSET
     attempts = [
         Attempt(each.backend, each.end, each.code or None, _ms(each.left - each.began))
         for each in tried
@@ -134,7 +137,7 @@ def as_text(exchange: Exchange) -> bytes:
     for key, value in structs.asdict(line_of(exchange)).items():  # attempts stay structs
         if isinstance(value, list):
             value = ",".join(map(str, value))
-        if value is None or value is msgspec.UNSET or value == "":
+        if value is None or value is UNSET or value == "":
             continue
         text = str(value).lower() if isinstance(value, bool) else str(value)
         plain = all(c.isalnum() or c in "-._:/+@~,{}" for c in text)

@@ -117,6 +117,11 @@ class RequestMetrics:
             "Requests sent to a backend, by how that attempt ended.",
             *("backend", "end"),
         )
+        self._tunnel_bytes = counter(
+            "gatewayd_tunnel_bytes",
+            "Bytes of WebSockets that have ended: in from clients, out to clients.",
+            *("direction", "backend"),
+        )
         self.begin_at_zero("")
 
     def begin_at_zero(self, backend: str) -> None:
@@ -158,6 +163,9 @@ class RequestMetrics:
                 tally.last_attempts_apart += 1
         if exchange.stream:
             self._count_stream(exchange, tally)
+        if exchange.bytes_in is not None:
+            self._tunnel_bytes.labels("in", backend).inc(exchange.bytes_in)
+            self._tunnel_bytes.labels("out", backend).inc(exchange.bytes_out)
         usage = exchange.usage
         if usage is not None:
             labels = (backend, model, exchange.caller or "")

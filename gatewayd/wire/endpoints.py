@@ -16,6 +16,7 @@ from .dialects import ANTHROPIC, OPENAI, Dialect
 from .events import EventReader
 from .images import EditCall, ImageCall, ImageReader
 from .request import JSONCall
+from .tunnels import TunnelEndpoint
 from .upload import FormCall
 
 
@@ -93,6 +94,11 @@ ENDPOINTS = (
     Endpoint("/v1/audio/translations", FormCall, _audio, _TRANSCRIPT, opaque=True),
 )
 
+#: The endpoints for WebSockets. Their requests are GET.
+TUNNELS = (
+    TunnelEndpoint("/v1/realtime", "/v1/realtime"),
+    TunnelEndpoint("/v1/responses", "/v1/responses (WebSocket)", models_in_messages=True),
+)
 
 def dialect_of(path: str) -> Dialect:
     """The dialect of a path: that of the endpoint there, or of the endpoint above it.

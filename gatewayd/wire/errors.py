@@ -137,6 +137,21 @@ class TargetTooLong(Refused):
     code = "request_too_large"
 
 
+class MessageRefused(Refused):
+    """A message of a WebSocket that the client may not send.
+
+    :param close_code: the status code for the Close frame: 1009 if the message is too large.
+    """
+
+    code = "bad_http"
+
+    def __init__(self, message: str, close_code: int) -> None:
+        super().__init__(message)
+        self.close_code = close_code
+        if close_code == 1009:
+            self.code = "request_too_large"
+
+
 class UnsupportedMediaType(Refused):
     status = 415
     code = "unsupported_media_type"
@@ -145,6 +160,11 @@ class UnsupportedMediaType(Refused):
 class ExpectationFailed(Refused):
     status = 417
     code = "bad_http"
+
+
+class UpgradeRequired(Refused):
+    status = 426
+    code = "upgrade_required"
 
 
 class HeadTooLarge(Refused):
@@ -273,6 +293,10 @@ class UpstreamTimeout(UpstreamError):
     status = 504
     code = "upstream_timeout"
     end = "backend_timeout"
+
+
+class BackendClosed(UpstreamError):
+    """The backend closed a WebSocket because of a fault of its own, and said so."""
 
 
 #: The most characters of a code of a backend that the log takes.

@@ -64,10 +64,18 @@ def in_front_of(sim: FaultBackend, log: Path, **gateway: object) -> str:
 class FastGateway(Gateway):
     """A gateway with short clocks in front of these backends, with an access log.
 
+    :param trust: as for :class:`tests.integration.processes.Server`.
     :param settings: override :data:`SHORT`, by section and key: ``timeouts_ping="0.5"``.
     """
 
-    def __init__(self, folder: Path, *urls: str, tls_ca: str = "", **settings: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *urls: str,
+        tls_ca: str = "",
+        trust: Any = None,
+        **settings: str,
+    ) -> None:
         self._log = folder / "access.log"
         self._lines: dict[str, list[dict[str, Any]]] = {}
         self._read = 0
@@ -77,7 +85,7 @@ class FastGateway(Gateway):
             sections.setdefault(section, {})[key] = value
         for number, url in enumerate(urls):
             sections[f"backend__b{number}"] = {"url": url, "tls_ca": tls_ca}
-        super().__init__(folder=folder, config=ini(**sections))
+        super().__init__(folder=folder, config=ini(**sections), trust=trust)
 
     def lines(self) -> dict[str, list[dict[str, Any]]]:
         """The access log so far, by request id."""
