@@ -10,6 +10,7 @@ from gatewayd.wire.chat import ChatCall
 from gatewayd.wire.dialects import OPENAI
 from gatewayd.wire.endpoints import ENDPOINTS
 from gatewayd.wire.request import JSONCall
+from gatewayd.wire.upload import FormCall
 from tests.memory import settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -17,15 +18,15 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"
 
 
-def endpoint(path: str) -> Endpoint:
-    return next(endpoint for endpoint in ENDPOINTS if endpoint.path == path)
+def endpoint(path: str, method: str = "POST") -> Endpoint:
+    return next(row for row in ENDPOINTS if (row.method, row.path) == (method, path))
 
 
 #: Endpoints that take any JSON object (a chat needs messages), and those that take forms.
 JSON_PATHS = [
     e.path for e in ENDPOINTS if issubclass(e.request, JSONCall) and e.request is not ChatCall
 ]
-UPLOAD_PATHS = [e.path for e in ENDPOINTS if not issubclass(e.request, JSONCall)]
+UPLOAD_PATHS = [e.path for e in ENDPOINTS if issubclass(e.request, FormCall)]
 #: Of the former, those whose replies are read.
 READ_PATHS = [path for path in JSON_PATHS if path != SPEECH]
 #: Of those, the ones with OpenAI's error envelope.

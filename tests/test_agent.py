@@ -51,6 +51,18 @@ def test_promise_6_a_stale_connection_is_replaced_once(reason: Exception) -> Non
     assert world.connects == 2
 
 
+def test_promise_6_a_deletion_takes_a_new_connection_and_is_sent_once() -> None:
+    world = AgentWorld()
+    kept = idle(world)
+    before = kept.value()
+    request = world.agent.request(b"DELETE", URL.encode())
+    fresh = world.accept()
+    assert kept.value() == before
+    assert fresh.value() == b"DELETE /v1/x HTTP/1.1\r\nHost: 127.0.0.1:9\r\n\r\n"
+    fresh.close(ConnectionLost())
+    assert isinstance(failure(request), errors.ConnectionReset) and world.connects == 2
+
+
 def test_promise_6_a_fresh_connection_is_not_replaced() -> None:
     world = AgentWorld()
     request = world.post()

@@ -145,7 +145,7 @@ def logged_failures() -> Iterator[Callable[[], int]]:
         yield count
 
 
-@pytest.mark.parametrize("method", ["post", "get"])
+@pytest.mark.parametrize("method", ["request", "get"])
 def test_an_exception_in_the_client_settles_the_attempt(
     method: str, monkeypatch: pytest.MonkeyPatch, logged_failures: Callable[[], int]
 ) -> None:
@@ -155,7 +155,7 @@ def test_an_exception_in_the_client_settles_the_attempt(
         raise KeyError("a fault of our own code")
 
     monkeypatch.setattr(TreqClient, method, broken)
-    if method == "post":
+    if method == "request":
         assert Answer(world.gateway.chat()).status == 500
         assert world.target.in_flight == 0
     else:

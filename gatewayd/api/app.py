@@ -52,11 +52,11 @@ def _get(app: Klein, *paths: str) -> Callable[[_Handler], _Handler]:
     return decorate
 
 
-def _relayed(endpoint: Endpoint) -> Callable[[API, Request], Deferred[None]]:
+def _relayed(endpoint: Endpoint) -> Callable[..., Deferred[None]]:
     """The handler of an endpoint whose requests go to a backend."""
 
-    def handler(api: API, request: Request) -> Deferred[None]:
-        return api.dispatcher.dispatch(request, endpoint)
+    def handler(api: API, request: Request, **variables: str) -> Deferred[None]:
+        return api.dispatcher.dispatch(request, endpoint, variables)
 
     return handler
 
@@ -146,7 +146,8 @@ class API:
     for _endpoint in ENDPOINTS:
         for _path in (_endpoint.path, *_endpoint.aliases):
             _name = f"{_endpoint.method} {_path}"
-            app.route(_path, methods=[_endpoint.method], endpoint=_name)(_relayed(_endpoint))
+            _rule = _path.replace("{", "<").replace("}", ">")
+            app.route(_rule, methods=[_endpoint.method], endpoint=_name)(_relayed(_endpoint))
 
     for _tunnel in TUNNELS:
         _handler = _tunnelled(_tunnel)

@@ -6,6 +6,7 @@ The endpoints are the rows of :mod:`gatewayd.wire.endpoints`; :mod:`.app` makes 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -13,12 +14,15 @@ from twisted.internet.interfaces import IReactorTime
 
 from gatewayd.http1.head import list_of
 from gatewayd.relaying.relay import Relay
+from gatewayd.relaying.search import find
 from gatewayd.routing.catalog import Catalog
-from gatewayd.routing.router import Router
+from gatewayd.routing.made import maker_of
+from gatewayd.routing.router import Candidate, Router
 from gatewayd.settings.model import Settings
 from gatewayd.wire import affinity
 from gatewayd.wire.call import Call, Endpoint
 from gatewayd.wire.dialects import OPENAI
+from gatewayd.wire.endpoints import RETRIEVAL
 from gatewayd.wire.errors import Forbidden, UnsupportedMediaType
 
 from .limits import Admission
@@ -54,8 +58,12 @@ class Dispatcher:
         self._affinity_user = routing.affinity_user
         self._session_headers = [name.lower().encode("ascii") for name in routing.affinity_header]
 
-    def dispatch(self, request: Request, endpoint: Endpoint) -> Deferred[None]:
+    def dispatch(
+        self, request: Request, endpoint: Endpoint, variables: Mapping[str, str]
+    ) -> Deferred[None]:
         """Relay a request of this endpoint, or refuse it by raising a GatewayError.
+
+        :param variables: the variable parts of its path, by name.
 
         The request counts as under way until the client has taken the reply, because a reply that
         waits in the transport holds memory.
@@ -69,20 +77,28 @@ class Dispatcher:
             self._admission.acquire(request.caller, self._settings.limits.in_flight)
         )
         try:
-            relayed = self._relay(request, endpoint, content_type)
+            relayed = self._relay(request, endpoint, content_type, variables)
         except BaseException:
             self._admission.release(request.caller)
             raise
         return relayed.addBoth(self._release_when_taken, request)
 
-    def _relay(self, request: Request, endpoint: Endpoint, content_type: bytes) -> Deferred[None]:
+    def _relay(
+        self,
+        request: Request,
+        endpoint: Endpoint,
+        content_type: bytes,
+        variables: Mapping[str, str],
+    ) -> Deferred[None]:
         exchange, caller, limits = request.exchange, request.caller, self._settings.limits
         call = endpoint.request.parse(endpoint, request.body, content_type, limits.json_depth)
+        if variables:
+            call = call.located(variables, request.uri)
         exchange.model, exchange.stream = call.model, call.stream
         if endpoint.dialect is not OPENAI:
             call = call.with_context(request.fields, request.uri)
-        if not caller.may_use(call.model):
-            raise Forbidden("This API key may not use this model.", "model_not_allowed", "model")
+        if not variables and not caller.may_use(call.model):
+            raise _model_not_allowed()
         relay = Relay(
             request,
             call,
@@ -92,13 +108,36 @@ class Dispatcher:
             _caller_timeout(request),
             self._settings.routing.attempts,
         )
+        if variables:
+            return Deferred.fromCoroutine(self._relay_stored(request, call, relay))
         names = self._catalog.names
         candidates = self._router.route(
             call.model,
             lambda: filter(caller.may_use, names()),
             None if self._affinity == "off" else lambda: self._key(request, call),
         )
+        if call.response_id is not None and len(candidates) > 1:
+            # The backend that has the previous response comes first; the others stay in order.
+            maker = maker_of(call.response_id, self._router.targets)
+            candidates.sort(key=lambda candidate: candidate.target is not maker)
         return relay.run(candidates)
+
+    async def _relay_stored(self, request: Request, call: Call, relay: Relay) -> None:
+        """Relay a request for a stored response to the backend that has it.
+
+        The limit of that backend does not count: the request may cancel the response.
+        """
+        targets, id, caller = self._router.targets, call.response_id or "", request.caller
+        maker = maker_of(id, targets)
+        if caller.models and (maker is None or not maker.made.by(id, caller.name)):
+            raise _model_not_allowed()
+        if maker is None and len(targets) == 1:
+            (maker,) = targets
+        elif maker is None:
+            retrieval = RETRIEVAL.request.parse(RETRIEVAL, b"", b"", 1).located({"id": id}, b"")
+            maker = await find(retrieval, targets, request.exchange, self._reactor)
+            maker.made.add(id, None)  # the request that made it is not known
+        await relay.run([Candidate(maker)])
 
     def _key(self, request: Request, call: Call) -> int | None:
         """The key of the request's conversation (:mod:`gatewayd.wire.affinity`)."""
@@ -113,6 +152,10 @@ class Dispatcher:
     def _release_when_taken(self, result: Any, request: Request) -> Any:
         request.when_taken(lambda: self._admission.release(request.caller))
         return result
+
+
+def _model_not_allowed() -> Forbidden:
+    return Forbidden("This API key may not use this model.", "model_not_allowed", "model")
 
 
 def _check_coding(request: Request) -> None:

@@ -9,6 +9,7 @@ answers what they raise; Klein's own error handlers (``handle_errors``) are not 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from klein import Klein
@@ -39,6 +40,13 @@ def _without_slash(path: str) -> str:
     return path[:-1] if path.endswith("/") and not path.endswith("//") else path
 
 
+def _not_allowed(methods: Iterable[str]) -> MethodNotAllowed:
+    allowed = ", ".join(sorted(methods))
+    return MethodNotAllowed(
+        f"This URL takes {allowed} only.", headers=((b"allow", allowed.encode("ascii")),)
+    )
+
+
 class Routes(KleinResource):
     """
     :param app: with its instance bound, if its handlers are methods.
@@ -51,7 +59,11 @@ class Routes(KleinResource):
         self._root = root_path.encode("ascii")
         self._matcher = app.url_map.bind("gateway")
         self._found: dict[tuple[bytes, bytes], str] = {}
-        self._paths = {rule.rule for rule in app.url_map.iter_rules() if not rule.arguments}
+        #: The paths without a variable part, and their methods.
+        self._paths: dict[str, set[str]] = {}
+        for rule in app.url_map.iter_rules():
+            if not rule.arguments:
+                self._paths.setdefault(rule.rule, set()).update(rule.methods or ())
 
     def render(self, request: Request) -> Any:  # type: ignore[override]  # our request alone
         """Call the request's handler, and answer with what it returns or raises."""
@@ -90,12 +102,11 @@ class Routes(KleinResource):
         try:
             endpoint, variables = self._matcher.match(path, method)
         except NoSuchMethod as e:
-            allowed = ", ".join(sorted(e.valid_methods or ()))
-            raise MethodNotAllowed(
-                f"This URL takes {allowed} only.", headers=((b"allow", allowed.encode("ascii")),)
-            ) from None
+            raise _not_allowed(e.valid_methods or ()) from None
         except HTTPException:
             return None
+        if variables and path in self._paths:  # it is no value of a variable part
+            raise _not_allowed(self._paths[path])
         return endpoint, dict(variables)
 
     def _unknown(self, path: bytes) -> UnknownURL:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 STALE_SECONDS = 1.0
 
+_WITHOUT_BODY = frozenset({b"GET", b"DELETE"})
+
 
 @implementer(IAgent)
 class Agent:
@@ -81,10 +83,11 @@ class Agent:
         producer: Any = bodyProducer
         body = b"" if producer is None else producer.body
         lines = self._host + RequestHeaders.of(headers).lines
-        if body or method != b"GET":
+        if body or method not in _WITHOUT_BODY:
             lines += b"Content-Length: %d\r\n" % len(body)
         raw = request_head(method, uri[len(self._prefix) :], lines) + body
-        connection = self._pool.take()
+        # A deletion is never sent again, so it takes no connection that may be dead already.
+        connection = None if method == b"DELETE" else self._pool.take()
         if connection is None:
             return self._send_on_new(raw)
         connection.max_head = self._max_head

@@ -90,7 +90,7 @@ class OpenAIBackend:
             if call.headers:
                 headers = headers.with_fields(call.headers)
             url = self.settings.url + call.path + call.query
-            response = self._client.post(url, data=call.body, headers=headers)
+            response = self._client.request(call.method, url, data=call.body, headers=headers)
         except Exception:
             return fail()
         return response.addCallback(_reply, self._key)

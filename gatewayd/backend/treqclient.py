@@ -2,8 +2,8 @@
 
 treq would parse the URL, make three agents (for cookies, redirects and content codings) and wrap
 the response for each of them. Here a URL is part of the settings, a body is bytes, redirects are
-not followed, and cookies and content codings are not used. So treq's ``get`` and ``post`` run, and
-:meth:`TreqClient.request`, which both call, hands the request to the agent at once.
+not followed, and cookies and content codings are not used. So :meth:`TreqClient.request`, which
+treq's ``get`` calls, too, hands the request to the agent at once.
 """
 
 from __future__ import annotations

@@ -142,6 +142,12 @@ class Attempt:
             self.target.reply_began()
             self._trial = 0
 
+    def note_made(self) -> None:
+        """Remember that the target has made the response whose id the reader has read, if any."""
+        reader = self.reader
+        if reader is not None and reader.made is not None:
+            self.target.made.add(reader.made, self._exchange.caller)
+
     def settle(self, outcome: Outcome, keep: bool = False) -> None:
         """Leave the backend and report to its target. Later calls do nothing.
 

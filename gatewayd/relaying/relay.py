@@ -315,7 +315,10 @@ class Relay:
     def commit(self) -> None:
         """Begin the answer, unless it was begun. A part of the reply follows."""
         begun, self._phase = self._phase, Phase.STREAMING
-        if begun is not Phase.PINGED and begun is not Phase.STREAMING:
+        if begun is Phase.STREAMING:
+            return
+        self._attempt.note_made()  # so that a response can be cancelled while it is streamed
+        if begun is not Phase.PINGED:
             self._begin_answer()
 
     def _begin_answer(self) -> None:
@@ -342,6 +345,7 @@ class Relay:
         reply, reader = self._attempt.reply, self._attempt.reader
         if problem is None and reader is not None:
             self._exchange.usage = reader.usage
+            self._attempt.note_made()
         self._leave_backend(problem)
         if problem is not None and self._candidates.executed:
             problem.executed = True  # by a backend that was left

@@ -13,6 +13,7 @@ from gatewayd.backend.interface import Backend
 from .evidence import Evidence, Failure, Outcome, evidence_of, reason_of
 from .health import Health
 from .listing import Listing
+from .made import Made
 from .names import ModelNames
 from .rendezvous import seed_of
 
@@ -48,6 +49,7 @@ class Target:
         self.models = ModelNames(models, self.listing, alone)
         self.health = Health(clock, self._report)
         self.in_flight = 0
+        self.made = Made()
         self.turn = 0.0  # the latest one (:class:`.order.Turns`)
         self.priority = priority
         self.seed = seed_of(backend.name)
@@ -69,7 +71,7 @@ class Target:
     ) -> None:
         """Use other settings for the same server.
 
-        Its requests in flight stay counted, and what it lists stays known.
+        Its requests in flight stay counted, and what it lists and has made stays known.
         """
         self.backend, self.models = backend, ModelNames(models, self.listing, alone)
         self._limit, self._weight, self.priority = limit, weight, priority

@@ -31,6 +31,8 @@ class Call(msgspec.Struct, frozen=True):
         elsewhere.
     :param headers: further headers for the backend: those of the client that its dialect passes on.
     :param query: of the URL at the backend, with its ``?``; empty for none.
+    :param response_id: of the stored response that the request asks for or builds on; None if
+        there is none.
     """
 
     #: The good values of the ``Content-Type`` of a request, and the error message for any other.
@@ -46,6 +48,7 @@ class Call(msgspec.Struct, frozen=True):
     choices: int = 1
     headers: tuple[tuple[bytes, bytes], ...] = ()
     query: str = ""
+    response_id: str | None = None
 
     def __repr__(self) -> str:
         """Without the body, which no log may show."""
@@ -90,6 +93,17 @@ class Call(msgspec.Struct, frozen=True):
             headers=dialect.crossing_headers(fields),
             query=dialect.crossing_query(target),
         )
+
+    def located(self, variables: Mapping[str, str], target: bytes) -> Self:
+        """The same request with what its path and its query say.
+
+        It is called only for paths with variables.
+
+        :param variables: the variable parts of the path, by name, as they came.
+        :param target: of the client's request.
+        :raises InvalidValue: one of them is wrong.
+        """
+        raise NotImplementedError
 
     @classmethod
     @abstractmethod
@@ -141,7 +155,8 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
 
     A path may have several rows, one for each method.
 
-    :param path: without the gateway's ``root_path`` and the backend's base URL.
+    :param path: without the gateway's ``root_path`` and the backend's base URL. It may have
+        variable parts, such as ``{id}``; each of them is one segment.
     :param request: the class that reads and checks a request.
     :param reader: makes the reader of a reply, from the arguments of :meth:`Call.reader`; None if
         no reply is read.
@@ -186,6 +201,8 @@ class Reader(Protocol):
     content: bool
     #: The tokens that the backend has reported so far; None if it has reported none.
     usage: Usage | None
+    #: The id of the response that the backend has made and may store; None if there is none.
+    made: str | None
 
     def read_document(self, body: bytes) -> bytes:
         """Judge a reply that is one document; return it as the client gets it.

@@ -111,6 +111,7 @@ class ChatReader:
         self.started = False
         self.content = False
         self.usage: Usage | None = None
+        self.made: str | None = None
 
     def read_document(self, body: bytes) -> bytes:
         reply = _read(body, self._depth, "a reply")

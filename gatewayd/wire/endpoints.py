@@ -16,6 +16,7 @@ from .dialects import ANTHROPIC, OPENAI, Dialect
 from .events import EventReader
 from .images import EditCall, ImageCall, ImageReader
 from .request import JSONCall
+from .responses import ResponseReader, ResponsesCall, StoredCall
 from .tunnels import TunnelEndpoint
 from .upload import FormCall
 
@@ -30,6 +31,10 @@ def _completion(call: Call, request_id: str, depth: int, model: str | None) -> C
 
 def _events(call: Call, request_id: str, depth: int, model: str | None) -> EventReader:
     return EventReader(call.endpoint.ends, depth, model)
+
+
+def _response(call: Call, request_id: str, depth: int, model: str | None) -> ResponseReader:
+    return ResponseReader(call.endpoint.ends, depth, model)
 
 
 def _audio(call: Call, request_id: str, depth: int, model: str | None) -> AudioReader | None:
@@ -58,6 +63,9 @@ _VECTORS = frozenset({"application/octet-stream"})
 _RANKING = ("/v1/rerank", "/rerank", "/v2/rerank", "/v1/reranking", "/reranking")
 _SCORING = ("/v1/score", "/score", "/classify")
 
+#: Asks for a stored response. A backend that has it replies with 200.
+RETRIEVAL = Endpoint("/v1/responses/{id}", StoredCall, _response, _RESPONSE, method="GET")
+
 ENDPOINTS = (
     # path, request, reader, ends
     Endpoint(
@@ -69,7 +77,11 @@ ENDPOINTS = (
         aliases=("/chat/completions",),
     ),
     Endpoint("/v1/completions", CompletionCall, _completion, _DONE, usage_on_request=True),
-    Endpoint("/v1/responses", JSONCall, _events, _RESPONSE, aliases=("/responses",)),
+    Endpoint("/v1/responses", ResponsesCall, _response, _RESPONSE, aliases=("/responses",)),
+    RETRIEVAL,
+    Endpoint("/v1/responses/{id}", StoredCall, _events, method="DELETE"),
+    Endpoint("/v1/responses/{id}/cancel", StoredCall, _response),
+    Endpoint("/v1/responses/{id}/input_items", StoredCall, _events, method="GET"),
     Endpoint("/v1/messages", JSONCall, _events, _MESSAGE, dialect=ANTHROPIC),
     Endpoint("/v1/chat/completions/input_tokens", JSONCall, _events),
     Endpoint("/v1/responses/input_tokens", JSONCall, _events, aliases=("/responses/input_tokens",)),
@@ -99,6 +111,7 @@ TUNNELS = (
     TunnelEndpoint("/v1/realtime", "/v1/realtime"),
     TunnelEndpoint("/v1/responses", "/v1/responses (WebSocket)", models_in_messages=True),
 )
+
 
 def dialect_of(path: str) -> Dialect:
     """The dialect of a path: that of the endpoint there, or of the endpoint above it.

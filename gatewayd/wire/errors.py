@@ -117,6 +117,11 @@ class ModelNotFound(Refused):
     code = "model_not_found"
 
 
+class ResponseNotFound(Refused):
+    status = 404
+    code = "response_not_found"
+
+
 class MethodNotAllowed(Refused):
     status = 405
     code = "method_not_allowed"

@@ -87,6 +87,7 @@ class EventReader:
         self.started = False
         self.content = False
         self.usage: Usage | None = None
+        self.made: str | None = None
 
     def read_document(self, body: bytes) -> bytes:
         # Some servers answer a rerank with a list.

@@ -95,6 +95,10 @@ EXAMPLES = list(examples())
 
 #: Paths of the table that llama.cpp's server does not have.
 NOT_SERVED = {
+    "GET /v1/responses/{id}",
+    "DELETE /v1/responses/{id}",
+    "POST /v1/responses/{id}/cancel",
+    "GET /v1/responses/{id}/input_items",
     "POST /v1/responses/compact",
     "POST /pooling",
     "POST /v2/rerank",
