@@ -1,8 +1,10 @@
 """The daemon's reactor calls handlers as Twisted's own reactor does."""
 
+import functools
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,6 +124,81 @@ def test_a_lost_connection_is_reported_as_by_twisted(world: World) -> None:
     world.reactor.doIteration(0)
     world.reactor.doIteration(0)
     assert reader.lost == [error.ConnectionDone]
+
+
+def _running(world: World, handler: Callable[[Reader], object], seconds: float = 5.0) -> float:
+    """Run the reactor with this handler until it stops. Returns how many seconds that took."""
+    world.reader(handler)
+    too_late = world.reactor.callLater(seconds, world.reactor.stop)
+    began = time.monotonic()
+    world.reactor.run(installSignalHandlers=False)
+    if too_late.active():
+        too_late.cancel()
+    return time.monotonic() - began
+
+
+def test_many_events_are_handled_within_one_turn(world: World) -> None:
+    def read(reader: Reader) -> object:
+        reader.received()
+        if len(world.called) < 20:
+            reader.peer.send(b"x")
+        else:
+            world.reactor.stop()
+        return None
+
+    assert _running(world, read) < 4 and len(world.called) == 20
+
+
+def test_a_timer_set_by_a_handler_is_not_late(world: World) -> None:
+    def read(reader: Reader) -> object:
+        world.reactor.callLater(0.05, world.reactor.stop)
+        return reader.received()
+
+    assert 0.04 < _running(world, read) < 4
+
+
+def test_a_timer_moved_by_a_handler_is_not_late(world: World) -> None:
+    late = world.reactor.callLater(60, world.reactor.stop)
+
+    def read(reader: Reader) -> object:
+        late.reset(0.05)
+        return reader.received()
+
+    assert 0.04 < _running(world, read) < 4
+
+
+def test_a_timer_is_not_late_while_events_keep_coming(world: World) -> None:
+    def read(reader: Reader) -> object:
+        reader.received()
+        reader.peer.send(b"x")
+        return None
+
+    assert 0.09 < _running(world, read, seconds=0.1) < 4
+
+
+def test_a_call_of_another_thread_is_not_late(world: World) -> None:
+    def read(reader: Reader) -> object:
+        stop = functools.partial(world.reactor.callFromThread, world.reactor.stop)
+        threading.Timer(0.05, stop).start()
+        return reader.received()
+
+    assert 0.04 < _running(world, read) < 4
+
+
+def test_a_call_that_a_handler_leaves_for_the_next_turn_is_not_late(world: World) -> None:
+    def read(reader: Reader) -> object:
+        world.reactor.callFromThread(world.reactor.stop)
+        return reader.received()
+
+    assert _running(world, read) < 4
+
+
+def test_a_handler_can_crash_the_reactor(world: World) -> None:
+    def read(reader: Reader) -> object:
+        world.reactor.crash()
+        return reader.received()
+
+    assert _running(world, read) < 4
 
 
 def test_delayed_calls_that_exist_already_use_monotonic_time_too(world: World) -> None:

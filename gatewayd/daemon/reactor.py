@@ -13,6 +13,7 @@ from __future__ import annotations
 import select
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
@@ -21,33 +22,69 @@ from twisted.logger import Logger
 
 _log = Logger()
 
+_READABLE = select.EPOLLIN
+
 
 class Reactor(EPollReactor):
-    """Twisted's epoll reactor with another :meth:`doPoll`."""
+    """Twisted's epoll reactor with another :meth:`doPoll`.
+
+    Twisted looks for due timers and for calls of other threads after each wait. This reactor goes
+    back to waiting at once unless there is something to look for: that was a seventh of an event.
+    """
+
+    _interrupted = False  # there may be something to do before the next wait
 
     def doPoll(self, timeout: float | None) -> None:
-        """Wait ``timeout`` seconds (None: for ever) for events, and handle them."""
+        """Handle events for ``timeout`` seconds (None: for ever), or until there is other work."""
         selectables: dict[int, Any] = self._selectables
-        try:
-            ready = self._poller.poll(-1 if timeout is None else timeout, len(selectables))
-        except InterruptedError:
-            return
-        for fd, event in ready:
-            selectable = selectables.get(fd)
-            if selectable is None:
-                continue  # another handler has closed it in this turn
-            if event != select.EPOLLIN:
-                self._doReadOrWrite(selectable, fd, event)
-                continue
+        poll, seconds, calls = self._poller.poll, self.seconds, self.threadCallQueue
+        ends = None if timeout is None else seconds() + timeout
+        self._interrupted = False
+        while True:
             try:
-                why = selectable.doRead()
-            except BaseException as problem:  # a fault in one connection must not end the daemon
-                _log.failure("reading from {selectable} failed", selectable=selectable)
-                why = problem
-            if why:
-                self._disconnectSelectable(selectable, why, True)
+                ready = poll(timeout, len(selectables))
+            except InterruptedError:
+                return
+            for fd, event in ready:
+                selectable = selectables.get(fd)
+                if selectable is None:
+                    continue  # another handler has closed it in this turn
+                if event != _READABLE:
+                    self._doReadOrWrite(selectable, fd, event)
+                    continue
+                try:
+                    why = selectable.doRead()
+                except BaseException as problem:  # a fault in one connection must not end the daemon
+                    _log.failure("reading from {selectable} failed", selectable=selectable)
+                    why = problem
+                if why:
+                    self._disconnectSelectable(selectable, why, True)
+            if self._interrupted or calls:
+                return
+            if ends is not None:
+                timeout = ends - seconds()
+                if timeout <= 0:
+                    return
 
     doIteration = doPoll
+
+    # -- what may be due before the present wait ends ------------------------------------------
+
+    def callLater(self, delay: float, callable: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        self._interrupted = True
+        return super().callLater(delay, callable, *args, **kw)
+
+    def _moveCallLaterSooner(self, delayedCall: Any) -> None:
+        self._interrupted = True
+        super()._moveCallLaterSooner(delayedCall)
+
+    def stop(self) -> None:
+        self._interrupted = True
+        super().stop()
+
+    def crash(self) -> None:
+        self._interrupted = True
+        super().crash()
 
 
 def install() -> None:
