@@ -51,6 +51,9 @@ class Listener(Protocol):
     def lost(self, reason: Failure) -> None:
         """No head came, or the body broke off."""
 
+    def internal_error(self, failure: Failure) -> None:
+        """``replied``, or ``lost`` without a head, has raised an exception."""
+
 
 @implementer(IPushProducer)
 class Attempt:
@@ -72,6 +75,7 @@ class Attempt:
         "reader",
         "receiver",
         "reply",
+        "target",
     )
 
     def __init__(
@@ -83,6 +87,7 @@ class Attempt:
         self.receiver: Receiver | None = None
         self._listener: Listener | None = listener  # None once settled; breaks a reference cycle
         self.candidate = candidate
+        self.target = candidate.target
         self._call = call
         self._exchange = exchange
         self._head: Deferred[Reply] | None = None
@@ -90,10 +95,6 @@ class Attempt:
         self._paused = False
         self._under_way = False  # the target counts the request
         self._trial = 0  # if not 0, this reply decides whether the target is healthy
-
-    @property
-    def target(self) -> Target:
-        return self.candidate.target
 
     @property
     def in_flight(self) -> bool:
@@ -112,8 +113,8 @@ class Attempt:
 
     # -- what the relay does ---------------------------------------------------------------------
 
-    def ask(self, depth: int) -> Deferred[None]:
-        """Send the request. The returned Deferred fails only if the gateway has a bug.
+    def ask(self, depth: int) -> None:
+        """Send the request.
 
         :param depth: how many levels of JSON may nest in the reply.
         """
@@ -124,7 +125,7 @@ class Attempt:
         exchange.backends.append(target.backend.name)
         self._under_way, self._trial = True, target.begin()
         self._head = target.backend.send(call, exchange.id, exchange.traceparent)
-        return self._head.addCallbacks(self._got_reply, self._got_no_reply)
+        self._head.addCallbacks(self._got_reply, self._got_no_reply)
 
     def note_head(self, sure: bool) -> None:
         """The head of a reply with status 200 has come.
@@ -173,14 +174,23 @@ class Attempt:
     def _got_reply(self, reply: Reply) -> None:
         self.reply = reply
         self._exchange.connected = reply.connect_seconds
-        if self._listener is not None:
-            self._listener.replied(reply)
-        else:  # the backend replied although its Deferred was cancelled: abort the body
+        listener = self._listener
+        if listener is None:  # the backend replied although its Deferred was cancelled: abort it
             reply.body.deliverBody(self)  # type: ignore[arg-type]  # what it calls
+            return
+        try:
+            listener.replied(reply)
+        except Exception:
+            listener.internal_error(Failure())
 
     def _got_no_reply(self, reason: Failure) -> None:
-        if self._listener is not None:
-            self._listener.lost(reason)
+        listener = self._listener
+        if listener is None:
+            return
+        try:
+            listener.lost(reason)
+        except Exception:
+            listener.internal_error(Failure())
 
     def makeConnection(self, transport: BodyTransport) -> None:
         if self._listener is None:

@@ -161,11 +161,11 @@ class Relay:
         try:
             self.watch.start(self._attempt.target.backend.clocks)
             if self._phase is not Phase.ENDED:  # else total or caller_timeout was due already
-                self._attempt.ask(self._limits.json_depth).addErrback(self._internal_error)
+                self._attempt.ask(self._limits.json_depth)
         except GatewayError as problem:
             self.fail_over(problem)
         except Exception:
-            self._internal_error(Failure())
+            self.internal_error(Failure())
 
     def replied(self, reply: Reply) -> None:
         """The head of a reply has arrived. Choose a receiver, and ask for the body."""
@@ -183,7 +183,7 @@ class Relay:
         reply.body.deliverBody(attempt)  # type: ignore[arg-type]  # what it calls
         if refused is not None:
             self._reask_or_end(refused)
-        elif attempt.error_reply is not None and attempt.has_body:  # the head says nearly all
+        elif reply.status != 200 and attempt.has_body:  # the head says nearly all
             error = error_of(reply)
             if (error.retryable or self._may_reask(error)) and self._may_ask_another():
                 self.fail_over(error)
@@ -261,7 +261,7 @@ class Relay:
             error = self._candidates.error
             self.end(error or Overloaded("No backend for this model is available."))
 
-    def _internal_error(self, failure: Failure) -> None:
+    def internal_error(self, failure: Failure) -> None:
         """Log a bug of the gateway, and end with an error."""
         _log.failure("relaying {id} failed", failure, id=self._exchange.id)
         self.end(Internal("The gateway met an internal error."))
@@ -310,7 +310,7 @@ class Relay:
         elif isinstance(problem, GatewayError):
             self.fail_over(problem)
         else:
-            self._internal_error(reason)
+            self.internal_error(reason)
 
     def commit(self) -> None:
         """Begin the answer, unless it was begun. A part of the reply follows."""

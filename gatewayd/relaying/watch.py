@@ -90,9 +90,17 @@ class Watch:
         self._clocks = clocks
         idle, ping = clocks.idle, self._ping
         self._shortest = min(idle, ping) if idle and ping else idle or ping or clocks.total
-        self.started_at, self._content_at = self._reactor.seconds(), None
-        self._part_at, self._impatient = None, False
-        self._check()
+        now = self.started_at = self._reactor.seconds()
+        self._content_at = self._part_at = None
+        self._impatient = False
+        first_byte, patience, total = clocks.first_byte, clocks.patience, clocks.total
+        running = first_byte, patience, total, self._caller_timeout, self._shortest
+        soonest = self._created_at + min(filter(None, running), default=0.0)
+        if soonest > now:  # no clock can be due before this
+            self._scheduled = True
+            self._timer.set(soonest - now, self._check)
+        else:
+            self._check()
 
     @property
     def waited(self) -> float:
@@ -106,7 +114,8 @@ class Watch:
         exchange = self._exchange
         if before is None:
             exchange.first_byte = now
-            self._ensure_scheduled()
+            if not self._scheduled:
+                self._schedule(self._deadlines())
         elif now - before > exchange.longest_gap and exchange.first_event is not None:
             exchange.longest_gap = now - before
 
@@ -119,8 +128,8 @@ class Watch:
     def partial_event(self) -> None:
         """Data of an event came whose end has not come yet."""
         before, self._part_at = self._part_at, self._reactor.seconds()
-        if before is None:
-            self._ensure_scheduled()
+        if before is None and not self._scheduled:
+            self._schedule(self._deadlines())
 
     def relayed(self, events: int) -> None:
         """Events with content came and were sent on at once, and they are not the first.
@@ -202,11 +211,6 @@ class Watch:
                 return
             deadlines = self._deadlines()
         self._schedule(deadlines)
-
-    def _ensure_scheduled(self) -> None:
-        """The idle clock runs now, and no clock may have run before."""
-        if not self._scheduled:
-            self._schedule(self._deadlines())
 
     def _schedule(self, deadlines: list[tuple[float, str]]) -> None:
         """Check again when the next clock can be due, never within this call."""
