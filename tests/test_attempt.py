@@ -85,6 +85,8 @@ class Listener:
     def lost(self, reason: Failure) -> None:
         self.heard.append(reason.value)
 
+    internal_error = lost
+
 
 @pytest.fixture
 def backend() -> FakeBackend:

@@ -20,7 +20,7 @@ def test_the_head_and_the_body_of_a_reply_are_read() -> None:
     head = OK + b"Set-Cookie: a\r\nx-a: 1\r\nX-A: 2 \r\nConnection: x\r\nContent-Length: 3\r\n\r\n"
     reply, body = parsed(head, b"hi")
     assert (reply.code, reply.length, reply.framed, body) == (200, 3, True, b"hi")
-    assert reply.fields == [(b"x-a", b"1"), (b"x-a", b"2")]
+    assert (reply.fields, reply.repeated) == ({b"x-a": b"1"}, [(b"x-a", b"2 ")])
     assert not reply.complete and reply.problem is None
     assert reply.feed(b"!") == b"!" and reply.complete and reply.keep_alive
 
@@ -56,7 +56,7 @@ def test_bytes_after_a_reply_end_its_connection_and_leave_the_reply_valid() -> N
 def test_interim_replies_are_dropped_up_to_a_limit() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
     reply, _ = parsed(*[interim] * MAX_INTERIM, OK + b"\r\n")
-    assert (reply.code, reply.fields, reply.problem) == (200, [], None)
+    assert (reply.code, reply.fields, reply.problem) == (200, {}, None)
     reply, _ = parsed(*[interim] * (MAX_INTERIM + 1))
     assert isinstance(reply.problem, BadReply)
 

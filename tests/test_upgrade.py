@@ -26,7 +26,7 @@ def test_all_bytes_after_the_101_are_the_body() -> None:
         parser, received = parsed(*segments)
         assert received == body and parser.code == 101
         assert parser.problem is None and not parser.complete and not parser.framed
-        assert (b"sec-websocket-accept", b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") in parser.fields
+        assert parser.fields[b"sec-websocket-accept"] == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
         parser.close()
 
 

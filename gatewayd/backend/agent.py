@@ -10,11 +10,11 @@ any byte of a reply: the backend had closed it while the request was on its way.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult
 
 from twisted.internet.defer import Deferred, fail
-from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
@@ -22,7 +22,7 @@ from zope.interface import implementer
 from gatewayd.http1.writing import request_head
 
 from .connecting import Connecting
-from .connection import Connection, NoAnswer
+from .connection import Connection
 from .endpoint import Endpoint
 from .headers import RequestHeaders
 from .pool import Pool
@@ -55,7 +55,8 @@ class Agent:
     ) -> None:
         self._reactor = reactor
         self._host = b"Host: %b\r\n" % base.netloc.encode("ascii")
-        self._prefix = f"{base.scheme}://{base.netloc}".encode("ascii")
+        self._root = f"{base.scheme}://{base.netloc}/".encode("ascii")
+        self._target_begins = len(self._root) - 1  # in the URIs of requests
         self._tls = tls
         port = base.port or (443 if tls is not None else 80)
         self._endpoint = Endpoint(reactor, base.hostname or "", port)
@@ -78,24 +79,27 @@ class Agent:
         :param bodyProducer: a :class:`.treqclient.BytesProducer`; None for no body.
         :raises GatewayError: there is no reply, or its head is not valid.
         """
-        if not uri.startswith(self._prefix + b"/"):
-            return fail(ValueError(f"{uri!r} is not under {self._prefix!r}"))
+        if not uri.startswith(self._root):
+            return fail(ValueError(f"{uri!r} is not under {self._root!r}"))
         producer: Any = bodyProducer
         body = b"" if producer is None else producer.body
-        lines = self._host + RequestHeaders.of(headers).lines
+        if not isinstance(headers, RequestHeaders):
+            headers = RequestHeaders.of(headers)
+        lines = self._host + headers.lines
         if body or method not in _WITHOUT_BODY:
             lines += b"Content-Length: %d\r\n" % len(body)
-        raw = request_head(method, uri[len(self._prefix) :], lines) + body
+        raw = request_head(method, uri[self._target_begins :], lines) + body
         # A deletion is never sent again, so it takes no connection that may be dead already.
         connection = None if method == b"DELETE" else self._pool.take()
         if connection is None:
             return self._send_on_new(raw)
         connection.max_head = self._max_head
-        return connection.send(raw).addErrback(self._send_again, raw, self._reactor.seconds())
+        return connection.send(raw, partial(self._send_again, raw, self._reactor.seconds()))
 
-    def _send_again(self, failure: Failure, raw: bytes, sent: float) -> Any:
-        if not failure.check(NoAnswer) or self._reactor.seconds() - sent > STALE_SECONDS:
-            return failure
+    def _send_again(self, raw: bytes, sent: float) -> Deferred[IResponse] | None:
+        """An idle connection was lost without a reply. None if too much time has passed."""
+        if self._reactor.seconds() - sent > STALE_SECONDS:
+            return None
         return self._send_on_new(raw)
 
     def upgrade(
@@ -108,7 +112,7 @@ class Agent:
 
         :raises GatewayError: there is no reply, or its head is not valid.
         """
-        raw = request_head(b"GET", uri[len(self._prefix) :], self._host + headers.lines)
+        raw = request_head(b"GET", uri[self._target_begins :], self._host + headers.lines)
         connection = UpgradeConnection(self._reactor, self._max_head)
         connecting = Connecting(self._reactor, connection, self._tls, self._connect_timeout)
         opened: Deferred[Any] = connecting.begin(self._endpoint).addCallback(Connection.send, raw)

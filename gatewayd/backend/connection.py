@@ -80,8 +80,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 
-class NoAnswer(ConnectionReset):
-    """The connection was lost after a request was sent and before any byte of a reply."""
+SendAgain = Callable[[], Deferred[IResponse] | None]
 
 
 class Connection(Protocol):
@@ -120,20 +119,25 @@ class Connection(Protocol):
         self._request_size = 0
         self._reply: ReplyParser | None = None  # of the current request
         self._head: Deferred[IResponse] | None = None  # while its head is awaited
+        self._send_again: SendAgain | None = None
+        self._sent_again: Deferred[IResponse] | None = None  # what became of its last request
         self._receiver: BodyReceiver | None = None  # of its body, from the head on
 
-    def send(self, raw: bytes) -> Deferred[IResponse]:
+    def send(self, raw: bytes, send_again: SendAgain | None = None) -> Deferred[IResponse]:
         """Send a whole request. The Deferred fires with the head of the reply.
 
         Cancelling the Deferred closes the connection.
 
-        :raises NoAnswer: the connection was lost before any byte of the reply.
-        :raises ConnectionReset, BadReply: the reply broke off in its head, or is not valid.
+        :param send_again: called if the connection is lost before any byte of a reply. It sends
+            the request on another connection and returns its Deferred, or returns None.
+        :raises ConnectionReset, BadReply: there is no reply, it broke off in its head, or its head
+            is not valid.
         """
         self.state = TRANSITIONS[self.state][SEND]
         self._reply = self.parser(self.max_head)
         self._request_size = len(raw)
-        self._head = head = Deferred[IResponse](lambda _: self.abort())
+        self._head = head = Deferred[IResponse](self._cancelled)
+        self._send_again = send_again
         send(self.transport, raw)
         return head
 
@@ -150,10 +154,10 @@ class Connection(Protocol):
         elif body:
             receiver.dataReceived(body)
         # The receiver may have closed the connection, or begun the next request on it.
-        if self._reply is reply:
+        if reply.over and self._reply is reply:
             if reply.problem is not None:
                 self._fail(reply.problem)
-            elif reply.complete:
+            else:
                 self._end(reply, _DONE)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -164,8 +168,16 @@ class Connection(Protocol):
             return
         detail = describe(reason)
         if self.state is AWAITING_HEAD:
-            kind = ConnectionReset if reply.answered else NoAnswer
-            self._fail(kind("The backend closed the connection without a reply.", detail=detail))
+            head, again = self._head, None
+            if not reply.answered and self._send_again is not None:
+                again = self._send_again()
+            if again is None or head is None:
+                message = "The backend closed the connection without a reply."
+                self._fail(ConnectionReset(message, detail=detail))
+            else:
+                self.abort()
+                self._sent_again = again
+                again.chainDeferred(head)
         elif reply.framed or not reason.check(error.ConnectionDone):
             self._fail(Truncated("The backend's reply broke off before its end.", detail=detail))
         else:
@@ -183,6 +195,13 @@ class Connection(Protocol):
         if self.transport is not None:
             self.transport.abortConnection()
 
+    def _cancelled(self, _: Deferred[IResponse]) -> None:
+        """The canceller of the Deferred of :meth:`send`."""
+        if self._sent_again is None:
+            self.abort()
+        else:
+            self._sent_again.cancel()
+
     def is_silent(self) -> bool:
         """Whether an idle connection has received nothing, which would be read as a reply."""
         return not has_unread(self.transport)
@@ -192,7 +211,7 @@ class Connection(Protocol):
     def _hand_out_head(self, reply: ReplyParser, body: bytes) -> None:
         """The head is complete; ``body`` is the part of the body that arrived with it."""
         self.state = TRANSITIONS[self.state][HEAD]
-        head, self._head = self._head, None
+        head, self._head, self._send_again = self._head, None, None
         self._receiver = self.response = response = Response(self, reply, body)
         assert head is not None
         head.callback(response)
@@ -206,7 +225,8 @@ class Connection(Protocol):
         if reason is _DONE and self._is_reusable(reply):
             self.state = TRANSITIONS[self.state][END]
             self._forget_request()
-            self.resume()
+            if self._paused:
+                self.resume()
             self._on_idle(self)
         else:
             self.abort()
@@ -239,7 +259,7 @@ class Connection(Protocol):
     def _forget_request(self) -> None:
         if self._reply is not None:
             self._reply.close()
-        self._reply = self._head = self._receiver = self.response = None
+        self._reply = self._head = self._send_again = self._receiver = self.response = None
 
     # -- called by the response ------------------------------------------------------------------
 
@@ -247,7 +267,8 @@ class Connection(Protocol):
         """Have ``receiver`` take the rest of the body."""
         self.state = TRANSITIONS[self.state][DELIVER]
         self._receiver = receiver
-        self.resume()
+        if self._paused:
+            self.resume()
 
     def discard_rest(self) -> None:
         """Read and drop the rest of the body if it is short; otherwise close."""

@@ -38,9 +38,7 @@ class RequestHeaders(Headers):
 
     @classmethod
     def of(cls, headers: Headers | None) -> RequestHeaders:
-        """Encode Twisted's headers, unless they are encoded already."""
-        if isinstance(headers, cls):
-            return headers
+        """Encode Twisted's headers."""
         fields = () if headers is None else headers.getAllRawHeaders()
         return cls(header_lines((name, value) for name, values in fields for value in values))
 
@@ -71,25 +69,24 @@ class RequestHeaders(Headers):
         return self
 
 
-def crossing(
-    fields: Iterable[tuple[bytes, bytes]],
-) -> tuple[str, str, tuple[tuple[bytes, bytes], ...]]:
+def crossing(fields: dict[bytes, bytes]) -> tuple[str, str, tuple[tuple[bytes, bytes], ...]]:
     """What of a reply's header fields may cross to the client.
 
-    :param fields: with names in lower case. Only the first of each name counts.
+    :param fields: with names in lower case. There may be white space around the values.
     :returns: the media type in lower case; its parameters, with the ``;`` before them, or "" if
         they may not cross; the other fields.
     """
-    content_type: bytes | None = None
-    others: dict[bytes, bytes] = {}
-    for name, value in fields:
-        if name == b"content-type":
-            content_type = value if content_type is None else content_type
-        elif name in _CROSSING or name.startswith(_CROSSING_PREFIXES):
-            others.setdefault(name, value)
-    media_type, parameters = ("", "") if content_type is None else _content_type(content_type)
-    safe = tuple(field for field in others.items() if _VALUE.fullmatch(field[1])) if others else ()
-    return media_type, parameters, safe
+    media_type, parameters = _content_type(fields.get(b"content-type", b""))
+    others: tuple[tuple[bytes, bytes], ...] = ()
+    # Two passes in C, because most replies have none of these.
+    if not _CROSSING.isdisjoint(fields) or b"-ratelimit-" in b" ".join(fields):
+        others = tuple(
+            (name, stripped)
+            for name, value in fields.items()
+            if (name in _CROSSING or name.startswith(_CROSSING_PREFIXES))
+            and _VALUE.fullmatch(stripped := value.strip(b" \t"))
+        )
+    return media_type, parameters, others
 
 
 @lru_cache(maxsize=64)

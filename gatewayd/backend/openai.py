@@ -181,7 +181,7 @@ def _opened(opened: Any, handshake: Handshake, key: str) -> Accepted | Reply:
     if response.code != 101:
         return _reply(response, key)
     try:
-        headers = handshake.accepted(response.fields)
+        headers = handshake.accepted(response.all_fields())
     except BadReply:
         connection.abort()
         raise

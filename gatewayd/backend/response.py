@@ -52,8 +52,9 @@ class Response:
 
     def __init__(self, connection: Source, reply: ReplyParser, held: bytes) -> None:
         self.code = reply.code
-        #: Header fields, with names in lower case.
+        #: The first header field of each name, with names in lower case.
         self.fields = reply.fields
+        self._repeated = reply.repeated
         self.length = UNKNOWN_LENGTH if reply.length is None else reply.length
         self.connect_seconds = connection.connect_seconds if connection.replies == 0 else 0.0
         self._connection = connection
@@ -64,9 +65,13 @@ class Response:
     @property
     def headers(self) -> Headers:
         headers = Headers()
-        for name, value in self.fields:
-            headers.addRawHeader(name, value)
+        for name, value in self.all_fields():
+            headers.addRawHeader(name, value.strip(b" \t"))
         return headers
+
+    def all_fields(self) -> list[tuple[bytes, bytes]]:
+        """All header fields, with names in lower case."""
+        return [*self.fields.items(), *self._repeated]
 
     def setPreviousResponse(self, response: IResponse) -> None:
         """No-op: redirects are not followed."""
@@ -80,8 +85,9 @@ class Response:
         self._end = reason
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        if self._connection.response is self:
-            self._connection.deliver_to(protocol)
+        connection = self._connection
+        if connection.response is self:
+            connection.deliver_to(protocol)
         protocol.makeConnection(self)  # type: ignore[arg-type]  # has what a body's receiver calls
         held, self._held = self._held, b""
         if held and not self._left:

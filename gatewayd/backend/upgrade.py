@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from gatewayd.http1.handshake import asks_for_websocket
 from gatewayd.http1.head import Fields
-from gatewayd.http1.replies import LARGE, ReplyParser
+from gatewayd.http1.replies import ReplyParser
 from gatewayd.sending import send, tcp_of, tune
 from gatewayd.wire.errors import BadReply
 
@@ -42,11 +42,14 @@ class UpgradeParser(ReplyParser):
             super().on_headers_complete()
             return
         self._head_ended = True
-        if self._lines_size > self._max_head:
-            raise BadReply(LARGE)
-        if not asks_for_websocket(Fields(self.fields)):
+        self._sort_lines()
+        if not asks_for_websocket(Fields((*self.fields.items(), *self.repeated))):
             raise BadReply("The backend switched to another protocol.")
         self.code = 101
+
+    def _read_about_connection(self, name: bytes, value: bytes) -> None:
+        if self._parser.get_status_code() != 101:  # which has no framing
+            super()._read_about_connection(name, value)
 
     def on_message_complete(self) -> None:
         if self.code != 101:  # whose body has no end

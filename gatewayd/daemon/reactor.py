@@ -54,7 +54,7 @@ class Reactor(EPollReactor):
                     continue
                 try:
                     why = selectable.doRead()
-                except BaseException as problem:  # a fault in one connection must not end the daemon
+                except BaseException as problem:  # one connection's fault must not end the daemon
                     _log.failure("reading from {selectable} failed", selectable=selectable)
                     why = problem
                 if why:

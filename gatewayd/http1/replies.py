@@ -8,6 +8,7 @@ content codings, because none is requested, and bytes after the reply.
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import Any
 
 import httptools
@@ -17,7 +18,7 @@ from gatewayd.wire.errors import BadReply, UpstreamError
 #: The most interim (1xx) replies before the final one.
 MAX_INTERIM = 1000
 
-LARGE = "The head of the backend's reply is too large."
+_LARGE = "The head of the backend's reply is too large."
 _ENDLESS = "The backend sent framing or trailers without end."
 
 #: Fields that concern only the connection and the framing of the reply, or must not cross.
@@ -32,6 +33,8 @@ _ABOUT_CONNECTION = frozenset(
     )
 )
 
+_WITHOUT_BODY = frozenset({204, 304})
+
 _KEEP_ALIVE = re.compile(rb"(timeout|max)\s*=\s*(\d{1,9})", re.IGNORECASE)
 
 
@@ -45,23 +48,24 @@ class ReplyParser:
 
     def __init__(self, max_head: int) -> None:
         self._max_head = max_head
-        self._lines_size = self._interim = 0
+        self._interim = 0
         self._head_ended = False  # within the bytes of this call of feed
         self._overhead = 0  # bytes since the end of a head or the last byte of the body
-        self._about_connection: list[tuple[bytes, bytes]] = []  # fields
+        self._lines: list[tuple[bytes, bytes]] = []  # header lines, then trailers
         self._body: list[bytes] = []
-        self._begun = False
-        #: Whether any byte was received.
-        self.answered = False
         #: The status code; 0 until the head is complete.
         self.code = 0
-        #: Header fields, with names in lower case. Those on framing, cookies and the connection are
-        #: left out.
-        self.fields: list[tuple[bytes, bytes]] = []
+        #: The first header field of each name, with names in lower case. There may be white space
+        #: around a value. Those on framing, cookies and the connection are left out.
+        self.fields: dict[bytes, bytes] = {}
+        #: The further fields of these names.
+        self.repeated: list[tuple[bytes, bytes]] = []
         #: The Content-Length, if there is one.
         self.length: int | None = None
         #: False if only the end of the connection ends the body.
         self.framed = False
+        #: Whether the reply is complete, or has a problem.
+        self.over = False
         self.complete = False
         #: Why the rest cannot be parsed.
         self.problem: UpstreamError | None = None
@@ -73,9 +77,13 @@ class ReplyParser:
         self.on_body = self._body.append  # set first: the parser looks it up when it is created
         self._parser: Any = httptools.HttpResponseParser(self)
 
+    @property
+    def answered(self) -> bool:
+        """Whether any byte was received. For a reply without a complete head."""
+        return self._overhead > 0 or self._interim > 0
+
     def feed(self, data: bytes) -> bytes:
         """Parse received bytes. Returns the part of the body in them."""
-        self.answered = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as e:
@@ -103,7 +111,7 @@ class ReplyParser:
             return
         self._overhead += size
         if self._overhead > self._max_head and self.problem is None:
-            self._set_problem(BadReply(_ENDLESS if self.code else LARGE))
+            self._set_problem(BadReply(_ENDLESS if self.code else _LARGE))
 
     def switched(self, rest: bytes) -> None:
         """The backend has switched to another protocol, although none was asked for.
@@ -120,65 +128,68 @@ class ReplyParser:
         if self.complete:  # the reply is good; the bytes after it make the connection useless
             self.keep_alive = False
         else:
-            self.problem = problem
+            self.problem, self.over = problem, True
 
     # -- called by llhttp; an exception here is the context of the one that feed_data raises ------
 
     def on_message_begin(self) -> None:
-        if self._begun and self.complete:
+        if self.complete:
             raise BadReply("The backend sent more than its reply.")
-        self._begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.code:
-            return  # a trailer
-        self._lines_size += len(name) + len(value) + 4
-        # White space around a value is not part of it (RFC 9110, 5.5).
-        field = name.lower(), value.strip(b" \t")
-        if field[0] in _ABOUT_CONNECTION:
-            self._about_connection.append(field)
-        else:
-            self.fields.append(field)
+        self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._head_ended = True
         code = self._parser.get_status_code()
-        if code == 101:
-            raise BadReply("The backend switched to another protocol.")
         if code < 200:
+            if code == 101:
+                raise BadReply("The backend switched to another protocol.")
             self._interim += 1
-            self.fields.clear()
-            self._about_connection.clear()
+            self._lines.clear()
             if self._interim > MAX_INTERIM:
                 raise BadReply("The backend sent interim replies without end.")
-            self._lines_size = 0
             return
-        if self._lines_size > self._max_head:
-            raise BadReply(LARGE)
-        self._read_framing()
-        if code in (204, 304):
+        self._sort_lines()
+        if code in _WITHOUT_BODY:
             self.framed = True
         self.code = code
 
+    def _sort_lines(self) -> None:
+        """Read the fields of the head that is complete."""
+        lines = self._lines
+        if sum(map(len, chain.from_iterable(lines))) + 4 * len(lines) > self._max_head:
+            raise BadReply(_LARGE)
+        fields = self.fields
+        for name, value in lines:
+            name = name.lower()
+            if name in _ABOUT_CONNECTION:
+                # White space around a value is not part of it (RFC 9110, 5.5).
+                self._read_about_connection(name, value.strip(b" \t"))
+            elif name in fields:
+                self.repeated.append((name, value))
+            else:
+                fields[name] = value
+        lines.clear()
+
     def on_message_complete(self) -> None:
         if self.code:  # otherwise it was an interim reply
-            self.complete = True
+            self.complete = self.over = True
             self.keep_alive = self._parser.should_keep_alive()
 
-    def _read_framing(self) -> None:
-        for name, value in self._about_connection:
-            if name == b"content-length":
-                self.length = int(value)
-                self.framed = True
-            elif name == b"transfer-encoding":
-                if value.lower() != b"chunked":
-                    raise BadReply("The backend used an unknown transfer coding.")
-                self.framed = True
-            elif name == b"content-encoding":
-                if value.lower() != b"identity":
-                    raise BadReply("The backend used a content coding that was not asked for.")
-            elif name == b"keep-alive":
-                self._read_keep_alive(value)
+    def _read_about_connection(self, name: bytes, value: bytes) -> None:
+        if name == b"content-length":
+            self.length = int(value)
+            self.framed = True
+        elif name == b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise BadReply("The backend used an unknown transfer coding.")
+            self.framed = True
+        elif name == b"content-encoding":
+            if value.lower() != b"identity":
+                raise BadReply("The backend used a content coding that was not asked for.")
+        elif name == b"keep-alive":
+            self._read_keep_alive(value)
 
     def _read_keep_alive(self, value: bytes) -> None:
         for key, number in _KEEP_ALIVE.findall(value):

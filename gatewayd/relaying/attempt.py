@@ -21,7 +21,6 @@ from gatewayd.backend.interface import Reply
 from gatewayd.exchange import Exchange
 from gatewayd.routing.evidence import Outcome
 from gatewayd.routing.router import Candidate
-from gatewayd.routing.target import Target
 from gatewayd.wire.call import Call, Reader
 
 from .client import Client
