@@ -82,3 +82,12 @@ def test_the_oracle_notices_a_broken_promise(runner: Runner, break_it: object) -
     break_it(world)  # type: ignore[operator]
     assert judge(world) != []
     world.close()
+
+
+def test_the_oracle_notices_two_executions_at_one_time(runner: Runner) -> None:
+    world = runner.world(1013)
+    assert world.reask and judge(world) == []
+    for attempt in world.attempts:
+        attempt.socket.closed_at = 10**9  # long after any other backend was asked
+    assert any("was under way" in problem for problem in judge(world))
+    world.close()

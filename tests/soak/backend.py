@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from .network import Plain
+from .network import Plain, Socket
 from .plans import Plan
 
 #: The gateway may ask for it at any time; with an empty list, all backends stay equal.
@@ -28,6 +28,8 @@ class Attempt:
     :param answered: whether any byte was sent back.
     :param ended: the time at which the plan was finished.
     :param left: the time at which the gateway closed the connection before that.
+    :param socket: the gateway's end of its connection.
+    :param sent_at: the operation of the network with which the gateway began to send it.
     """
 
     id: str
@@ -36,6 +38,8 @@ class Attempt:
     began: float
     head: bytes
     fresh: bool
+    socket: Socket
+    sent_at: int
     body: bytes = b""
     whole: bool = False
     answered: bool = False
@@ -105,6 +109,7 @@ class BackendEnd:
             head += b"\r\n"
             if head.startswith(_MODELS):
                 self._buffer = rest
+                self.end.socket.peer.sent_at.clear()
                 self.served += 1
                 self.end.write(_NO_MODELS)
                 self.end.pump(0)
@@ -116,7 +121,10 @@ class BackendEnd:
                 return True
             name = id[1].decode()
             plan = self._plan_for(name, path[1].decode(), self.name)
-            attempt = Attempt(name, self.name, plan, now, head, self.served == 0)
+            gateways = self.end.socket.peer
+            sent_at = gateways.sent_at[0]
+            fresh = self.served == 0
+            attempt = Attempt(name, self.name, plan, now, head, fresh, gateways, sent_at)
             self._attempts.append(attempt)
             self._current, self._buffer = attempt, rest
             self._length = int(length[1])
@@ -127,6 +135,8 @@ class BackendEnd:
         current.body += part
         self._buffer = self._buffer[len(part) :]
         current.whole = len(current.body) == self._length
+        if current.whole:
+            self.end.socket.peer.sent_at.clear()
         return current.whole or bool(part)
 
     def _due(self, now: float) -> None:

@@ -23,6 +23,8 @@ from twisted.python.failure import Failure
 
 #: Descriptor numbers that are never in use: a system call on them fails.
 _numbers = itertools.count(1_000_000)
+#: Counts sends and closes, so that their order is known.
+_operations = itertools.count(1)
 
 
 class Socket:
@@ -36,6 +38,8 @@ class Socket:
         self.received = bytearray()
         self.peer: Socket
         self.closed = False
+        self.closed_at = 0  # the operation that closed it; 0 if none has
+        self.sent_at: list[int] = []  # the operations that sent; whoever reads may forget them
         self.ended = False  # the peer sends no more
         self.broken = False  # the peer has reset the connection
         self.sent_too_late = False  # ... because bytes arrived after it had closed
@@ -58,6 +62,7 @@ class Socket:
     def send(self, data: Any) -> int:
         if self.broken:
             raise ConnectionResetError(errno.ECONNRESET, "reset")
+        self.sent_at.append(next(_operations))
         if self.peer.closed:
             self.broken = self.sent_too_late = True  # the answer to bytes for a closed socket
             return len(data)
@@ -89,7 +94,7 @@ class Socket:
     def close(self) -> None:
         if self.closed:
             return
-        self.closed = True
+        self.closed, self.closed_at = True, next(_operations)
         if self._reset_on_close or self.received:
             self.peer.broken = True
             self.peer.received.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from typing import Any
@@ -51,7 +52,7 @@ def judge(world: World) -> list[str]:
             said = _exchange(world, client, ask, answer, own, attempts.get(ask.id, []))
             found += [f"{ask.id}: {problem}" for problem in said]
     for id, tries in attempts.items():
-        found += [f"{id}: {problem}" for problem in _executions(tries)]
+        found += [f"{id}: {problem}" for problem in _executions(world, tries)]
         for attempt in tries:
             found += [f"{id}: {problem}" for problem in _request(world, attempt)]
     found += _cancel(world, attempts, by_id)
@@ -98,7 +99,8 @@ def _exchange(
     if len(line["backend"]) < len(attempts) and not _stale(attempts):
         found.append(f"{len(attempts)} attempts, the log knows {line['backend']}")
     if answer is not None:
-        found += _answer(client, ask, answer, line, attempts)
+        found += _answer(world, client, ask, answer, line, attempts)
+        found += _told_not_to_retry(answer, line, attempts)
     elif line["end"] == "complete" and client.left is None and client.reads_all:
         found.append("complete in the log, and no answer")
     if line["end"] == "internal":
@@ -111,7 +113,12 @@ def _exchange(
 
 
 def _answer(
-    client: ClientEnd, ask: Ask, answer: Answer, line: dict[str, Any], attempts: list[Attempt]
+    world: World,
+    client: ClientEnd,
+    ask: Ask,
+    answer: Answer,
+    line: dict[str, Any],
+    attempts: list[Attempt],
 ) -> list[str]:
     found = []
     end = line["end"]
@@ -120,6 +127,8 @@ def _answer(
     if line["status"] != answer.status:
         found.append(f"status {answer.status} for the client, {line['status']} in the log")
     good = answer.status == 200
+    if world.reask and (not attempts or attempts[-1].backend != line["backend"][-1]):
+        return found  # the last backend never received it
     plan = attempts[-1].plan if attempts else None
     if end == "complete":
         if plan is None or not plan.complete:
@@ -152,6 +161,16 @@ def _answer(
     if plan.status and answer.whole and not passed_on:
         found.append(f"{answer.status} for the backend's {plan.name}")
     return found
+
+
+def _told_not_to_retry(
+    answer: Answer, line: dict[str, Any], attempts: list[Attempt]
+) -> list[str]:
+    """A client is told not to repeat a request that several backends may have executed."""
+    left = [a for a in attempts[:-1] if a.plan.may_have_run and not _died_unanswered(a)]
+    if left and answer.status != 200 and answer.header("x-should-retry") != ["false"]:
+        return [f"{answer.status} without x-should-retry after {len(line['backend'])} backends"]
+    return []
 
 
 def _content(ask: Ask, answer: Answer, plan: Any) -> list[str]:
@@ -204,13 +223,22 @@ def _died_unanswered(attempt: Attempt) -> bool:
     return not attempt.fresh and (not attempt.answered or attempt.was_reset)
 
 
-def _executions(attempts: list[Attempt]) -> list[str]:
-    """Promise 6: no second backend is asked once the first may have begun the work."""
-    for attempt in attempts[:-1]:
+def _executions(world: World, attempts: list[Attempt]) -> list[str]:
+    """Promise 6: the next backend is asked only after the one before cannot work any more.
+
+    Without ``reask``, none is asked once a backend may have begun the work.
+    """
+    executions = 1
+    for attempt, following in itertools.pairwise(attempts):
         if not attempt.plan.may_have_run:
             continue
         if not _died_unanswered(attempt):
-            return [f"asked again after {attempt.plan.name}"]
+            executions += 1
+            if executions > world.attempts_allowed:
+                return [f"asked again after {attempt.plan.name}"]
+        over = attempt.ended is not None and attempt.ended <= following.began
+        if not over and not 0 < attempt.socket.closed_at < following.sent_at:
+            return [f"asked again while {attempt.plan.name} was under way"]
     return []
 
 

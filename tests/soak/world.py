@@ -82,6 +82,7 @@ class World:
         self._capacity = pick([2_000, 16_000, 64_000, 256_000])
         self.secure = pick([False, False, True])
         self.tokens = pick([False, True])
+        self._choose_reask()
         self._variables = self._settings()
         self.service = GatewayService(self._load(), self._load, self._network)
         self.service.recorder.startService()
@@ -109,6 +110,9 @@ class World:
             "LIMITS_IN_FLIGHT": pick(["3", "100"]),
             "LIMITS_CONNECTIONS": pick(["4", "100"]),
             "LOG_ACCESS": str(self._log),
+            "ROUTING_REASK": "before-commit" if self.reask else "never",
+            "ROUTING_ATTEMPTS": str(max(2, self.attempts_allowed)),
+            "TIMEOUTS_PATIENCE": self._patience,
         }
         for port, secure in self._ports.items():
             start = f"BACKEND_B{port}"
@@ -124,6 +128,16 @@ class World:
         if self.tokens:
             variables["TOKEN_T_SHA256"] = hashlib.sha256(TOKEN.encode()).hexdigest()
         return {f"GATEWAYD_{name}": value for name, value in variables.items()}
+
+    def _choose_reask(self) -> None:
+        """Choices of their own generator, so that the others of a seed stay what they were."""
+        choose = random.Random(f"reask 3 {self.seed}").choice
+        self.reask = choose([False, False, True])
+        #: How many backends may execute a request.
+        self.attempts_allowed = choose([2, 3]) if self.reask else 1
+        self._patience = choose(["0", "0.2", "0.4"]) if self.reask else "0"
+        if self.reask:
+            self._ports |= {9000 + n: False for n in range(choose([2, 4]))}
 
     def _load(self) -> Settings:
         return load(self._variables)
