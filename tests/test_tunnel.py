@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.error import ConnectionLost
 
 from gatewayd.exchange import End, Exchange
 from gatewayd.wire.errors import Drained
+from tests.memory import ClientTransport
 from tests.websocket import (
     BINARY,
     CLOSE,
@@ -339,3 +342,120 @@ def test_a_close_frame_without_a_code_is_a_good_end() -> None:
     backend.closes(None)
     client.send_raw(close(None, masked=True))
     assert ended(made).end is COMPLETE
+
+
+# -- any order of events ---------------------------------------------------------------------------
+
+FRAMES = st.one_of(
+    st.builds(
+        lambda opcode, payload, fin: (opcode, payload, fin),
+        st.sampled_from([TEXT, BINARY, CONTINUATION]),
+        st.binary(max_size=300),
+        st.booleans(),
+    ),
+    st.builds(
+        lambda opcode, payload: (opcode, payload, True),
+        st.sampled_from([PING, PONG]),
+        st.binary(max_size=125),
+    ),
+)
+#: How many of the last bytes are held back until the next event of the same side.
+HELD = st.sampled_from([0, 0, 1, 5])
+EVENTS = st.tuples(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("say"), st.booleans(), st.tuples(FRAMES, HELD)),
+            st.tuples(st.just("say"), st.booleans(), st.tuples(FRAMES, HELD)),
+            st.tuples(st.just("close"), st.booleans(), st.sampled_from([1000, 1011, None])),
+            st.tuples(st.just("slow"), st.booleans(), st.booleans()),
+            st.tuples(st.just("wait"), st.booleans(), st.sampled_from([0.5, 4.0])),
+        ),
+        max_size=12,
+    ),
+    st.tuples(st.sampled_from(["lose", "drain", "wait", "close"]), st.booleans(), st.just(1000)),
+).map(lambda parts: [*parts[0], parts[1]])
+
+
+class Side:
+    """A peer with bytes that it has yet to send, and all that it has sent."""
+
+    def __init__(self, peer: Peer, masked: bool) -> None:
+        self.peer, self.masked = peer, masked
+        self.queued = self.sent = b""
+        self.lost = self.slow = False
+
+    def act(self, kind: str, value: Any) -> None:
+        transport = self.peer.transport
+        if kind == "say":
+            (opcode, payload, fin), held = value
+            self.queued += frame(opcode, payload, fin=fin, masked=self.masked)
+            self._send(len(self.queued) - held)
+        elif kind == "close":
+            self.queued += close(value, masked=self.masked)
+            self._send(len(self.queued))
+        elif kind == "slow" and transport.producer is not None and self.slow != value:
+            self.slow = value
+            (transport.producer.pauseProducing if value else transport.producer.resumeProducing)()
+        elif kind == "lose" and not self.lost and not transport.aborted:
+            self.lost = True
+            if isinstance(transport, ClientTransport):
+                transport.leave()
+            else:
+                transport.close(ConnectionLost())
+
+    def _send(self, count: int) -> None:
+        transport = self.peer.transport
+        gone = self.lost or transport.aborted
+        if count > 0 and not gone and transport.producerState != "paused":
+            data, self.queued = self.queued[:count], self.queued[count:]
+            self.sent += data
+            self.peer.send_raw(data)
+
+
+@given(EVENTS)
+def test_promise_1_any_order_of_events_ends_in_one_way_and_truthfully(
+    events: list[tuple[str, bool, Any]],
+) -> None:
+    made, client_end, backend_end = world(idle=10.0)
+    sides = Side(client_end, True), Side(backend_end, False)
+    for kind, first, value in events:
+        if kind == "wait":
+            made.reactor.advance(value)
+        elif kind == "drain":
+            for exchange in list(made.gateway.site.state.active):
+                if exchange.stop is not None:
+                    exchange.stop(Drained("late"))
+        else:
+            sides[not first].act(kind, value)
+    for side in sides:
+        side.act("slow", False)
+    made.reactor.pump([1000.0] * 3)  # a clock may set another one
+    exchange = ended(made)
+    for receiver, sender in (sides, sides[::-1]):
+        received = receiver.peer.raw
+        crossed = _relayed(received, sender.sent)
+        inserted = received[crossed:]
+        if inserted:  # a Close frame of the gateway, between two frames
+            (own,) = frames_in(inserted)
+            assert own.opcode == CLOSE and own.code in (1001, 1002, 1009, 1011, 1012)
+            assert own.masked is sender.masked
+            assert CLOSE not in [each.opcode for each in frames_in(received[:crossed])]
+        if exchange.end is COMPLETE:
+            assert not inserted
+    if exchange.end is COMPLETE:
+        assert frames_in(client_end.raw)[-1].opcode == CLOSE
+        assert exchange.bytes_in == len(backend_end.raw)
+    elif exchange.end in (End.BACKEND_TRUNCATED, End.BACKEND_TIMEOUT, End.DRAINED):
+        assert client_end.transport.aborted or frames_in(client_end.raw)[-1].opcode == CLOSE
+    for side in sides:
+        transport = side.peer.transport
+        assert side.lost or transport.aborted or transport.disconnecting
+
+
+def _relayed(received: bytes, sent: bytes) -> int:
+    """How many bytes at the start were relayed; what follows them is a frame of the gateway."""
+    count = min(len(received), len(sent))
+    same = next((n for n in range(count) if received[n] != sent[n]), count)
+    if same < count and sent[same - 1 : same] == b"\x88":
+        return same - 1  # its first byte is that of a frame which was not relayed
+    return same
