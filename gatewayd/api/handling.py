@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -42,17 +42,37 @@ class WrongResult(Exception):
 
 def handle(request: Request, handler: Callable[[Request], Any]) -> None:
     """Call the handler of a request. The request ends whatever the handler returns or raises."""
-    handling: Deferred[Any] = maybeDeferred(handler, request)
-    request.handling = handling
-    handling.addCallback(_answer, request).addErrback(_fail, request)
+    try:
+        result = handler(request)
+    except BaseException:
+        result = Failure()
+    if isinstance(result, Deferred):
+        request.handling = result
+        result.addBoth(_end, request)
+    else:
+        _end(result, request)
+
+
+def _end(result: object, request: Request) -> None:
+    """Answer with what a handler has returned or raised, and give back what the request took."""
+    if result is not None or request.exchange.end is None:
+        try:
+            _answer(result, request)
+        except BaseException:
+            _fail(Failure(), request)
+    release, request.release = request.release, None
+    if release is not None:
+        request.when_taken(release)
 
 
 def _answer(result: object, request: Request) -> None:
-    if isinstance(result, Answer):
+    if isinstance(result, Failure):
+        _fail(result, request)
+    elif isinstance(result, Answer):
         request.respond(result.status, result.body, result.headers, result.media_type)
     elif result is not None:
         raise WrongResult(f"the handler returned an object of type {type(result).__name__}")
-    elif request.exchange.end is None:
+    else:
         raise WrongResult("the handler returned None before the request was answered")
 
 

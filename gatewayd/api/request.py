@@ -77,6 +77,8 @@ class Request(TwistedRequest):
     _head_unsent = True
     _events = False  # the body is an event stream
 
+    #: Called once when the handler has ended and the client has taken the answer, or is gone.
+    release: Callable[[], None] | None = None
     def __init__(
         self, channel: Connection, exchange: Exchange, line: RequestLine, fields: Fields
     ) -> None:

@@ -112,7 +112,8 @@ def _attempts(exchange: Exchange, tried: Sequence[Tried]) -> list[Attempt] | Uns
 
 
 def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
+    """Milliseconds, to the nearest microsecond. ``round(x, 3)`` costs twice as much."""
+    return int(seconds * 1e6 + 0.5) / 1000
 
 
 def _now() -> str:
