@@ -26,7 +26,7 @@ In every phase a connection may also be
 - *full*: its transport holds an answer that the client has yet to take (:mod:`.outgoing`). No head
   and no body is read then, and no request is handled, so a client that does not read cannot make
   this process keep more than the answers to one request and 128 KiB;
-- *yielding*: :data:`STEPS_AT_ONCE` heads and bodies were read, and other connections come first;
+- *yielding*: :data:`STEPS_AT_ONCE` requests were read, and other connections come first;
 - *closing*: what is received is dropped.
 
 The socket is not read while the connection is full or yielding, unless a request is being handled
@@ -43,7 +43,7 @@ While the connection is full or closing, the write clock runs as well.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -51,12 +51,13 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from gatewayd.exchange import End, request_id, traceparent
-from gatewayd.http1.head import Fields, Framing
+from gatewayd.http1.head import Fields, Framing, RequestLine
 from gatewayd.http1.requests import RequestParser
 from gatewayd.http1.writing import CONTINUE, response_head
 from gatewayd.wire.errors import GatewayError, Overloaded, RequestTimeout, RequestTooLarge
 
 from .clocks import Deadline
+from .known import KnownHead
 from .outgoing import Outgoing
 from .request import Request
 from .state import ServerState
@@ -65,8 +66,9 @@ from .state import ServerState
 #: disconnected: reading must go on, or the client's own disconnect would not be noticed.
 PIPELINED_BYTES = 64 * 1024
 
-#: Heads and bodies that are read from one client before other connections are served.
-STEPS_AT_ONCE = 16
+#: Steps that are read from one client before other connections are served. A step is a head with
+#: what has come of its body, or the rest of a body.
+STEPS_AT_ONCE = 8
 
 #: The methods that are logged. Any other could hold anything.
 _METHODS = {
@@ -81,6 +83,10 @@ class Phase(enum.Enum):
     HEAD = enum.auto()
     BODY = enum.auto()
     HANDLING = enum.auto()
+
+
+# Names of the module: an attribute of an enumeration costs a call in Python 3.11.
+HEAD, BODY, HANDLING = Phase
 
 
 class Channel(Protocol):
@@ -142,29 +148,31 @@ class Channel(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if self.outgoing.closing:
             return
-        self._incoming.buffer += data
-        if self._phase is not Phase.HANDLING:
+        incoming = self._incoming
+        incoming.buffer = incoming.buffer + data if incoming.buffer else data
+        if self._phase is not HANDLING:
             self._read_requests()
         elif self._tunnel is not None:
             self._pass_on(self._tunnel)
-        elif len(self._incoming.buffer) > PIPELINED_BYTES:
+        elif len(incoming.buffer) > PIPELINED_BYTES:
             self.abort(End.CLIENT_GONE, "too many pipelined bytes")
 
     def _read_requests(self) -> None:
         """Read the heads and bodies in the buffer, a limited number of them at once."""
         if self._reading or self._yielding is not None:
             return  # the call that runs or is scheduled goes on
+        incoming, outgoing = self._incoming, self.outgoing
         self._reading = True
         try:
             for _ in range(STEPS_AT_ONCE):
-                if not self._incoming.buffer or self._phase is Phase.HANDLING:
+                if not incoming.buffer or self._phase is HANDLING:
                     break
-                if self.outgoing.full or self.outgoing.closing:
+                if outgoing.full or outgoing.closing:
                     break
-                if not (self._read_head() if self._phase is Phase.HEAD else self._read_body()):
+                if not (self._read_head() if self._phase is HEAD else self._read_body()):
                     break
             else:
-                if not self.outgoing.closing:
+                if not outgoing.closing:
                     self._yielding = self.state.reactor.callLater(0, self._go_on)
                     self._update_reading()
         except GatewayError as error:
@@ -185,7 +193,7 @@ class Channel(Protocol):
     def _update_reading(self) -> None:
         """Have the socket read exactly when the module's docstring says so."""
         if not self.outgoing.closing:  # then it is read
-            if self._phase is Phase.HANDLING:
+            if self._phase is HANDLING:
                 waits = self._holding
             else:
                 waits = self.outgoing.full or self._yielding is not None
@@ -195,40 +203,66 @@ class Channel(Protocol):
 
     def _read_head(self) -> bool:
         """Take a head off the buffer. Return False if more bytes are needed."""
-        self._settings = self.state.settings
-        fields = self._incoming.head(self._settings.limits.request_head)
-        if fields is None:
+        state = self.state
+        self._settings = settings = state.settings
+        raw = self._incoming.take_head(settings.limits.request_head)
+        if raw is None:
             if not self.deadline.is_for(self._head_timeout):
-                self.deadline.set(self._settings.timeouts.request_head, self._head_timeout)
+                self.deadline.set(settings.timeouts.request_head, self._head_timeout)
             return False
-        self._judge_head(fields)
+        found = None if state.draining else state.known_heads.find(raw)
+        if found is None:
+            self._judge_head(raw)
+        else:
+            self._use_known_head(*found)
         return True
 
-    def _judge_head(self, fields: Fields) -> None:
-        self._request = request = self._new_request(fields)
-        framing = Framing.of(self._incoming.line, fields)
+    def _judge_head(self, raw: bytes) -> None:
+        fields = self._incoming.parse(raw)
+        line = self._incoming.line
+        ids = fields.get(self.state.id_field) or fields.get(b"request-id", [])
+        self._request = request = self._new_request(line, fields, ids)
+        traces = fields.get(b"traceparent")
+        if traces is not None:
+            request.exchange.traceparent = traceparent(traces)
+        framing = Framing.of(line, fields)
         self._persistent = framing.persistent
         self._admit(request)
-        limits = self._settings.limits
-        if framing.length is not None and framing.length > limits.request_body:
-            raise RequestTooLarge(f"The request body is larger than {limits.request_body} bytes.")
-        if framing.length == 0:
+        if not (ids or traces or request.preflight):
+            known = KnownHead(line, fields, framing, request.caller, request.headers_so_far())
+            self.state.known_heads.keep(raw, known)
+        self._expect_body(request, framing, framing.length)
+
+    def _use_known_head(self, known: KnownHead, length: int) -> None:
+        self._request = request = self._new_request(known.line, known.fields, ())
+        self._persistent = known.framing.persistent
+        request.admit_as(known.caller, known.headers)
+        self._expect_body(request, known.framing, length)
+
+    def _new_request(self, line: RequestLine, fields: Fields, ids: Sequence[bytes]) -> Request:
+        exchange = self.state.begin_exchange(request_id(ids), self._client)
+        exchange.method = _METHODS.get(line.method, "")
+        return Request(self, exchange, line, fields)
+
+    def _expect_body(self, request: Request, framing: Framing, length: int | None) -> None:
+        """The head is complete and admitted. Handle the request if its body is complete, too.
+
+        :param length: of the body, in bytes; None if it is chunked.
+        """
+        limits, incoming = self._settings.limits, self._incoming
+        if length == 0:
             self._handle(request, b"")
             return
-        self._phase = Phase.BODY
-        self._incoming.expect_body(framing.length, limits.request_body, limits.request_head)
-        self.deadline.set(self._settings.timeouts.request_body, self._body_timeout)
-        if framing.wants_continue and not self._incoming.buffer:
+        if length is not None and length > limits.request_body:
+            raise RequestTooLarge(f"The request body is larger than {limits.request_body} bytes.")
+        self._phase = BODY
+        incoming.expect_body(length, limits.request_body, limits.request_head)
+        if incoming.buffer:
+            if self._read_body():
+                return
+        elif framing.wants_continue:
             self.transport.write(CONTINUE)
-
-    def _new_request(self, fields: Fields) -> Request:
-        ids = fields.get(self.state.id_field) or fields.get(b"request-id", [])
-        exchange = self.state.begin_exchange(request_id(ids), self._client)
-        line = self._incoming.line
-        exchange.method = _METHODS.get(line.method, "")
-        if b"traceparent" in fields:
-            exchange.traceparent = traceparent(fields[b"traceparent"])
-        return Request(self, exchange, line, fields)
+        self.deadline.set(self._settings.timeouts.request_body, self._body_timeout)
 
     # -- BODY ----------------------------------------------------------------------------------
 
@@ -240,7 +274,8 @@ class Channel(Protocol):
             if self.state.gathers_too_much:
                 raise Overloaded("The gateway is at its limit of request bodies on their way.")
             return False
-        self._count_gathered(0)
+        if self._bytes_gathered:
+            self._count_gathered(0)
         assert self._request is not None
         self._handle(self._request, body)
         return True
@@ -252,7 +287,7 @@ class Channel(Protocol):
     # -- HANDLING ------------------------------------------------------------------------------
 
     def _handle(self, request: Request, body: bytes) -> None:
-        self._phase = Phase.HANDLING
+        self._phase = HANDLING
         self.deadline.clear()
         request.body = body
         self._on_complete(request)
@@ -263,14 +298,16 @@ class Channel(Protocol):
 
     def request_done(self) -> None:
         """The answer was written."""
-        self._phase, self._request = Phase.HEAD, None
-        if self.outgoing.closing:
+        self._phase, self._request = HEAD, None
+        outgoing = self.outgoing
+        if outgoing.closing:
             return
         if self.closes_after_answer:
             self.close_lingering()
             return
         self.deadline.set(self.state.settings.timeouts.client_idle, self._idle_timeout)
-        self._read_on()
+        if outgoing.full or self._incoming.buffer or self._yielding is not None:
+            self._read_on()
 
     # -- tunnels -------------------------------------------------------------------------------
 
@@ -287,16 +324,15 @@ class Channel(Protocol):
         self._update_reading()
 
     def _pass_on(self, receive: Callable[[bytes], None]) -> None:
-        data = bytes(self._incoming.buffer)
-        self._incoming.buffer.clear()
+        data, self._incoming.buffer = self._incoming.buffer, b""
         receive(data)
 
     # -- refusing and closing ------------------------------------------------------------------
 
     def _refuse(self, error: GatewayError) -> None:
         """Answer with an error and close: what follows in the buffer cannot be trusted."""
-        request = self._request or self._new_request(Fields())
-        self._phase, self._request = Phase.HANDLING, request
+        request = self._request or self._new_request(self._incoming.line, Fields(), ())
+        self._phase, self._request = HANDLING, request
         self._persistent = False
         request.fail(error)
 
@@ -308,7 +344,7 @@ class Channel(Protocol):
 
     def stop_reading(self, error: GatewayError) -> None:
         """Refuse a request whose body is incomplete; close if there is no request."""
-        if self._phase is Phase.BODY:
+        if self._phase is BODY:
             self._refuse(error)
         else:
             self.close_if_idle()

@@ -24,6 +24,7 @@ class Deadline:
         self._when: float | None = None
         self._timed_out: Callable[[], None] | None = None
         self._timer: IDelayedCall | None = None
+        self._timer_at = 0.0  # when the timer fires
 
     def set(self, seconds: float, timed_out: Callable[[], None]) -> None:
         """Call ``timed_out`` when ``seconds`` have passed; 0 means never."""
@@ -31,12 +32,12 @@ class Deadline:
         if not seconds:
             self._when = None
             return
-        self._when = self._reactor.seconds() + seconds
+        self._when = when = self._reactor.seconds() + seconds
         if self._timer is not None:
-            if self._timer.getTime() <= self._when:
+            if self._timer_at <= when:
                 return
             self._timer.cancel()
-        self._timer = self._reactor.callLater(seconds, self._check)
+        self._start(seconds)
 
     def clear(self) -> None:
         """Have no deadline."""
@@ -58,11 +59,15 @@ class Deadline:
             return
         remaining = self._when - self._reactor.seconds()
         if remaining > 0:
-            self._timer = self._reactor.callLater(remaining, self._check)
+            self._start(remaining)
         else:
             timed_out = self._timed_out
             self.clear()
             timed_out()
+
+    def _start(self, seconds: float) -> None:
+        self._timer = self._reactor.callLater(seconds, self._check)
+        self._timer_at = self._timer.getTime()
 
 
 class WriteClock:

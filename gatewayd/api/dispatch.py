@@ -6,12 +6,8 @@ The endpoints are the rows of :mod:`gatewayd.wire.endpoints`; :mod:`.app` makes 
 from __future__ import annotations
 
 import re
-<<<<<<< HEAD
 from collections.abc import Mapping
-from typing import Any
-=======
 from functools import partial
->>>>>>> 0019528 (A handler is called without maybeDeferred, and one callback ends it)
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -80,17 +76,8 @@ class Dispatcher:
         request.set_headers(
             self._admission.acquire(request.caller, self._settings.limits.in_flight)
         )
-<<<<<<< HEAD
-        try:
-            relayed = self._relay(request, endpoint, content_type, variables)
-        except BaseException:
-            self._admission.release(request.caller)
-            raise
-        return relayed.addBoth(self._release_when_taken, request)
-=======
         request.release = partial(self._admission.release, request.caller)
-        return self._relay(request, endpoint, content_type)
->>>>>>> 0019528 (A handler is called without maybeDeferred, and one callback ends it)
+        return self._relay(request, endpoint, content_type, variables)
 
     def _relay(
         self,

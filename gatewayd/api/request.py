@@ -18,7 +18,6 @@ from zope.interface import implementer
 
 from gatewayd.exchange import End, Exchange
 from gatewayd.http1.head import Fields, RequestLine
-from gatewayd.http1.writing import response_head
 from gatewayd.sending import send
 from gatewayd.wire import sse
 from gatewayd.wire.dialects import OPENAI, Dialect
@@ -27,7 +26,7 @@ from gatewayd.wire.errors import GatewayError
 
 from .clocks import Deadline
 from .outgoing import Outgoing
-from .security import ANYONE
+from .security import ANYONE, Caller
 from .state import ServerState
 from .twistedrequest import TwistedRequest
 
@@ -79,6 +78,7 @@ class Request(TwistedRequest):
 
     #: Called once when the handler has ended and the client has taken the answer, or is gone.
     release: Callable[[], None] | None = None
+
     def __init__(
         self, channel: Connection, exchange: Exchange, line: RequestLine, fields: Fields
     ) -> None:
@@ -97,9 +97,22 @@ class Request(TwistedRequest):
         self.timer = channel.deadline
         self._outgoing = channel.outgoing
         self._chunks = line.minor == b"1" and line.method != b"HEAD"
-        self._headers = dict(channel.state.common_headers())
         self._id_header = channel.state.id_header
-        self._headers[self._id_header] = exchange.id.encode("ascii")
+        self._headers = {self._id_header: exchange.id.encode("ascii")}
+
+    def admit_as(self, caller: Caller, headers: dict[bytes, bytes]) -> None:
+        """Admit the request as an earlier one with the same head was admitted.
+
+        :param headers: what :meth:`headers_so_far` returned for that one.
+        """
+        self.caller = caller
+        self.exchange.caller = caller.name
+        if headers:
+            self._headers.update(headers)
+
+    def headers_so_far(self) -> dict[bytes, bytes]:
+        """The headers of the answer, without its id and those that every answer has."""
+        return {name: self._headers[name] for name in self._headers if name != self._id_header}
 
     @property
     def draining(self) -> bool:
@@ -293,10 +306,13 @@ class Request(TwistedRequest):
         return self._take_head() + data
 
     def _make_head(self, status: int) -> bytes:
-        if self.channel is not None and self.channel.closes_after_answer:
-            self._headers[b"Connection"] = b"close"
+        channel, headers = self.channel, self._headers
         self.code, self.startedWriting = status, 1
-        return response_head(status, self._headers.items())
+        if channel is None:
+            return b""  # the client has disconnected
+        if channel.closes_after_answer:
+            headers[b"Connection"] = b"close"
+        return channel.state.response_head(status, headers)
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ class Site(server.Site):
     def replace(self, resource: IResource, admit: Callable[[Request], None]) -> None:
         """Use these for new requests."""
         self.resource, self._admit = resource, admit
+        self.state.known_heads.forget()
 
     # -- Twisted's hooks -----------------------------------------------------------------------
 

@@ -14,12 +14,19 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
 
 from gatewayd.exchange import End, Exchange
+from gatewayd.http1.writing import response_head, response_start, whole_head
 from gatewayd.settings.model import Settings
 from gatewayd.wire.errors import GatewayError
+
+from .known import KnownHeads
 
 #: How many refused connections may wait at one time for their clients to close them. Any more are
 #: closed at once, because each one holds a file descriptor.
 SURPLUS_CONNECTIONS = 64
+
+
+_COMMON_NAMES = (b"Server", b"Date", b"X-Content-Type-Options")
+_COMMON = frozenset(_COMMON_NAMES)
 
 
 class Connection(Protocol):
@@ -53,6 +60,7 @@ class ServerState:
         self.connections: set[Connection] = set()
         #: Bytes of request bodies that are not complete yet, of all connections.
         self.bytes_gathered = 0
+        self.known_heads = KnownHeads()
         self._on_end = on_end
         self._surplus: set[Connection] = set()  # those of the connections that were refused
         self._when_empty: Callable[[], None] | None = None
@@ -61,12 +69,13 @@ class ServerState:
     def use(self, settings: Settings, max_connections: int) -> None:
         """Use other settings. Requests that are being handled keep the settings they began with."""
         self.settings = settings
+        self.known_heads.forget()
         name = settings.gateway.request_id_header.encode("ascii")
         self.id_header = name.title() if name.islower() else name
         self.id_field = name.lower()
         self._max_connections = max_connections
-        self._common_headers: tuple[tuple[bytes, bytes], ...] = ()
-        self._common_headers_at = 0
+        self._heads_at = 0  # the second in which _head_starts were made
+        self._head_starts: dict[int, bytes] = {}  # by status
 
     # -- exchanges -----------------------------------------------------------------------------
 
@@ -85,17 +94,27 @@ class ServerState:
         self.active.discard(exchange)
         self._on_end(exchange)
 
-    def common_headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """The headers that every answer has; made again each second because of the date."""
+    def response_head(self, status: int, headers: dict[bytes, bytes]) -> bytes:
+        """The head of an answer: the headers that every answer has, and these.
+
+        The common ones are written once a second, which is how long their date is right.
+
+        :param headers: by name as it is sent. One with the name of a common one replaces it.
+        """
         now = int(time.time())  # the reactor's clock is monotonic and has no date
-        if now != self._common_headers_at or not self._common_headers:
-            self._common_headers_at = now
-            self._common_headers = (
-                (b"Server", self.settings.gateway.api_title.encode("ascii")),
-                (b"Date", datetimeToString(now)),
-                (b"X-Content-Type-Options", b"nosniff"),
-            )
-        return self._common_headers
+        if now != self._heads_at:
+            self._heads_at, self._head_starts = now, {}
+        if not _COMMON.isdisjoint(headers):
+            return response_head(status, {**self._common_headers(now), **headers}.items())
+        start = self._head_starts.get(status)
+        if start is None:
+            start = response_start(status, self._common_headers(now).items())
+            self._head_starts[status] = start
+        return whole_head(start, headers.items())
+
+    def _common_headers(self, now: int) -> dict[bytes, bytes]:
+        server = self.settings.gateway.api_title.encode("ascii")
+        return dict(zip(_COMMON_NAMES, (server, datetimeToString(now), b"nosniff"), strict=True))
 
     @property
     def gathers_too_much(self) -> bool:

@@ -1,8 +1,8 @@
 """Parses the requests of one connection: bytes in, heads and bodies out, within limits.
 
-A head is collected until its empty line, then llhttp parses it whole. A body is collected in
-memory. What is not valid raises a :class:`gatewayd.wire.errors.GatewayError`; the bytes after it
-must not be parsed.
+A head is collected until its empty line, then llhttp parses it whole, unless the caller knows it. A
+body is collected in memory. What is not valid raises a :class:`gatewayd.wire.errors.GatewayError`;
+the bytes after it must not be parsed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,29 @@ _UNKNOWN_LINE = RequestLine(b"GET", b"", b"1")
 
 
 class RequestParser:
-    """Append received bytes to :attr:`buffer`, then call :meth:`head` and :meth:`body` in turns."""
+    """Append received bytes to :attr:`buffer`, then take a head and a body in turns.
 
-    __slots__ = ("_body", "_chunked", "_headers", "_parser", "_remaining", "buffer", "line")
+    A head that :meth:`take_head` returns is either given to :meth:`parse` or was parsed before.
+    """
+
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_headers",
+        "_parsed",
+        "_parser",
+        "_remaining",
+        "buffer",
+        "line",
+    )
 
     def __init__(self) -> None:
-        self.buffer = bytearray()
+        self.buffer = b""
         #: The request line of the current head, once it is complete.
         self.line = _UNKNOWN_LINE
         self._headers: list[tuple[bytes, bytes]] = []
         self._parser: Any = None
+        self._parsed = False  # whether llhttp has parsed the current head
         self._body = bytearray()
         self._remaining = 0  # bytes of the body that were not received
         self._chunked: Chunked | None = None  # if the body is chunked
@@ -41,7 +54,7 @@ class RequestParser:
 
     def clear(self) -> None:
         """Drop all received bytes."""
-        self.buffer.clear()
+        self.buffer = b""
         self._body = bytearray()
         self._chunked = None
 
@@ -49,31 +62,33 @@ class RequestParser:
         """Break the reference cycle with llhttp's parser. Nothing more can be parsed."""
         self._parser = None
 
-    def head(self, limit: int) -> Fields | None:
-        """Remove a head from the buffer and parse it; None if more bytes are needed.
+    def take_head(self, limit: int) -> bytes | None:
+        """Remove a head from the buffer, with its empty line; None if more bytes are needed.
 
         :param limit: the largest head, in bytes.
         """
-        self.line = _UNKNOWN_LINE  # not that of the previous request
+        self.line, self._parsed = _UNKNOWN_LINE, False  # not those of the previous request
         buffer = self.buffer
-        if buffer.startswith(b"\r\n"):
-            del buffer[:2]  # some old clients send an empty line after a body
+        if buffer.startswith(b"\r\n"):  # some old clients send an empty line after a body
+            buffer = self.buffer = buffer[2:]
         end = buffer.find(b"\r\n\r\n", 0, limit + 4) + 4
-        head = bytes(buffer[: end if end > 3 else limit + 2])
-        # llhttp accepts some request lines that another parser would read differently.
-        line_end = head.find(b"\n")
-        if line_end >= 0:
-            self.line = RequestLine.parse(head[:line_end])
-        elif len(head) > limit:
+        if 4 <= end <= limit:
+            self.buffer = buffer[end:]
+            return buffer[:end]
+        self._parse_line(buffer[: limit + 2])
+        if self.line is _UNKNOWN_LINE and len(buffer) > limit:
             raise TargetTooLong(f"The request line is longer than {limit} bytes.")
-        if end > limit or (end < 4 and len(buffer) > limit):
+        if len(buffer) > limit:
             raise HeadTooLarge(f"The request's head is longer than {limit} bytes.")
-        if end < 4:
-            return None
-        del buffer[:end]
-        if head[line_end - 2] > ord("1"):  # llhttp does not know HTTP/1.2 and later
-            head = head[: line_end - 2] + b"1" + head[line_end - 1 :]
-        self._parse(head)
+        return None
+
+    def parse(self, head: bytes) -> Fields:
+        """Parse a head that :meth:`take_head` has returned."""
+        minor_at = self._parse_line(head) - 2
+        if head[minor_at] > ord("1"):  # llhttp does not know HTTP/1.2 and later
+            head = head[:minor_at] + b"1" + head[minor_at + 1 :]
+        self._feed(head)
+        self._parsed = True
         fields = Fields(self._headers)
         self._headers.clear()  # free the memory: the connection may be idle for long
         return fields
@@ -93,14 +108,17 @@ class RequestParser:
 
     def body(self) -> bytes | None:
         """Remove the bytes of the body from the buffer. Returns the body if it is complete."""
+        buffer = self.buffer
         if self._chunked is not None:
-            if not self._chunked.take(self.buffer):
+            rest = bytearray(buffer)
+            complete = self._chunked.take(rest)
+            self.buffer = bytes(rest)
+            if not complete:
                 return None
             body, self._chunked = bytes(self._chunked.body), None
             return body
-        data = bytes(self.buffer[: self._remaining])
-        del self.buffer[: len(data)]
-        if self._parser is not None:
+        data, self.buffer = buffer[: self._remaining], buffer[self._remaining :]
+        if self._parsed and self._parser is not None:
             self._parser.feed_data(data)  # llhttp counts the bytes until the next head
         self._remaining -= len(data)
         if not self._remaining and not self._body:
@@ -111,7 +129,17 @@ class RequestParser:
         body, self._body = bytes(self._body), bytearray()
         return body
 
-    def _parse(self, head: bytes) -> None:
+    def _parse_line(self, head: bytes) -> int:
+        """Parse the request line if it is complete. Returns where it ends; -1 if it does not.
+
+        llhttp accepts some request lines that another parser would read differently.
+        """
+        end = head.find(b"\n")
+        if end >= 0:
+            self.line = RequestLine.parse(head[:end])
+        return end
+
+    def _feed(self, head: bytes) -> None:
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
         self._headers.clear()

@@ -37,11 +37,18 @@ def response_head(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
     :param fields: name and value of each header line, in order.
     """
-    return _head(_STATUS_LINES.get(status) or b"HTTP/1.1 %d Error" % status, fields)
+    return whole_head(response_start(status, ()), fields)
 
 
-def _head(start_line: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    return b"\r\n".join((start_line, *map(b": ".join, fields), b"\r\n"))
+def response_start(status: int, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The first lines of the head of a response, for :func:`whole_head`."""
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Error" % status
+    return b"\r\n".join((line, *map(b": ".join, fields)))
+
+
+def whole_head(start: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A head, with the empty line at its end, from its first lines and the other fields."""
+    return b"\r\n".join((start, *map(b": ".join, fields), b"\r\n"))
 
 
 #: Asks the client to send the body that its request announced.

@@ -203,13 +203,14 @@ def replace_member(document: bytes, key: str, old: bytes | None, new: bytes) -> 
         return document[:at] + name + b":" + new + comma + document[at:]
     # Nearly always the name occurs once, followed by the value. Then this is the member: a string
     # cannot hold an unescaped quote, and without "\\u" no key has another spelling.
-    if document.count(name) == 1 and b"\\u" not in document:
-        at = document.index(name) + len(name)
-        head, colon, rest = document[at:].partition(b":")
-        if colon and not head.strip() and rest.lstrip().startswith(old):
-            gap = len(rest) - len(rest.lstrip())
-            at += len(head) + 1 + gap
-            return document[:at] + new + document[at + len(old) :]
+    after = document.find(name) + len(name)
+    at = document.find(old, after)
+    if (
+        document[after:at].strip() == b":"
+        and document.find(name, after) < 0
+        and b"\\u" not in document
+    ):
+        return document[:at] + new + document[at + len(old) :]
     return _replace_slowly(document, key, new)
 
 
