@@ -45,7 +45,8 @@ def handle(request: Request, handler: Callable[[Request], Any]) -> None:
     try:
         result = handler(request)
     except BaseException:
-        result = Failure()
+        _end(Failure(), request)  # not by a variable, which would be a reference cycle
+        return
     if isinstance(result, Deferred):
         request.handling = result
         result.addBoth(_end, request)
