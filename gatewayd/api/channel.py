@@ -110,7 +110,7 @@ class Channel(Protocol):
         self._on_complete = handle
         self._settings = state.settings
         self._incoming = RequestParser()
-        self._phase = Phase.HEAD
+        self._phase = HEAD
         self._request: Request | None = None  # in BODY and HANDLING, and while a head is judged
         self._persistent = True
         self._reading = False  # in _read_requests()

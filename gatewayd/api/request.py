@@ -258,7 +258,7 @@ class Request(TwistedRequest):
         self._headers |= {b"Connection": b"Upgrade", b"Upgrade": b"websocket"}
         self.code, self.startedWriting = 101, 1
         self._chunks = self._head_unsent = False
-        send(self.channel.transport, response_head(101, self._headers.items()))
+        send(self.channel.transport, self.channel.state.response_head(101, self._headers))
         self.channel.open_tunnel(receive)
 
     def read_tunnel(self, wanted: bool) -> None:
