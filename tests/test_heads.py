@@ -23,6 +23,10 @@ class Asked:
 
     stream: bool = False
     opaque: bool = False
+    any_reply: bool = False
+
+    def is_good(self, status: int) -> bool:
+        return status == 200
 
     def crosses_unread(self, media_type: str) -> bool:
         return self.opaque or media_type == VECTORS
@@ -30,6 +34,7 @@ class Asked:
 
 VECTORS = "application/octet-stream"
 DOCUMENT, STREAM, OPAQUE = Asked(), Asked(stream=True), Asked(opaque=True)
+ANY = Asked(opaque=True, any_reply=True)
 
 
 def choose(call: Any, media_type: str, status: int = 200) -> Receiver:
@@ -47,6 +52,7 @@ def choose(call: Any, media_type: str, status: int = 200) -> Receiver:
         (DOCUMENT, VECTORS, Bytes),
         (OPAQUE, "audio/mpeg", Bytes),
         (OPAQUE, "text/event-stream", Bytes),
+        *((ANY, media_type, Bytes) for media_type in ("", "text/html", "text/event-stream")),
     ],
 )
 def test_call_and_media_type_choose_the_receiver(

@@ -171,3 +171,29 @@ def test_numbers_are_finite_and_not_negative_or_refused(text: str) -> None:
         else:
             assert least <= number <= 2**40
             assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ("", ()),
+        ("/props", ("/props",)),
+        ("/tokenize, /slots/*\n/v1/stream*", ("/tokenize", "/slots/*", "/v1/stream*")),
+        ("/ /* /a.b/c-d~e:f@g+h/", ("/", "/*", "/a.b/c-d~e:f@g+h/")),
+        ("/.well-known/x", ("/.well-known/x",)),
+    ],
+)
+def test_paths(text: str, entries: tuple[str, ...]) -> None:
+    assert values.path_entries(text) == entries
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("props", "*", "//x", "/a//b", "/a/../b", "/..", "/../*", "/a/.", "/a/..*", "/*/x"),
+        *("/a**", "/a%2e", "/a?x", "/a#x", "/a;b", "/\u00e9", "/a\\b", "/" + "x" * 255),
+    ],
+)
+def test_what_is_no_path_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected one such as /props"):
+        values.path_entries(text)

@@ -25,7 +25,7 @@ from gatewayd.wire.endpoints import ENDPOINTS, TUNNELS
 from gatewayd.wire.errors import Draining, Forbidden, ModelNotFound, UnknownURL
 from gatewayd.wire.tunnels import TunnelEndpoint
 
-from .dispatch import Dispatcher
+from .dispatch import Dispatcher, path_not_allowed
 from .handling import Answer
 from .limits import Admission
 from .metrics import MEDIA_TYPE
@@ -68,6 +68,23 @@ def _tunnelled(endpoint: TunnelEndpoint) -> Callable[[API, Request], Deferred[No
         return api.tunnels.open(request, endpoint)
 
     return handler
+
+
+def warnings(settings: Settings) -> list[str]:
+    """Which paths backends declare although the gateway answers them itself, a sentence each."""
+    own = API.app.url_map.bind("gateway")
+    found = []
+    for backend in settings.backends:
+        for path in backend.paths:
+            if path == "/metrics" and settings.metrics.listen is not None:
+                continue
+            if not path.endswith("*") and own.allowed_methods(path):
+                hint = " unless [metrics] listen is set" if path == "/metrics" else ""
+                found.append(
+                    f"[backend {backend.name}] paths: the gateway answers {path} itself, so it is "
+                    f"not relayed as a path of the backend{hint}"
+                )
+    return found
 
 
 class API:
@@ -116,7 +133,8 @@ class API:
     def resource(self) -> Routes:
         """The resource that answers requests."""
         bound: Klein = self.app.__get__(self, type(self))  # as Klein's app.resource() binds it
-        return Routes(bound, self.settings.gateway.root_path)
+        root_path = self.settings.gateway.root_path
+        return Routes(bound, root_path, self.dispatcher.dispatch_unread)
 
     def admit(self, request: Request) -> None:
         """Decide what a request's head is enough to decide, before its body is read.
@@ -132,12 +150,22 @@ class API:
         elif not self._is_public(request):
             request.caller = verify_token(fields, self.settings.tokens)
             request.exchange.caller = request.caller.name
+            if request.caller.paths:
+                self._check_path(request)
             if self.draining:
                 raise Draining
 
+    def _check_path(self, request: Request) -> None:
+        """
+        :raises Forbidden: the caller is limited to paths, and this is none of them.
+        """
+        path = request.path.decode("ascii").removeprefix(self.settings.gateway.root_path)
+        if not request.caller.may_call(path):
+            raise path_not_allowed()
+
     def _is_public(self, request: Request) -> bool:
         """Whether everybody may send this request, without a token."""
-        if request.path == self._metrics_path:
+        if request.path == self._metrics_path and self.settings.metrics.listen is None:
             return self._on_loopback and is_local(request.fields)
         return request.path in self._public_paths
 
@@ -187,8 +215,11 @@ class API:
         return Answer(200, msgspec.json.encode({"version": __version__}))
 
     @_get(app, "/metrics")
-    def show_metrics(self, request: Request) -> Answer:
+    def show_metrics(self, request: Request) -> Answer | Deferred[None]:
         if self.settings.metrics.listen is not None:
+            relayed = self.dispatcher.dispatch_unread(request, "/metrics")
+            if relayed is not None:
+                return relayed
             raise UnknownURL("The metrics have a port of their own.")
         if not (self.settings.tokens or self._shows_metrics_to_all(request)):
             message = "The metrics are not for requests that came through a proxy."

@@ -23,7 +23,8 @@ from gatewayd.wire import affinity
 from gatewayd.wire.call import Call, Endpoint
 from gatewayd.wire.dialects import OPENAI
 from gatewayd.wire.endpoints import RETRIEVAL
-from gatewayd.wire.errors import Forbidden, UnsupportedMediaType
+from gatewayd.wire.errors import Forbidden, MethodNotAllowed, UnsupportedMediaType
+from gatewayd.wire.paths import METHODS, Declared, UnreadCall, row_for
 
 from .limits import Admission
 from .request import Request
@@ -49,6 +50,7 @@ class Dispatcher:
         reactor: IReactorTime,
     ) -> None:
         self._settings = settings
+        self._declared = Declared({each.name: each.paths for each in settings.backends})
         self._router = router
         self._catalog = catalog
         self._admission = admission
@@ -104,6 +106,8 @@ class Dispatcher:
             _caller_timeout(request),
             self._settings.routing.attempts,
         )
+        if isinstance(call, UnreadCall):
+            return relay.run(self._declaring(call))
         if variables:
             return Deferred.fromCoroutine(self._relay_stored(request, call, relay))
         names = self._catalog.names
@@ -117,6 +121,33 @@ class Dispatcher:
             maker = maker_of(call.response_id, self._router.targets)
             candidates.sort(key=lambda candidate: candidate.target is not maker)
         return relay.run(candidates)
+
+    def _declaring(self, call: UnreadCall) -> list[Candidate]:
+        """The backends that declare the path of a request.
+
+        A deletion is sent to one of them only: another one would not delete the same thing.
+        """
+        _, names = self._declared.find(call.path) or ("", [])
+        candidates = self._router.route_to(names)
+        return candidates[:1] if call.method == "DELETE" else candidates
+
+    def dispatch_unread(self, request: Request, path: str) -> Deferred[None] | None:
+        """Relay a request for a path that backends declare; return None if none does.
+
+        :param path: of the request, without ``root_path``.
+        """
+        found = self._declared.find(path)
+        if found is None:
+            return None
+        entry, _ = found
+        method = request.method.decode("ascii")
+        if method not in METHODS:
+            allow = ", ".join(sorted(METHODS))
+            message = f"This URL takes {allow} only."
+            raise MethodNotAllowed(message, headers=((b"allow", allow.encode("ascii")),))
+        if request.caller.models and not request.caller.names_path(path):
+            raise path_not_allowed()  # a body that is not read can name any model
+        return self.dispatch(request, row_for(entry, method), {"path": path})
 
     async def _relay_stored(self, request: Request, call: Call, relay: Relay) -> None:
         """Relay a request for a stored response to the backend that has it.
@@ -144,6 +175,10 @@ class Dispatcher:
                 if key is not None:
                     return key
         return call.key(self._affinity_user, self._affinity == "prompt")
+
+
+def path_not_allowed() -> Forbidden:
+    return Forbidden("This API key may not use this path.", "path_not_allowed")
 
 
 def _model_not_allowed() -> Forbidden:

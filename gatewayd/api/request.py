@@ -181,13 +181,15 @@ class Request(TwistedRequest):
         self._events = True
         self._begin()
 
-    def begin_bytes(self, headers: HeaderPairs, content_type: str) -> None:
+    def begin_bytes(self, headers: HeaderPairs, content_type: str, status: int = 200) -> None:
         """Begin a body of any type, as :meth:`begin_stream` does an event stream.
 
-        :param content_type: ASCII, with its parameters.
+        :param content_type: ASCII, with its parameters; "" if it is not known.
         """
         self.set_headers(headers)
-        self._headers[b"Content-Type"] = content_type.encode("ascii")
+        if content_type:
+            self._headers[b"Content-Type"] = content_type.encode("ascii")
+        self.code = status
         self._begin()
 
     def write(self, data: bytes) -> None:

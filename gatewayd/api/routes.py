@@ -9,7 +9,7 @@ answers what they raise; Klein's own error handlers (``handle_errors``) are not 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from klein import Klein
@@ -51,10 +51,18 @@ class Routes(KleinResource):
     """
     :param app: with its instance bound, if its handlers are methods.
     :param root_path: the path under which every route answers.
+    :param further: answers a request for a path without a route, which it is given without
+        ``root_path``; returns None if it does not know the path.
     """
 
-    def __init__(self, app: Klein, root_path: str) -> None:
+    def __init__(
+        self,
+        app: Klein,
+        root_path: str,
+        further: Callable[[Request, str], Any | None] = lambda request, path: None,
+    ) -> None:
         super().__init__(app)
+        self._further = further
         self._execute: Any = app.execute_endpoint
         self._root = root_path.encode("ascii")
         self._matcher = app.url_map.bind("gateway")
@@ -76,23 +84,23 @@ class Routes(KleinResource):
         """
         if request.preflight:
             return Answer(200, b"")
-        endpoint, variables = self._match(request.method, request.path)
-        return self._execute(endpoint, request, **variables)
-
-    def _match(self, method: bytes, path: bytes) -> tuple[str, dict[str, Any]]:
+        method, path = request.method, request.path
         known = self._found.get((method, path))
         if known is not None:
-            return known, {}
+            return self._execute(known, request)
         if not path.startswith(self._root + b"/") or path.startswith(self._root + b"//"):
             raise self._unknown(path)
         plain, word = path[len(self._root) :].decode("ascii"), method.decode("ascii")
         found = self._look_up(plain, word) or self._look_up(_without_slash(plain), word)
         if found is None:
-            raise self._unknown(path)
+            answer = self._further(request, plain)
+            if answer is None:
+                raise self._unknown(path)
+            return answer
         endpoint, variables = found
         if not variables:  # this bounds the entries by the number of routes and methods
             self._found[method, path] = endpoint
-        return endpoint, variables
+        return self._execute(endpoint, request, **variables)
 
     def _look_up(self, path: str, method: str) -> tuple[str, dict[str, Any]] | None:
         """The route of a path, with its variables; None if there is none.

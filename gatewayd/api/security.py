@@ -18,7 +18,9 @@ import msgspec
 from gatewayd.http1.handshake import presented_key
 from gatewayd.http1.head import Fields
 from gatewayd.settings.model import TokenSettings
+from gatewayd.wire.endpoints import first_name
 from gatewayd.wire.errors import Forbidden, Unauthorized
+from gatewayd.wire.paths import entry_for
 
 _BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
 _HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]{1,4096}")
@@ -47,12 +49,28 @@ class Caller(msgspec.Struct, frozen=True):
     :param models: globs of the models that the caller may use; empty for all.
     :param in_flight: how many of the caller's requests may be under way; None for no limit.
     :param requests_per_minute: None for no limit.
+    :param paths: entries of the paths that the caller may use (:mod:`gatewayd.wire.paths`); empty
+        for all.
     """
 
     name: str | None = None
     models: tuple[str, ...] = ()
     in_flight: int | None = None
     requests_per_minute: int | None = None
+    paths: tuple[str, ...] = ()
+
+    def may_call(self, path: str) -> bool:
+        """Whether the caller may use a path.
+
+        :param path: as it came, without ``root_path``. The first name of an endpoint stands for its
+            other names, too.
+        """
+        return not self.paths or self.names_path(path)
+
+    def names_path(self, path: str) -> bool:
+        """Whether the caller's ``paths`` name this one."""
+        names = {path, first_name(path)}
+        return any(entry_for(name, self.paths) is not None for name in names)
 
     def may_use(self, model: str | None) -> bool:
         """Whether the caller may use a model. None is no model: the gateway would choose any."""
@@ -82,7 +100,9 @@ def verify_token(fields: Fields, tokens: Sequence[TokenSettings]) -> Caller:
             found = token
     if found is None:
         raise Unauthorized("The API key is not one of this gateway's.", "invalid_api_key")
-    return Caller(found.name, found.models, found.in_flight, found.requests_per_minute)
+    return Caller(
+        found.name, found.models, found.in_flight, found.requests_per_minute, found.paths
+    )
 
 
 def _presented(fields: Fields) -> bytes:

@@ -83,10 +83,9 @@ class OpenAIBackend:
 
     def send(self, call: Call, request_id: str, traceparent: str | None) -> Deferred[Reply]:
         try:
-            accept = b"text/event-stream" if call.stream else b"application/json"
             if self._count_usage:
                 call = call.counting_usage()
-            headers = self._request_headers(request_id, accept, call.content_type, traceparent)
+            headers = self._request_headers(request_id, call.accept, call.content_type, traceparent)
             if call.headers:
                 headers = headers.with_fields(call.headers)
             url = self.settings.url + call.path + call.query

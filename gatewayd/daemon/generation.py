@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from gatewayd.api import app
 from gatewayd.api.app import API
 from gatewayd.api.routes import Routes
 from gatewayd.backend.echo import EchoBackend
@@ -117,7 +118,7 @@ def warnings(settings: Settings) -> list[str]:
 
     They concern settings that are dangerous, or that this process cannot satisfy entirely.
     """
-    return [*warnings_of(settings), *descriptors.warnings(settings)]
+    return [*warnings_of(settings), *app.warnings(settings), *descriptors.warnings(settings)]
 
 
 def _targets(

@@ -103,7 +103,8 @@ class Attempt:
     @property
     def error_reply(self) -> Reply | None:
         """The reply, if its status is that of an error."""
-        return None if self.reply is None or self.reply.status == 200 else self.reply
+        reply = self.reply
+        return None if reply is None or self._call.is_good(reply.status) else reply
 
     @property
     def has_body(self) -> bool:
@@ -127,7 +128,7 @@ class Attempt:
         self._head.addCallbacks(self._got_reply, self._got_no_reply)
 
     def note_head(self, sure: bool) -> None:
-        """The head of a reply with status 200 has come.
+        """The head of a good reply has come.
 
         :param sure: whether the backend sends that head only when the reply is ready. Servers send
             the head of a stream before they read the prompt. Then the target's health path must
@@ -138,7 +139,7 @@ class Attempt:
 
     def note_event(self) -> None:
         """An event has come. Requests that wait for the trial need not wait for the reply's end."""
-        if self._trial:
+        if self._trial and self._call.uses_model:
             self.target.reply_began()
             self._trial = 0
 
@@ -166,7 +167,8 @@ class Attempt:
         if not self._under_way:
             return
         caller = self._exchange.caller or self._exchange.client
-        self.target.settle(self._trial, outcome, caller, self._call.body)
+        call = self._call
+        self.target.settle(self._trial, outcome, caller, call.body, call.uses_model)
 
     # -- what the backend does -------------------------------------------------------------------
 

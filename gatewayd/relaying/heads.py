@@ -23,14 +23,15 @@ def receiver_for(
     :param reader: judges the payloads; None where the body crosses unread.
     :raises AuthRefused, BadReply: the client does not get this reply.
     """
-    if reply.status != 200:
+    if not call.is_good(reply.status):
         check_error_status(reply.status)
         return ErrorDocument(reply)
     receiver: Receiver
     if reader is not None and call.stream and reply.media_type == EVENTS:
         return Events(reader, limits.event)
     if reader is None or call.crosses_unread(reply.media_type):
-        receiver, known = Bytes(), reply.media_type not in ("", "text/html")
+        receiver = Bytes()
+        known = call.any_reply or reply.media_type not in ("", "text/html")
     else:
         receiver = Document(reader, call.stream, limits.reply)
         known = reply.media_type == JSON

@@ -75,7 +75,7 @@ from .attempt import Attempt
 from .bodies import Bytes, error_of
 from .candidates import Candidates
 from .client import Client
-from .heads import receiver_for
+from .heads import EVENTS, receiver_for
 from .receiver import Progress, Step
 from .watch import Watch
 
@@ -84,6 +84,9 @@ ERROR_SECONDS = 5.0
 
 #: The code, in the log, of an attempt that was left because ``patience`` had run out.
 PATIENCE = "patience"
+
+#: Headers of an event stream that crosses unread.
+_UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 _log = Logger()
 
@@ -172,7 +175,7 @@ class Relay:
         attempt = self._attempt
         if self._phase is Phase.ASKING:
             self._phase = Phase.READING
-        if reply.status == 200:
+        if self._call.is_good(reply.status):
             attempt.note_head(sure=not self._call.stream)
         refused: GatewayError | None = None
         try:
@@ -327,7 +330,10 @@ class Relay:
         if reply is None:
             self.client.begin_stream()
         elif isinstance(attempt.receiver, Bytes):
-            self.client.begin_bytes(reply.headers, reply.media_type + reply.parameters)
+            headers, content_type = reply.headers, reply.media_type + reply.parameters
+            if self._call.any_reply and reply.media_type == EVENTS:
+                headers += _UNBUFFERED
+            self.client.begin_bytes(headers, content_type, reply.status)
         else:
             self.client.begin_stream(reply.headers)
         self.client.registerProducer(attempt, True)

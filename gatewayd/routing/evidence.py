@@ -83,8 +83,17 @@ class Failure:
     reason: str = ""
 
 
-def evidence_of(outcome: Outcome) -> Evidence:
-    """What this outcome of a request says about its backend."""
+def evidence_of(outcome: Outcome, used_model: bool = True) -> Evidence:
+    """What this outcome of a request says about its backend.
+
+    :param used_model: whether the backend had to use a model to reply. If not, the reply proves
+        neither that it can nor that it cannot.
+    """
+    evidence = _evidence_of(outcome)
+    return evidence if used_model or evidence is Evidence.NOT_REACHED else Evidence.NONE
+
+
+def _evidence_of(outcome: Outcome) -> Evidence:
     if outcome is None:
         return Evidence.GOOD
     if isinstance(outcome, (ClientLeft, TookLong)):

@@ -7,7 +7,7 @@ this order (:mod:`gatewayd.relaying.relay` says when it tries the next one).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 
 import msgspec
@@ -69,14 +69,37 @@ class Router:
         serving = self._serving(model)
         if not serving:
             raise _unknown(model, visible())
+        return self._in_order(serving, key, "model", keep_order=model is None)
+
+    def route_to(self, names: Collection[str]) -> list[Candidate]:
+        """Those of the backends with these names that may be asked for a path; at least one.
+
+        :raises Overloaded: each of them is full or down.
+        """
+        serving = {target: None for target in self.targets if target.backend.name in names}
+        return self._in_order(serving, None, "path")
+
+    def _in_order(
+        self,
+        serving: Mapping[Target, str | None],
+        key: Callable[[], int | None] | None,
+        what: str,
+        keep_order: bool = False,
+    ) -> list[Candidate]:
+        """The candidates among backends, best first.
+
+        :param serving: the backends, each with its own name of the model where it has another.
+        :param what: is asked for, for the error.
+        :param keep_order: whether backends of a tier stay in the order of the settings.
+        """
         first = [target for target in serving if target.available]
         last = [t for t in serving if t not in first and t.available_as_last_resort]
         if not first and not last and len(serving) == 1:
             # No other backend could take its place, and its own error says more than ours.
             first = [target for target in serving if not target.full]
         if not first and not last:
-            raise Overloaded("No backend for this model is available.")
-        if model is None:  # these models need not be alike
+            raise Overloaded(f"No backend for this {what} is available.")
+        if keep_order:  # the models of these backends need not be alike
             first.sort(key=_priority)
             last.sort(key=_priority)
         elif len(first) > 1 or len(last) > 1:

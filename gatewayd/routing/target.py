@@ -121,15 +121,21 @@ class Target:
         self.health.succeeded()
 
     def settle(
-        self, trial: int, outcome: Outcome, caller: Hashable = None, body: bytes = b""
+        self,
+        trial: int,
+        outcome: Outcome,
+        caller: Hashable = None,
+        body: bytes = b"",
+        used_model: bool = True,
     ) -> None:
         """Count a request as ended, and learn from its outcome.
 
         :param trial: what :meth:`begin` returned for it; 0 once :meth:`reply_began` was called.
         :param caller: with ``body`` it distinguishes different failures from a repeated one.
+        :param used_model: whether the backend had to use a model to reply.
         """
         self.in_flight -= 1
-        evidence = evidence_of(outcome)
+        evidence = evidence_of(outcome, used_model)
         if evidence is Evidence.GOOD:
             self.health.succeeded()
         elif evidence is Evidence.NONE:

@@ -23,6 +23,7 @@ from .values import (
     one_of,
     or_auto,
     origins,
+    path_entries,
     positive_seconds,
     root_path,
     seconds,
@@ -246,6 +247,9 @@ class BackendSettings:
         unless_empty(url_path),
         "A path that answers 200 while it is healthy; empty = no checks.",
     )
+    paths: tuple[str, ...] = setting(
+        "", path_entries, "Further paths of its own, relayed unread; /slots/* = all that begin so."
+    )
     count_usage: bool = setting(
         "no", yes_or_no, "Request token counts for streams even if the client did not."
     )
@@ -270,6 +274,11 @@ class TokenSettings:
     )
     models: tuple[str, ...] = setting(
         "", model_names, "The models the caller may use, by name or glob; empty = all."
+    )
+    paths: tuple[str, ...] = setting(
+        "",
+        path_entries,
+        "The paths the caller may use; /v1/audio/* = all that begin so; empty = all.",
     )
     in_flight: int | None = setting(
         "", unless_empty(whole_number(1)), "Maximum number of its concurrent requests; empty = any."

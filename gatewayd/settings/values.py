@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")  # a header name, RFC 9110, 5.6.2
 _PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
+_PATHS_ENTRY = re.compile(
+    r"(?=/.{0,254}$)(/(?!\.{1,2}(/|\*|$))[A-Za-z0-9._~!$&'()+=:@-]+)*(/?\*|/)?"
+)
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _SIZE = re.compile(r"([0-9]{1,13}) ?(KiB|MiB|GiB|)", re.IGNORECASE)
@@ -169,6 +172,18 @@ def yes_or_no(text: str) -> bool:
     if text.lower() in ("yes", "no", "true", "false", "on", "off", "1", "0"):
         return text.lower() in ("yes", "true", "on", "1")
     raise ValueError(f"{_shown(text)} is unknown, expected yes or no")
+
+
+def path_entries(text: str) -> tuple[str, ...]:
+    """Paths, separated by commas or white space; ``*`` at the end stands for any rest."""
+    found = tuple(text.replace(",", " ").split())
+    for path in found:
+        if not _PATHS_ENTRY.fullmatch(path):
+            raise ValueError(
+                f"{_shown(path)} is not a path, expected one such as /props, or /slots/* for all "
+                "that begin so"
+            )
+    return found
 
 
 def url_path(text: str) -> str:

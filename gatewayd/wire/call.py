@@ -39,6 +39,11 @@ class Call(msgspec.Struct, frozen=True):
     media_type: ClassVar[re.Pattern[bytes]]
     media_type_hint: ClassVar[str]
 
+    #: Whether a reply with any status of success and of any media type crosses to the client.
+    any_reply: ClassVar[bool] = False
+    #: Whether the reply shows if the backend can use its models, and so whether it is healthy.
+    uses_model: ClassVar[bool] = True
+
     endpoint: Endpoint
     body: bytes
     content_type: bytes
@@ -65,6 +70,17 @@ class Call(msgspec.Struct, frozen=True):
     @property
     def opaque(self) -> bool:
         return self.endpoint.opaque
+
+    @property
+    def accept(self) -> bytes:
+        """The media types that the backend is asked for."""
+        if self.any_reply:
+            return b"*/*"
+        return b"text/event-stream" if self.stream else b"application/json"
+
+    def is_good(self, status: int) -> bool:
+        """Whether a reply with this status is no error."""
+        return status == 200 or (self.any_reply and 200 <= status < 300)
 
     def crosses_unread(self, media_type: str) -> bool:
         """Whether a reply of this type crosses unread, unless it is an event stream."""

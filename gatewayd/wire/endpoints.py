@@ -113,6 +113,19 @@ TUNNELS = (
 )
 
 
+_FIRST_NAMES = {alias: row.path for row in ENDPOINTS for alias in row.aliases}
+_FIRST_NAMES["/models"] = "/v1/models"
+
+
+def first_name(path: str) -> str:
+    """The path of the endpoint that has this path as another name; else the path itself.
+
+    :param path: without the gateway's ``root_path``; it may have one slash more at its end.
+    """
+    plain = path.removesuffix("/")
+    return _FIRST_NAMES.get(plain, plain)
+
+
 def dialect_of(path: str) -> Dialect:
     """The dialect of a path: that of the endpoint there, or of the endpoint above it.
 

@@ -62,6 +62,7 @@ class StoredCall(Call, frozen=True):
 
     media_type: ClassVar = re.compile(b"")
     media_type_hint: ClassVar = ""
+    uses_model: ClassVar = False
 
     @property
     def path(self) -> str:
