@@ -216,29 +216,49 @@ def json_replies(
 
 
 def events(
-    target: Target, streams: int, rate: float, seconds: float = 3, warm: float = 0.5
+    target: Target,
+    streams: int,
+    rate: float,
+    seconds: float = 3,
+    warm: float = 0.5,
+    apart: float = 0.002,
+    lost: bool = False,
 ) -> Result:
-    """Streams at a steady pace, out of phase with each other: cost and delay of an event."""
+    """Streams at a steady pace, out of phase with each other: cost and delay of an event.
+
+    :param apart: seconds between the openings of two streams.
+    :param lost: let the streams end after the window, and count the events that have not come.
+    """
     _call_once(target)
     loop, late = Loop(), array("q")
-    memory = target.rss()
+    memory, received = target.rss(), 0
 
     def seen(data: bytes) -> None:
-        now = monotonic_ns()
-        for stamp in STAMP.findall(data):
+        nonlocal received
+        now, stamps = monotonic_ns(), STAMP.findall(data)
+        received += len(stamps)
+        for stamp in stamps:
             late.append(now - int(stamp))
 
-    request = target.request(f"mode=events rate={rate:g}")
-    opened = _open(loop, target, streams, request, seen, 1 / rate)
+    prompt = f"mode=events rate={rate:g}"
+    lasts = streams * apart + 1 / rate + warm + seconds  # the first stream, until the window's end
+    each = int(lasts * rate) + 2
+    request = target.request(f"{prompt} events={each}" if lost else prompt)
+    opened = _open(loop, target, streams, request, seen, 1 / rate, apart)
     loop.run(monotonic() + warm)
     del late[:]
     window = Window(loop, target, seconds)
-    return window.per(len(late)) | {
+    result = window.per(len(late)) | {
+        "streams": streams,
         "offered": round(streams * rate, 1),
         "silent": _silent(opened),
         "late_ms": ms(late),
         "rss_each": (target.rss() - memory) / streams,
     }
+    if lost:
+        loop.run(monotonic() + lasts + BEGIN_TIMEOUT, lambda: received >= streams * each)
+        result["lost"] = streams * each - received
+    return result
 
 
 def flood(
@@ -354,20 +374,29 @@ def _open(
     request: bytes,
     seen: Callable[[bytes], None],
     within: float,
+    apart: float = 0.002,
 ) -> list[Stream]:
     """Open streams one after the other, each delayed by a random time up to ``within`` seconds."""
     opened: list[Stream] = []
     moments, began = random.Random(count), monotonic()
     for number in range(count):
-        when = began + number * 0.002 + moments.random() * within
+        when = began + number * apart + moments.random() * within
         loop.at(when, lambda: opened.append(Stream(loop, target, request, seen)))
-    loop.run(began + count * 0.002 + within)
+    loop.run(began + count * apart + within)
     loop.run(monotonic() + BEGIN_TIMEOUT, _all_began(opened))
     return opened
 
 
 def _all_began(opened: Sequence[Stream]) -> Callable[[], bool]:
-    return lambda: all(stream.first for stream in opened)
+    begun = 0
+
+    def done() -> bool:  # it is called after each event, so it does not look at all streams
+        nonlocal begun
+        while begun < len(opened) and opened[begun].first:
+            begun += 1
+        return begun == len(opened)
+
+    return done
 
 
 def _silent(opened: Sequence[Stream]) -> int:

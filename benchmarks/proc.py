@@ -65,9 +65,15 @@ def cpu_of_self() -> float:
     return time.process_time()
 
 
+def file_limit() -> int:
+    """How many open files a process may have at most, up to those that are needed here."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+
+
 def raise_file_limit() -> None:
     """Allow thousands of open sockets in this process and in its children."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    want = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    want = file_limit()
     if soft != resource.RLIM_INFINITY and soft < want:
         resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))

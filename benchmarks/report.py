@@ -63,6 +63,12 @@ ROWS = (
     Row(7, "cancel amid a stream, p50 ms", "cancel", ["streaming", "ms", "p50"]),
     Row(7, "                      p99 ms", "cancel", ["streaming", "ms", "p99"]),
     Row(7, "                      never, of 50", "cancel", ["streaming", "never"]),
+    Row(10, "very many streams, 1/s each", "many", ["streams"]),
+    Row(10, "  events lost", "many", ["lost"]),
+    Row(10, "  CPU per event, us", "many", CPU),
+    Row(10, "  event later by, p50 ms", "many", ["late_ms", "p50"]),
+    Row(10, "                  p99 ms", "many", ["late_ms", "p99"]),
+    Row(10, "  memory, each stream, KiB", "many", ["rss_each"], KIB),
 )
 #: Rows for which the ratio of gatewayd to a peer is shown.
 RATIOS = ("json", "latency", "events_50", "events_300", "ttft", "rss")
@@ -135,6 +141,10 @@ def _workers(rounds: Rounds) -> list[str]:
         for what, keys in ((title, ["per_second"]), ("  cores used", ["cores"])):
             one, two = (Row(9, "", f"{kind}_workers_{n}", keys).figure(rounds) for n in (1, 2))
             lines.append((what, [one, two, two / one if one and two else None]))
+        # What the workers could do if each had a core, and load and mock other ones.
+        one, two = (Row(9, "", f"{kind}_workers_{n}", CPU).figure(rounds) for n in (1, 2))
+        if one and two:
+            lines.append(("  with a core each", [1e6 / one, 2e6 / two, 2 * one / two]))
     if not any(figures[0] for _, figures in lines):
         return []
     return ["gatewayd's workers\n", _table(["1 worker", "2 workers", "ratio"], lines)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plots, report, run
+from benchmarks import plots, proc, report, run
 from benchmarks.peers import PEERS, ROOT, Place
 
 
@@ -33,6 +33,21 @@ def test_a_short_run_writes_a_table_and_a_json_file(
     assert table in capsys.readouterr().out
     assert "CPU per JSON request, us" in table
     assert (tmp_path / "events.svg").read_text(encoding="utf-8").startswith("<svg ")
+
+
+def test_lost_events_and_the_capacity_of_workers_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proc, "file_limit", lambda: 420)
+    tiny = ["--only=gatewayd", "--points=9,10", "--seconds=0.2", "--rounds=1"]
+    assert run.main([*tiny, f"--out={tmp_path}"]) == 0
+    document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    [many] = document["results"]["gatewayd"]["many"]
+    assert (many["streams"], many["lost"], many["silent"]) == (10, 0, 0)
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["events", "lost", "0"] in shown
+    [_, capacity] = [line for line in shown if line[:4] == ["with", "a", "core", "each"]]
+    assert float(capacity[-1]) > 0.5
 
 
 def test_a_change_is_measured_against_another_checkout(
