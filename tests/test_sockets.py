@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from twisted.internet.protocol import Protocol
 
-from gatewayd.backend.sockets import has_unread, has_unsent
+from gatewayd.backend.sockets import arrivals, has_unsent
 from tests.wired import Accepted, Loop
 
 LARGE = 1 << 20
@@ -33,14 +33,15 @@ def test_unread_bytes_are_noticed_and_stay_unread(
     pair: tuple[Accepted, socket.socket], what: str
 ) -> None:
     transport, peer = pair
-    assert not has_unread(transport)
+    waiting, as_tls_wraps_it = arrivals(transport), SimpleNamespace(transport=transport)
+    assert not waiting()
     if what == "bytes":
         peer.send(b"x")
     else:
         peer.close()
     select.select([transport.socket], [], [], 5)
-    assert has_unread(transport) and has_unread(transport)
-    assert has_unread(SimpleNamespace(transport=transport))  # as TLS wraps it
+    assert waiting() and waiting() and arrivals(as_tls_wraps_it)()
+    assert not arrivals(SimpleNamespace())()  # no socket
 
 
 def test_unsent_bytes_of_a_large_request_are_noticed(

@@ -8,7 +8,7 @@ judged by :mod:`gatewayd.http1.replies`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet import error
@@ -27,7 +27,7 @@ from gatewayd.wire.errors import ConnectionReset, Truncated, UpstreamError
 from .discarding import Discarding
 from .failures import describe
 from .response import BodyReceiver, Response
-from .sockets import has_unread, has_unsent
+from .sockets import arrivals, has_unsent
 
 #: An idle connection is closed after this many seconds, or earlier if the backend asks for it.
 #: uvicorn closes idle connections after 5 s and does not announce it.
@@ -114,6 +114,7 @@ class Connection(Protocol):
         self._reactor = reactor
         self._on_idle = on_idle
         self._on_close = on_close
+        self._arrivals: Callable[[], Sequence[Any]] | None = None
         self._paused = False
         self._max_replies = 0  # after which the backend closes; 0 if unknown
         self._request_size = 0
@@ -204,7 +205,9 @@ class Connection(Protocol):
 
     def is_silent(self) -> bool:
         """Whether an idle connection has received nothing, which would be read as a reply."""
-        return not has_unread(self.transport)
+        if self._arrivals is None:
+            self._arrivals = arrivals(self.transport)
+        return not self._arrivals()
 
     # -- one reply -------------------------------------------------------------------------------
 

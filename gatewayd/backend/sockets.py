@@ -6,9 +6,11 @@ A connection with either must not be used for another request.
 from __future__ import annotations
 
 import fcntl
-import socket
+import select
 import sys
 import termios
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.internet.tcp import Connection
@@ -41,15 +43,14 @@ def has_unsent(transport: Any, size: int) -> bool:
     return int.from_bytes(queued, sys.byteorder) > 0
 
 
-def has_unread(transport: Any) -> bool:
-    """Whether bytes, or the end of the connection, have arrived and were not read."""
+def arrivals(transport: Any) -> Callable[[], Sequence[Any]]:
+    """A function that tells whether bytes, or the end of the connection, wait to be read.
+
+    It costs one system call. What it returns is empty if nothing waits.
+    """
     tcp = transport if isinstance(transport, Connection) else getattr(transport, "transport", None)
     if not isinstance(tcp, Connection):
-        return False
-    try:
-        tcp.socket.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+        return tuple
+    poll = select.poll()
+    poll.register(tcp.fileno(), select.POLLIN | select.POLLRDHUP)
+    return partial(poll.poll, 0)

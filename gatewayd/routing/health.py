@@ -119,8 +119,9 @@ class Health:
     @property
     def usable(self) -> bool:
         """Whether to send the next request to this backend."""
-        state = self.state
-        return state is _HEALTHY or (state is _TRIAL_DUE and self._check is not False)
+        if self._state is _HEALTHY:
+            return True
+        return self.state is _TRIAL_DUE and self._check is not False
 
     @property
     def usable_as_last_resort(self) -> bool:
@@ -165,7 +166,7 @@ class Health:
 
         :returns: the number of the trial if this request is the trial, else 0.
         """
-        if self.state is not _TRIAL_DUE:
+        if self._state is _HEALTHY or self.state is not _TRIAL_DUE:
             return 0
         self._apply(Event.REQUEST_SENT)
         return self._trial

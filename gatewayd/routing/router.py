@@ -92,6 +92,10 @@ class Router:
         :param what: is asked for, for the error.
         :param keep_order: whether backends of a tier stay in the order of the settings.
         """
+        if len(serving) == 1:
+            ((target, name),) = serving.items()
+            if target.available:
+                return [Candidate(target, name)]
         first = [target for target in serving if target.available]
         last = [t for t in serving if t not in first and t.available_as_last_resort]
         if not first and not last and len(serving) == 1:
