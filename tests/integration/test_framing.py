@@ -200,7 +200,7 @@ ROWS = [
     target("target-nul", b"/v1/models%00"),
     target("target-parameter", b"/v1/models;x"),
     target("target-ff", b"/%ff"),
-    target("target-trailing-slash", b"/v1/models/"),
+    target("target-trailing-slashes", b"/v1/models//"),
     target("target-other-host", b"http://evil.example/"),
     target("target-scheme-less", b"//evil.example/healthz"),
     target("target-upper-case", b"/HEALTHZ"),
