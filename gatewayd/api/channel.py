@@ -59,6 +59,7 @@ from gatewayd.wire.errors import GatewayError, Overloaded, RequestTimeout, Reque
 from .clocks import Deadline
 from .known import KnownHead
 from .outgoing import Outgoing
+from .passage import Passage
 from .request import Request
 from .state import ServerState
 
@@ -116,8 +117,7 @@ class Channel(Protocol):
         self._reading = False  # in _read_requests()
         self._yielding: IDelayedCall | None = None
         self._bytes_gathered = 0  # of a body that is not complete
-        self._tunnel: Callable[[bytes], None] | None = None  # is given the client's bytes
-        self._holding = False  # the tunnel cannot take more
+        self._tunnel: Passage | None = None  # open, while the request is handled
         self._client = ""
         self.deadline = Deadline(state.reactor)
 
@@ -194,7 +194,7 @@ class Channel(Protocol):
         """Have the socket read exactly when the module's docstring says so."""
         if not self.outgoing.closing:  # then it is read
             if self._phase is HANDLING:
-                waits = self._holding
+                waits = self._tunnel is not None and self._tunnel.holding
             else:
                 waits = self.outgoing.full or self._yielding is not None
             self.outgoing.set_reading(not waits)
@@ -314,18 +314,23 @@ class Channel(Protocol):
     def open_tunnel(self, receive: Callable[[bytes], None]) -> None:
         """Give ``receive`` all that the client sends until the connection closes."""
         self._persistent = False
-        self._tunnel = receive
+        self._tunnel = Passage(self.state.reactor, self.transport, receive, self._left_tunnel)
         if self._incoming.buffer:
-            self._pass_on(receive)
+            self._pass_on(self._tunnel)
 
     def read_tunnel(self, wanted: bool) -> None:
         """Read from the client, or leave what it sends in the kernel."""
-        self._holding = not wanted
-        self._update_reading()
+        if self._tunnel is not None:
+            self._tunnel.hold(not wanted)
+            self._update_reading()
 
-    def _pass_on(self, receive: Callable[[bytes], None]) -> None:
+    def _pass_on(self, tunnel: Passage) -> None:
         data, self._incoming.buffer = self._incoming.buffer, b""
-        receive(data)
+        tunnel.receive(data)
+
+    def _left_tunnel(self) -> None:
+        """The client has disconnected while its connection was not read."""
+        self.abort(End.CLIENT_GONE, "")
 
     # -- refusing and closing ------------------------------------------------------------------
 
@@ -369,7 +374,9 @@ class Channel(Protocol):
     def _discard_input(self) -> None:
         self._count_gathered(0)
         self._incoming.clear()
-        self._tunnel = None
+        if self._tunnel is not None:
+            self._tunnel.stop()
+            self._tunnel = None
 
     def _refuse_connection(self) -> None:
         body = Overloaded("The gateway has too many connections.").body()

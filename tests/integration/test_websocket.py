@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.integration.client import get
 from tests.integration.gateways import MIB, FastGateway, ini
 from tests.integration.processes import wait_for
 from tests.integration.realtimeserver import FLOOD, RealtimeServer
+from tests.websocket import BINARY, HANDSHAKE, TEXT, frame
 
 REALTIME = "/v1/realtime"
 
@@ -159,6 +161,31 @@ def test_promise_5_a_slow_backend_slows_the_client(gateway: FastGateway) -> None
             pass
         assert sent < 1000
         assert gateway.memory() - before < 8 * MIB
+
+
+def test_promise_4_a_client_that_vanishes_while_it_is_not_read_is_left_at_once(
+    gateway: FastGateway,
+) -> None:
+    fields = {**HANDSHAKE, "Host": "g", "X-Request-ID": "vanish-unread"}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    whole = frame(BINARY, bytes(65536), masked=True)
+    with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+        client.sendall(f"GET {REALTIME} HTTP/1.1\r\n{head}\r\n".encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+        client.sendall(frame(TEXT, b"do:sleep:4", masked=True))
+        data, full = whole, 0
+        while full < 30:  # the kernel takes no more, and the gateway does not read
+            try:
+                sent = client.send(data, socket.MSG_DONTWAIT)
+                data, full = data[sent:] or whole, 0
+            except BlockingIOError:
+                full += 1
+                time.sleep(0.01)
+        assert "vanish-unread" not in gateway.lines()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    began = time.monotonic()
+    assert gateway.line("vanish-unread")["end"] == "client_gone"
+    assert time.monotonic() - began < 0.3
 
 
 def test_promise_9_pings_do_not_keep_an_idle_tunnel_open(gateway: FastGateway) -> None:
