@@ -131,7 +131,8 @@ def test_a_beta_header_that_is_not_printable_stays_behind() -> None:
         assert b"OpenAI-Beta" not in read(openai_beta=value).header_lines()
 
 
-OFFER = Handshake(KEY, (b"realtime", b"v2"), b"permessage-deflate; client_max_window_bits")
+DEFLATE = b"permessage-deflate"
+OFFER = Handshake(KEY, (b"realtime", b"v2"), DEFLATE + b"; client_max_window_bits")
 
 
 def test_what_a_backend_has_chosen_crosses() -> None:
@@ -153,6 +154,8 @@ def test_what_a_backend_has_chosen_crosses() -> None:
         [(b"sec-websocket-accept", ACCEPT), (b"sec-websocket-protocol", b"other")],
         [(b"sec-websocket-accept", ACCEPT), (b"sec-websocket-protocol", b"Realtime")],
         [(b"sec-websocket-accept", ACCEPT), (b"sec-websocket-extensions", b"other")],
+        [(b"sec-websocket-accept", ACCEPT), (b"sec-websocket-extensions", DEFLATE + b"; x=\xff")],
+        [(b"sec-websocket-accept", ACCEPT), (b"sec-websocket-extensions", DEFLATE + b";" * 300)],
     ],
 )
 def test_a_reply_that_does_not_fit_the_offer_is_refused(reply: list[tuple[bytes, bytes]]) -> None:

@@ -98,11 +98,13 @@ class OpenAIBackend:
         self, call: TunnelCall, handshake: Handshake, request_id: str, traceparent: str | None
     ) -> Deferred[Accepted | Reply]:
         agent: Any = self._agent  # treq has no upgrades
-        lines = self._request_headers(request_id, b"*/*", traceparent=traceparent).lines
-        url = (self.settings.url + call.target).encode("ascii")
-        opened: Deferred[Any] = maybeDeferred(
-            agent.upgrade, url, RequestHeaders(lines + handshake.header_lines())
-        )
+        try:
+            lines = self._request_headers(request_id, b"*/*", traceparent=traceparent).lines
+            headers = RequestHeaders(lines + handshake.header_lines())
+            url = (self.settings.url + call.target).encode("ascii")
+            opened: Deferred[Any] = agent.upgrade(url, headers)
+        except Exception:
+            return fail()
         return opened.addCallback(_opened, handshake, self._key)
 
     def check(self) -> Deferred[bool] | None:

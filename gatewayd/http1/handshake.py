@@ -125,9 +125,12 @@ class Handshake(msgspec.Struct, frozen=True):
                 raise BadReply("The backend chose a subprotocol that was not offered.")
             crossing.append((b"sec-websocket-protocol", chosen[0]))
         if extensions := fields.get(b"sec-websocket-extensions", []):
+            chosen_extensions = b", ".join(extensions)
             if not _names(extensions) <= _names([self.extensions]):
                 raise BadReply("The backend chose an extension that was not offered.")
-            crossing.append((b"sec-websocket-extensions", b", ".join(extensions)))
+            if not _PRINTABLE.fullmatch(chosen_extensions):
+                raise BadReply("The backend's choice of extensions is not valid.")
+            crossing.append((b"sec-websocket-extensions", chosen_extensions))
         return crossing
 
 
