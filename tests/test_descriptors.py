@@ -48,7 +48,7 @@ def test_clients_get_the_descriptors_that_backends_do_not_need(
 
 def test_each_backend_may_also_be_checked_and_listed(system: list[int]) -> None:
     backends = {"backend_a_url": "http://a", "backend_b_url": "http://b"}
-    assert for_clients(settings(limits_in_flight="10", **backends)) == 1024 - RESERVE - 14
+    assert for_clients(settings(limits_in_flight="10", **backends)) == 1024 - RESERVE - 16
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,10 @@ def for_clients(settings: Settings) -> int:
     """How many connections clients may hold: ``[limits] connections``, or fewer if necessary.
 
     Each request in flight needs a connection to a backend beside its client's. Each backend's
-    health path and list of models may be requested at any time.
+    health path, list of models and slots may be requested at any time.
     """
     available = limit() - RESERVE
-    backends = settings.limits.in_flight + 2 * len(settings.backends)
+    backends = settings.limits.in_flight + 3 * len(settings.backends)
     return max(1, min(settings.limits.connections, available - min(backends, available // 2)))
 
 

@@ -121,7 +121,7 @@ ROWS = {
 }
 
 #: Members whose values differ from one request to the next, at the server itself.
-VOLATILE = frozenset({"created", "created_at", "completed_at"})
+VOLATILE = frozenset({"created", "created_at", "completed_at", "id_slot"})
 #: The same for random ids. Only their first part, such as ``resp_``, is compared.
 IDS = frozenset({"id", "item_id"})
 
@@ -168,6 +168,17 @@ def gateways(
         }
 
 
+@pytest.fixture(scope="module")
+def with_paths(
+    servers: dict[str, LlamaServer], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    """A gateway that relays further paths of the server for chats."""
+    paths = "/slots, /tokenize, /detokenize, /apply-template, /completion, /infill, /lora-adapters"
+    config = f"[backend b]\nurl = {servers[CHAT].url}\npaths = {paths}\n"
+    with Gateway(folder=tmp_path_factory.mktemp("paths"), config=config) as gateway:
+        yield gateway
+
+
 def test_each_path_of_the_table_has_an_example_or_is_not_served_by_llama_cpp() -> None:
     with_example = {f"POST {example.path}" for example in EXAMPLES}
     assert with_example | NOT_SERVED == ROWS.keys()
@@ -195,6 +206,30 @@ def test_that_llama_cpp_does_not_have_a_path_is_its_own_answer(
         body = SOUND if is_form else {"model": "tiny", "input": "hi", "messages": HI}
     direct = send(servers[CHAT], method, path, body)
     assert direct.status == 404 and send(gateways[CHAT], method, path, body) == direct
+
+
+@pytest.mark.parametrize(
+    ("request_line", "body", "status"),
+    [
+        ("GET /slots", None, 200),
+        ("GET /slots?fail_on_no_slot=1", None, 200),
+        ("POST /tokenize", {"content": "Hi, Paris", "with_pieces": True}, 200),
+        ("POST /detokenize", {"tokens": [72, 105, 256]}, 200),
+        ("POST /apply-template", {"messages": HI}, 200),
+        ("POST /apply-template", {"messages": 5}, 400),
+        ("POST /completion", {"prompt": "a", "n_predict": 3, "temperature": 0}, 200),
+        ("POST /completion", {"prompt": "a", "n_predict": 3, "stream": True, "top_k": 1}, 200),
+        ("POST /infill", {"input_prefix": "a", "input_suffix": "b"}, 501),
+        ("GET /lora-adapters", None, 200),
+    ],
+)
+def test_a_further_path_of_the_server_is_the_same_directly_and_through_the_gateway(
+    request_line: str, body: Any, status: int, servers: dict[str, LlamaServer], with_paths: Gateway
+) -> None:
+    method, path = request_line.split()
+    direct, through = (send(server, method, path, body) for server in (servers[CHAT], with_paths))
+    assert direct.status == status, direct
+    assert comparable(through) == comparable(direct)
 
 
 def test_the_entries_of_the_list_of_models_are_those_of_the_server(
