@@ -21,7 +21,6 @@ PROTOCOL_ERROR = 1002
 TOO_BIG = 1009
 INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
-TRY_AGAIN_LATER = 1013
 BAD_GATEWAY = 1014
 
 _CONTINUATION = 0
@@ -32,6 +31,16 @@ _CONTROL = 8
 _MAX_CONTROL = 125
 _FIN = 0x80
 _MASKED = 0x80
+
+
+def _header_size(second: int) -> int:
+    """The size of a header whose second byte is this one."""
+    length = second & 0x7F
+    extended = 0 if length <= _MAX_CONTROL else 2 if length == 126 else 8
+    return 2 + extended + (4 if second & _MASKED else 0)
+
+
+_HEADER_SIZES = [_header_size(second) for second in range(256)]
 
 
 class FrameProblem(NamedTuple):
@@ -78,7 +87,7 @@ class FrameTracker:
         #: Why nothing more can be relayed; None while all is well.
         self.problem: FrameProblem | None = None
         self._limit = limit
-        self._header = bytearray()  # of a frame, incomplete; not relayed
+        self._header = b""  # of a frame, incomplete; not relayed
         self._remaining = 0  # bytes of the payload that have not come
         self._opcode = 0  # of the frame whose payload is coming
         self._message = 0  # bytes of the message so far, announced by its headers
@@ -97,18 +106,21 @@ class FrameTracker:
         :attr:`problem`.
         """
         self.content = False
-        held = bytes(self._header)
-        at = relayed = 0  # bytes of data that were followed, and that may be relayed
-        while at < len(data) and not self.closed and self.problem is None:
+        if self._header:
+            data, self._header = self._header + data, b""
+        at, size = 0, len(data)
+        while at < size and not self.closed and self.problem is None:
             if self._remaining:
-                at = relayed = self._take_payload(data, at)
-            else:
-                at = self._take_header(data, at)
-                if not self._header and self.problem is None:
-                    relayed = at
-        if not relayed:
-            return b""
-        return held + data[:relayed] if held else data[:relayed]
+                at = self._take_payload(data, at)
+                continue
+            end = at + _HEADER_SIZES[data[at + 1]] if at + 1 < size else at + 2
+            if end > size:
+                self._header = data[at:]
+                break
+            self._begin_frame(data, at, end)
+            if self.problem is None:
+                at = end
+        return data if at == size else data[:at]
 
     def _take_payload(self, data: bytes, at: int) -> int:
         """Take what is here of a payload; return where it ends."""
@@ -122,37 +134,27 @@ class FrameTracker:
                 self._closed()
         return end
 
-    def _take_header(self, data: bytes, at: int) -> int:
-        """Take what is here of a header; return where it ends. A complete one begins its frame."""
-        header = self._header
-        while (missing := _header_size(header) - len(header)) and at < len(data):
-            part = data[at : at + missing]
-            header += part
-            at += len(part)
-        if not missing:
-            self._begin_frame(header)
-            header.clear()
-        return at
-
-    def _begin_frame(self, header: bytearray) -> None:
-        self._opcode, length = header[0] & 0x0F, header[1] & 0x7F
+    def _begin_frame(self, data: bytes, at: int, end: int) -> None:
+        """Read the header between these places."""
+        first, second = data[at], data[at + 1]
+        opcode, length = first & 0x0F, second & 0x7F
         if length > _MAX_CONTROL:
-            length = int.from_bytes(header[2 : 4 if length == 126 else 10], "big")
-        if self._opcode >= _CONTROL:
-            if length > _MAX_CONTROL or not header[0] & _FIN:
+            length = int.from_bytes(data[at + 2 : at + (4 if length == 126 else 10)], "big")
+        if opcode >= _CONTROL:
+            if length > _MAX_CONTROL or not first & _FIN:
                 self.problem = FrameProblem("A control frame is not valid.", PROTOCOL_ERROR)
                 return
         else:
-            before = self._message if self._opcode == _CONTINUATION else 0
-            self._message = before + length
+            self._message = length + (self._message if opcode == _CONTINUATION else 0)
             if self._message > self._limit:
                 message = f"A message is larger than {self._limit} bytes."
                 self.problem = FrameProblem(message, TOO_BIG)
                 return
-        self._mask = bytes(header[-4:]) if header[1] & _MASKED else b""
-        self._remaining = length
-        if self._opcode == _CLOSE and not length:
-            self._closed()
+        self._opcode, self._remaining = opcode, length
+        if opcode == _CLOSE:
+            self._mask = data[end - 4 : end] if second & _MASKED else b""
+            if not length:
+                self._closed()
 
     def _closed(self) -> None:
         self.closed = True
@@ -161,15 +163,6 @@ class FrameTracker:
             if self._mask:
                 code = bytes((code[0] ^ self._mask[0], code[1] ^ self._mask[1]))
             self.close_code = int.from_bytes(code, "big")
-
-
-def _header_size(header: bytearray) -> int:
-    """The size of a header of which this much is known; 2 while nothing more is."""
-    if len(header) < 2:
-        return 2
-    length = header[1] & 0x7F
-    extended = 0 if length <= _MAX_CONTROL else 2 if length == 126 else 8
-    return 2 + extended + (4 if header[1] & _MASKED else 0)
 
 
 def close_frame(code: int, reason: str, *, masked: bool) -> bytes:

@@ -174,24 +174,24 @@ class Tunnel:
         if problem is not None and not sent.closed and not reset:
             code, reason = _close_of(problem)
             client.write(close_frame(code, reason, masked=False))
-        self._close_backend(frames.GOING_AWAY, "The client's connection has ended.")
+        self._leave_backend("The tunnel has ended.")
         client.end_tunnel(problem, reset=reset)
 
     def leave(self) -> None:
         """The client has disconnected: close the backend's side at once."""
         self._over = True
-        self._close_backend(frames.GOING_AWAY, "The client has disconnected.")
+        self._leave_backend("The client has disconnected.")
 
-    def _close_backend(self, code: int, reason: str) -> None:
-        link, sent = self._backend.link, self._from_client
-        if sent.closed:
-            link.close(b"")
-        elif not sent.between_frames:
+    def _leave_backend(self, reason: str) -> None:
+        link, sent, received = self._backend.link, self._from_client, self._from_backend
+        if not sent.between_frames:
             link.abort()
-        elif self._from_backend.closed:
+        elif sent.closed and received.closed:
+            link.close(b"")  # the client's Close frame may be on its way
+        elif sent.closed or received.closed:
             link.close_at_once(b"")
         else:
-            link.close_at_once(close_frame(code, reason, masked=True))
+            link.close_at_once(close_frame(frames.GOING_AWAY, reason, masked=True))
 
     # -- the client's pace -----------------------------------------------------------------------
 
