@@ -119,6 +119,7 @@ def test_promise_8_credentials_that_the_backend_refuses_are_the_gateways_fault(s
     server.protocol.dataReceived(reply(BODY, status=status))
     answer = Answer(client)
     assert (answer.status, answer.code) == (502, "upstream_auth") and server.aborted
+    assert ("has no such WebSocket" in answer.json["error"]["message"]) is (status == 403)
 
 
 @pytest.mark.parametrize(

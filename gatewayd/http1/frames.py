@@ -168,10 +168,10 @@ class FrameTracker:
 def close_frame(code: int, reason: str, *, masked: bool) -> bytes:
     """A Close frame.
 
-    :param reason: at most 123 bytes of ASCII.
+    :param reason: ASCII; what exceeds 123 characters is cut off.
     :param masked: as frames to a server must be.
     """
-    payload = code.to_bytes(2, "big") + reason.encode("ascii")
+    payload = code.to_bytes(2, "big") + reason.encode("ascii")[: _MAX_CONTROL - 2]
     if not masked:
         return bytes((_FIN | _CLOSE, len(payload))) + payload
     mask = os.urandom(4)

@@ -22,7 +22,7 @@ from gatewayd.http1.handshake import Handshake
 from gatewayd.routing.evidence import ClientLeft, Outcome
 from gatewayd.routing.router import Candidate
 from gatewayd.settings.model import LimitSettings
-from gatewayd.wire.errors import BadReply, GatewayError, Internal, UpstreamTimeout
+from gatewayd.wire.errors import AuthRefused, BadReply, GatewayError, Internal, UpstreamTimeout
 from gatewayd.wire.tunnels import TunnelCall
 
 from .attempt import BodyTransport
@@ -117,9 +117,7 @@ class Opening:
         if self._refusal is not refusal:
             return  # the whole body was here
         try:
-            if head.status == 200:
-                raise BadReply("The backend did not accept the WebSocket.", detail="status 200")
-            check_error_status(head.status)
+            _check_refusal(head.status)
         except GatewayError as problem:
             self.end(problem)
             return
@@ -227,6 +225,20 @@ class Opening:
         else:
             error = None if self._under_way else self._candidates.error
             self.end(error or UpstreamTimeout(f"The backend took too long ({clock})."))
+
+
+def _check_refusal(status: int) -> None:
+    """Refuse a status that the client must not act on.
+
+    Servers in Python (ASGI) answer 403 to each WebSocket that they do not accept, also at a path
+    that they do not have.
+    """
+    if status == 200:
+        raise BadReply("The backend did not accept the WebSocket.", detail="status 200")
+    if status == 403:
+        message = "The backend refused the gateway's credentials, or has no such WebSocket."
+        raise AuthRefused(message)
+    check_error_status(status)
 
 
 class _Refusal:

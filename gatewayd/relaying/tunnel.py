@@ -31,7 +31,6 @@ from gatewayd.wire.errors import (
     BadReply,
     Drained,
     GatewayError,
-    Internal,
     MessageRefused,
     Truncated,
     UpstreamTimeout,
@@ -95,16 +94,16 @@ class Tunnel:
 
     def received(self, data: bytes) -> None:
         """Bytes from the client."""
-        frames, exchange = self._from_client, self._client.exchange
-        if self._over or frames.closed:
+        direction, exchange = self._from_client, self._client.exchange
+        if self._over or direction.closed:
             return
-        relayed = frames.feed(data)
+        relayed = direction.feed(data)
         if relayed:
             exchange.bytes_in = (exchange.bytes_in or 0) + len(relayed)
             self._backend.link.write(relayed)
-        self._relayed(frames)
-        if frames.problem is not None:
-            self._on_end(MessageRefused(*frames.problem))
+        self._relayed(direction)
+        if direction.problem is not None:
+            self._on_end(MessageRefused(*direction.problem))
 
     # -- from the backend ------------------------------------------------------------------------
 
@@ -114,13 +113,14 @@ class Tunnel:
             transport.pauseProducing()
 
     def dataReceived(self, data: bytes) -> None:
-        frames = self._from_backend
-        if self._over or frames.closed:
+        direction = self._from_backend
+        if self._over or direction.closed:
             return
-        self._client.write(frames.feed(data))
-        self._relayed(frames)
-        if frames.problem is not None:
-            self._on_end(BadReply("The backend sent an invalid frame.", detail=frames.problem[0]))
+        self._client.write(direction.feed(data))
+        self._relayed(direction)
+        problem = direction.problem
+        if problem is not None:
+            self._on_end(BadReply("The backend sent an invalid frame.", detail=problem.message))
 
     def connectionLost(self, reason: Failure) -> None:
         self._transport = None
@@ -160,7 +160,7 @@ class Tunnel:
             return self._judge_close()
         if self._from_client.closed:
             return UpstreamTimeout("The backend did not answer a Close frame.")
-        return UpstreamTimeout(f"The WebSocket was idle or open for too long ({clock}).")
+        return UpstreamTimeout(f"The WebSocket took too long ({clock}).")
 
     def close(self, problem: GatewayError | None) -> None:
         """End the exchange and close both sides.
@@ -172,8 +172,7 @@ class Tunnel:
         client.unregisterProducer()
         reset = not (sent.closed or sent.between_frames)
         if problem is not None and not sent.closed and not reset:
-            code, reason = _close_of(problem)
-            client.write(close_frame(code, reason, masked=False))
+            client.write(close_frame(_close_code(problem), problem.message, masked=False))
         self._leave_backend("The tunnel has ended.")
         client.end_tunnel(problem, reset=reset)
 
@@ -229,12 +228,8 @@ class _Reading:
         """The backend's connection is lost; the tunnel is told by its ``connectionLost``."""
 
 
-def _close_of(problem: GatewayError) -> tuple[int, str]:
-    """Status code and reason of the Close frame that tells a client of a problem."""
+def _close_code(problem: GatewayError) -> int:
+    """The status code of the Close frame that tells a client of a problem."""
     if isinstance(problem, MessageRefused):
-        return problem.close_code, problem.message
-    if isinstance(problem, Drained):
-        return frames.SERVICE_RESTART, "The gateway is shutting down."
-    if isinstance(problem, Internal):
-        return frames.INTERNAL_ERROR, "The gateway met an internal error."
-    return frames.INTERNAL_ERROR, problem.message
+        return problem.close_code
+    return frames.SERVICE_RESTART if isinstance(problem, Drained) else frames.INTERNAL_ERROR
