@@ -17,7 +17,7 @@ from gatewayd.api.app import API
 from gatewayd.api.channel import Channel
 from gatewayd.api.site import Site
 from gatewayd.backend.echo import EchoBackend
-from gatewayd.backend.interface import Accepted, Backend, Clocks, Reply
+from gatewayd.backend.interface import Accepted, Backend, Clocks, PlainReply, Reply
 from gatewayd.exchange import End, Exchange
 from gatewayd.http1.handshake import Handshake
 from gatewayd.routing.evidence import Evidence
@@ -107,7 +107,7 @@ class Asked:
         media_type: str = EVENTS,
         headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
-        self.answer.callback(Reply(status, media_type, headers, self))
+        self.answer.callback(PlainReply(status, media_type, headers, self))
 
     @property
     def alive(self) -> bool:

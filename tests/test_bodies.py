@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gatewayd.backend.interface import Reply
+from gatewayd.backend.interface import PlainReply
 from gatewayd.relaying.bodies import MAX_ERROR_BODY, Bytes, Document, ErrorDocument
 from gatewayd.relaying.receiver import Progress, Receiver, Step, Whole
 from gatewayd.wire.choices import ChatReader
@@ -25,7 +25,7 @@ def document(stream: bool = False) -> Document:
 
 def error_document(status: int = 500) -> ErrorDocument:
     headers = ((b"retry-after", b"7"),)
-    return ErrorDocument(Reply(status, "application/json", headers, body=None))  # type: ignore[arg-type]
+    return ErrorDocument(PlainReply(status, "application/json", headers, body=None))  # type: ignore[arg-type]
 
 
 def fed(receiver: Receiver, body: bytes) -> Receiver:

@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
-from gatewayd.backend.interface import Clocks, Reply
+from gatewayd.backend.interface import Clocks, PlainReply, Reply
 from gatewayd.exchange import End
 from gatewayd.routing.evidence import FAILURES
 from gatewayd.routing.health import FIRST_BACKOFF, State
@@ -134,8 +134,9 @@ def test_a_refusal_is_sent_rather_than_the_error_of_a_backend_not_reached(
     gone.failing = [errors.Unreachable("No.")]
     client = gateway.chat()
     envelope = b'{"error":{"message":"busy","code":"slow_down"}}'
+    body = Early(busy.calls[0], envelope)
     busy.calls[0].answer.callback(
-        Reply(status, "application/json", ((b"retry-after", b"7"),), Early(busy.calls[0], envelope))
+        PlainReply(status, "application/json", ((b"retry-after", b"7"),), body)
     )
     answer = Answer(client)
     assert (answer.status, answer.header("retry-after")) == (status, "7")

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
-from gatewayd.backend.interface import Reply
+from gatewayd.backend.interface import PlainReply
 from gatewayd.relaying.bodies import Bytes, Document, ErrorDocument
 from gatewayd.relaying.events import Events
 from gatewayd.relaying.heads import receiver_for
@@ -38,7 +38,7 @@ ANY = Asked(opaque=True, any_reply=True)
 
 
 def choose(call: Any, media_type: str, status: int = 200) -> Receiver:
-    reply = Reply(status, media_type, (), body=None)  # type: ignore[arg-type]  # not read here
+    reply = PlainReply(status, media_type, (), body=None)  # type: ignore[arg-type]  # not read here
     reader = None if call.opaque else ChatReader(None, False, 1, 64)
     return receiver_for(reply, call, reader, LimitSettings())
 

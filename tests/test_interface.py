@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gatewayd.backend.interface import Clocks, Reply
+from gatewayd.backend.interface import Clocks, PlainReply
 
 
 def test_clocks_are_limited_except_the_total() -> None:
@@ -14,4 +14,4 @@ def test_clocks_are_limited_except_the_total() -> None:
 
 def test_the_key_of_a_reply_is_not_shown() -> None:
     body: Any = None
-    assert "sk-secret" not in repr(Reply(200, "a/b", (), body, key="sk-secret"))
+    assert "sk-secret" not in repr(PlainReply(200, "a/b", (), body, key="sk-secret"))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from gatewayd.backend.interface import Reply
+from gatewayd.backend.interface import PlainReply
 from gatewayd.relaying.bodies import Bytes, Document, ErrorDocument
 from gatewayd.relaying.events import Events
 from gatewayd.relaying.receiver import Receiver, Step, judged
 from gatewayd.wire.choices import ChatReader
 from gatewayd.wire.errors import BadReply, ConnectionReset, Truncated
 
-REPLY = Reply(500, "application/json", (), body=None)  # type: ignore[arg-type]  # not read here
+REPLY = PlainReply(500, "application/json", (), body=None)  # type: ignore[arg-type]  # not read here
 
 
 def receivers() -> list[Receiver]:

@@ -92,15 +92,16 @@ class Agent:
         # A deletion is never sent again, so it takes no connection that may be dead already.
         connection = None if method == b"DELETE" else self._pool.take()
         if connection is None:
-            return self._send_on_new(raw)
+            return self._send_on_new(raw, headers.key)
         connection.max_head = self._max_head
-        return connection.send(raw, partial(self._send_again, raw, self._reactor.seconds()))
+        again = partial(self._send_again, raw, headers.key, self._reactor.seconds())
+        return connection.send(raw, headers.key, again)
 
-    def _send_again(self, raw: bytes, sent: float) -> Deferred[IResponse] | None:
+    def _send_again(self, raw: bytes, key: str, sent: float) -> Deferred[IResponse] | None:
         """An idle connection was lost without a reply. None if too much time has passed."""
         if self._reactor.seconds() - sent > STALE_SECONDS:
             return None
-        return self._send_on_new(raw)
+        return self._send_on_new(raw, key)
 
     def upgrade(
         self, uri: bytes, headers: RequestHeaders
@@ -115,7 +116,9 @@ class Agent:
         raw = request_head(b"GET", uri[self._target_begins :], self._host + headers.lines)
         connection = UpgradeConnection(self._reactor, self._max_head)
         connecting = Connecting(self._reactor, connection, self._tls, self._connect_timeout)
-        opened: Deferred[Any] = connecting.begin(self._endpoint).addCallback(Connection.send, raw)
+        opened: Deferred[Any] = connecting.begin(self._endpoint).addCallback(
+            Connection.send, raw, headers.key
+        )
         return opened.addCallback(lambda response: (response, connection))
 
     def set_limits(self, connect_timeout: float, max_head: int) -> None:
@@ -127,8 +130,8 @@ class Agent:
         """Close the idle connections. Those in use are closed when their replies have ended."""
         self._pool.close()
 
-    def _send_on_new(self, raw: bytes) -> Deferred[IResponse]:
+    def _send_on_new(self, raw: bytes, key: str) -> Deferred[IResponse]:
         """Open a connection and send a request on it."""
         connection = Connection(self._reactor, self._max_head, self._pool.put, self._pool.remove)
         connecting = Connecting(self._reactor, connection, self._tls, self._connect_timeout)
-        return connecting.begin(self._endpoint).addCallback(Connection.send, raw)
+        return connecting.begin(self._endpoint).addCallback(Connection.send, raw, key)

@@ -120,15 +120,19 @@ class Connection(Protocol):
         self._request_size = 0
         self._reply: ReplyParser | None = None  # of the current request
         self._head: Deferred[IResponse] | None = None  # while its head is awaited
+        self._key = ""
         self._send_again: SendAgain | None = None
         self._sent_again: Deferred[IResponse] | None = None  # what became of its last request
         self._receiver: BodyReceiver | None = None  # of its body, from the head on
 
-    def send(self, raw: bytes, send_again: SendAgain | None = None) -> Deferred[IResponse]:
+    def send(
+        self, raw: bytes, key: str = "", send_again: SendAgain | None = None
+    ) -> Deferred[IResponse]:
         """Send a whole request. The Deferred fires with the head of the reply.
 
         Cancelling the Deferred closes the connection.
 
+        :param key: the API key in it.
         :param send_again: called if the connection is lost before any byte of a reply. It sends
             the request on another connection and returns its Deferred, or returns None.
         :raises ConnectionReset, BadReply: there is no reply, it broke off in its head, or its head
@@ -138,7 +142,7 @@ class Connection(Protocol):
         self._reply = self.parser(self.max_head)
         self._request_size = len(raw)
         self._head = head = Deferred[IResponse](self._cancelled)
-        self._send_again = send_again
+        self._key, self._send_again = key, send_again
         send(self.transport, raw)
         return head
 
@@ -215,7 +219,7 @@ class Connection(Protocol):
         """The head is complete; ``body`` is the part of the body that arrived with it."""
         self.state = TRANSITIONS[self.state][HEAD]
         head, self._head, self._send_again = self._head, None, None
-        self._receiver = self.response = response = Response(self, reply, body)
+        self._receiver = self.response = response = Response(self, reply, body, self._key)
         assert head is not None
         head.callback(response)
         if self._receiver is response:

@@ -18,7 +18,7 @@ from gatewayd.wire.chat import ChatCall
 from gatewayd.wire.errors import UnknownURL
 from gatewayd.wire.tunnels import TunnelCall
 
-from .interface import Accepted, Clocks, Reply
+from .interface import Accepted, Clocks, PlainReply, Reply
 
 MODEL = "echo"
 
@@ -71,7 +71,7 @@ class EchoBackend:
             approximate_tokens(prompt),
             approximate_tokens(content),
         )
-        return Reply(200, "application/json", (), _WholeBody(body))
+        return PlainReply(200, "application/json", (), _WholeBody(body))
 
 
 @attrs.frozen

@@ -29,12 +29,14 @@ class RequestHeaders(Headers):
     parsed only if an agent other than gatewayd's own reads them.
 
     :param lines: each with the line end.
+    :param key: the API key in them, which no error text may contain; "" if there is none.
     """
 
-    __slots__ = ("lines",)
+    __slots__ = ("key", "lines")
 
-    def __init__(self, lines: bytes) -> None:
+    def __init__(self, lines: bytes, key: str = "") -> None:
         self.lines = lines
+        self.key = key
 
     @classmethod
     def of(cls, headers: Headers | None) -> RequestHeaders:
@@ -44,7 +46,7 @@ class RequestHeaders(Headers):
 
     def with_fields(self, fields: Iterable[tuple[bytes, bytes]]) -> RequestHeaders:
         """These headers and further ones."""
-        return RequestHeaders(self.lines + header_lines(fields))
+        return RequestHeaders(self.lines + header_lines(fields), self.key)
 
     def _parsed(self) -> Headers:
         headers = Headers()

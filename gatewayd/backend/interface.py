@@ -28,19 +28,40 @@ class Body(Protocol):
         """
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """The head of a backend's reply, and its body, which must be delivered.
+class Reply(Protocol):
+    """The head of a backend's reply, and its body, which must be delivered."""
 
-    :param media_type: from the content type, in lower case, without parameters.
-    :param headers: those that may cross to the client.
-    :param parameters: of the content type, with the ``;`` before them; "" if they may not cross.
-    :param connect_seconds: time spent on opening a connection; 0 if an idle one was used.
-    :param key: the backend's API key, which no error text may contain; "" if it has none.
-    """
+    @property
+    def status(self) -> int: ...
+    @property
+    def media_type(self) -> str:
+        """From the content type, in lower case, without parameters."""
+
+    @property
+    def crossing(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The header fields that may cross to the client."""
+
+    @property
+    def body(self) -> Body: ...
+    @property
+    def connect_seconds(self) -> float:
+        """Time spent on opening a connection; 0 if an idle one was used."""
+
+    @property
+    def parameters(self) -> str:
+        """Of the content type, with the ``;`` before them; "" if they may not cross."""
+
+    @property
+    def key(self) -> str:
+        """The backend's API key, which no error text may contain; "" if it has none."""
+
+
+class PlainReply(msgspec.Struct, frozen=True):
+    """A :class:`Reply` that was not read from a connection."""
 
     status: int
     media_type: str
-    headers: tuple[tuple[bytes, bytes], ...]
+    crossing: tuple[tuple[bytes, bytes], ...]
     body: Body
     connect_seconds: float = 0.0
     parameters: str = ""

@@ -23,9 +23,11 @@ from gatewayd.wire.tunnels import TunnelCall
 
 from .agent import Agent
 from .collecting import read_health, read_models, read_slots
-from .headers import RequestHeaders, crossing
+from .headers import RequestHeaders
 from .interface import Accepted, Clocks, Reply
+from .response import Response
 from .treqclient import TreqClient
+from .upgrade import UpgradeConnection
 
 if TYPE_CHECKING:
     from .tls import ClientTLS
@@ -89,10 +91,9 @@ class OpenAIBackend:
             if call.headers:
                 headers = headers.with_fields(call.headers)
             url = self.settings.url + call.path + call.query
-            response = self._client.request(call.method, url, data=call.body, headers=headers)
+            return self._client.request(call.method, url, data=call.body, headers=headers)
         except Exception:
             return fail()
-        return response.addCallback(_reply, self._key)
 
     def open_tunnel(
         self, call: TunnelCall, handshake: Handshake, request_id: str, traceparent: str | None
@@ -100,12 +101,12 @@ class OpenAIBackend:
         agent: Any = self._agent  # treq has no upgrades
         try:
             lines = self._request_headers(request_id, b"*/*", traceparent=traceparent).lines
-            headers = RequestHeaders(lines + handshake.header_lines())
+            headers = RequestHeaders(lines + handshake.header_lines(), self._key)
             url = (self.settings.url + call.target).encode("ascii")
             opened: Deferred[Any] = agent.upgrade(url, headers)
         except Exception:
             return fail()
-        return opened.addCallback(_opened, handshake, self._key)
+        return opened.addCallback(_opened, handshake)
 
     def check(self) -> Deferred[bool] | None:
         if self._health is None:
@@ -123,7 +124,8 @@ class OpenAIBackend:
     def _get(self, path: str, request_id: str) -> Deferred[Reply]:
         headers = self._request_headers(request_id, b"application/json")
         url = self.settings.url + path
-        return maybeDeferred(self._client.get, url, headers=headers).addCallback(_reply)
+        got: Deferred[Any] = maybeDeferred(self._client.get, url, headers=headers)
+        return got
 
     def close(self) -> None:
         if isinstance(self._agent, Agent):
@@ -145,7 +147,7 @@ class OpenAIBackend:
             lines += b"Content-Type: %b\r\n" % content_type
         if traceparent is not None:
             lines += b"Traceparent: %b\r\n" % traceparent.encode("ascii")
-        return RequestHeaders(lines)
+        return RequestHeaders(lines, self._key)
 
 
 def _tls(settings: BackendSettings) -> ClientTLS | None:
@@ -161,26 +163,14 @@ def _tls(settings: BackendSettings) -> ClientTLS | None:
     return ClientTLS(base.hostname or "", trusted)
 
 
-def _reply(response: Any, key: str = "") -> Reply:
-    media_type, parameters, headers = crossing(response.fields)
-    return Reply(
-        status=response.code,
-        media_type=media_type,
-        headers=headers,
-        body=response,
-        connect_seconds=response.connect_seconds,
-        parameters=parameters,
-        key=key,
-    )
-
-
-def _opened(opened: Any, handshake: Handshake, key: str) -> Accepted | Reply:
+def _opened(opened: Any, handshake: Handshake) -> Accepted | Reply:
     """
     :raises BadReply: the reply with status 101 does not fit the handshake.
     """
-    response, connection = opened
+    response: Response = opened[0]
+    connection: UpgradeConnection = opened[1]
     if response.code != 101:
-        return _reply(response, key)
+        return response
     try:
         headers = handshake.accepted(response.all_fields())
     except BadReply:

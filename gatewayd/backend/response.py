@@ -12,6 +12,8 @@ from zope.interface import implementer
 
 from gatewayd.http1.replies import ReplyParser
 
+from .headers import crossing
+
 
 class BodyReceiver(Protocol):
     """Takes a body: its bytes, then the reason of its end."""
@@ -38,11 +40,13 @@ class Source(Protocol):
 class Response:
     """A reply's head. Its body is held until :meth:`deliverBody`.
 
-    It is also the transport of the body's receiver (:class:`gatewayd.backend.interface.Body`). Once
-    the body has ended or the receiver has left, these methods are no-ops: the connection may serve
-    another request by then.
+    It is treq's response and a :class:`gatewayd.backend.interface.Reply`: no object is made of
+    another. It is also the transport of the body's receiver
+    (:class:`gatewayd.backend.interface.Body`). Once the body has ended or the receiver has left,
+    these methods are no-ops: the connection may serve another request by then.
 
     :param held: the part of the body that arrived with the head.
+    :param key: the API key that the request had.
     """
 
     version = (b"HTTP", 1, 1)
@@ -50,10 +54,13 @@ class Response:
     request = None
     previousResponse = None
 
-    def __init__(self, connection: Source, reply: ReplyParser, held: bytes) -> None:
-        self.code = reply.code
-        #: The first header field of each name, with names in lower case.
-        self.fields = reply.fields
+    def __init__(
+        self, connection: Source, reply: ReplyParser, held: bytes, key: str = ""
+    ) -> None:
+        self.code = self.status = reply.code
+        self.media_type, self.parameters, self.crossing = crossing(reply.fields)
+        self.key = key
+        self._fields = reply.fields
         self._repeated = reply.repeated
         self.length = UNKNOWN_LENGTH if reply.length is None else reply.length
         self.connect_seconds = connection.connect_seconds if connection.replies == 0 else 0.0
@@ -61,6 +68,10 @@ class Response:
         self._held = held
         self._end: Failure | None = None  # why the body ended, if it did while it was held
         self._left = False  # by the receiver
+
+    @property
+    def body(self) -> Response:
+        return self
 
     @property
     def headers(self) -> Headers:
@@ -71,7 +82,7 @@ class Response:
 
     def all_fields(self) -> list[tuple[bytes, bytes]]:
         """All header fields, with names in lower case."""
-        return [*self.fields.items(), *self._repeated]
+        return [*self._fields.items(), *self._repeated]
 
     def setPreviousResponse(self, response: IResponse) -> None:
         """No-op: redirects are not followed."""

@@ -8,14 +8,16 @@ treq's ``get`` calls, too, hands the request to the agent at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, succeed
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import implementer
 
 from .headers import RequestHeaders
+from .interface import Reply
 
 
 class TreqClient(HTTPClient):
@@ -23,18 +25,19 @@ class TreqClient(HTTPClient):
 
     def __init__(self, agent: IAgent) -> None:
         super().__init__(agent)
-        self._agent_request = agent.request
+        request: Any = agent.request
+        self._send: Callable[..., Deferred[Reply]] = request  # our agent's response is one
 
     def request(  # type: ignore[override]  # only what is used here, and no wrapped response
         self, method: str, url: str, *, headers: RequestHeaders, data: bytes = b"", **_: Any
-    ) -> Deferred[IResponse]:
+    ) -> Deferred[Reply]:
         """Send a request. The Deferred fires with the agent's response.
 
         :param url: is sent as written: the settings have checked it.
         :param data: the body.
         """
         body = BytesProducer(data) if data else None
-        return self._agent_request(method.encode("ascii"), url.encode("ascii"), headers, body)
+        return self._send(method.encode("ascii"), url.encode("ascii"), headers, body)
 
 
 @implementer(IBodyProducer)

@@ -88,7 +88,7 @@ class Bytes(Receiver):
 
 def error_of(reply: Reply, body: bytes = b"") -> BackendFailed:
     """The error that a reply with an error status stands for; without a body, its head decides."""
-    return failure.error_of_reply(body, reply.status, reply.headers, reply.key)
+    return failure.error_of_reply(body, reply.status, reply.crossing, reply.key)
 
 
 def _progress(data: bytes) -> Step:

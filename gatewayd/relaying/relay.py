@@ -330,12 +330,12 @@ class Relay:
         if reply is None:
             self.client.begin_stream()
         elif isinstance(attempt.receiver, Bytes):
-            headers, content_type = reply.headers, reply.media_type + reply.parameters
+            headers, content_type = reply.crossing, reply.media_type + reply.parameters
             if self._call.any_reply and reply.media_type == EVENTS:
                 headers += _UNBUFFERED
             self.client.begin_bytes(headers, content_type, reply.status)
         else:
-            self.client.begin_stream(reply.headers)
+            self.client.begin_stream(reply.crossing)
         self.client.registerProducer(attempt, True)
 
     # -- the end -----------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ class Relay:
         elif problem is not None:
             self.client.fail(problem)
         else:
-            self.client.respond(200, body, () if reply is None else reply.headers)
+            self.client.respond(200, body, () if reply is None else reply.crossing)
         done, self._done = self._done, None  # break the reference cycle
         if done is not None:
             done.callback(None)
