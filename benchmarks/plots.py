@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -79,25 +79,21 @@ def bars(title: str, figures: Mapping[str, float]) -> str:
     return _svg(640, height, parts)
 
 
-def lines(title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """One curve for each name; both scales are logarithmic."""
+def lines(
+    title: str, curves: Mapping[str, Sequence[tuple[float, float]]], linear: bool = False
+) -> str:
+    """One curve for each name; both scales are logarithmic, or both are linear."""
     left, right, top, bottom = 60, 480, 44, 300
-    low, high = _decades([y for points in curves.values() for _, y in points])
-    first, last = _decades([x for points in curves.values() for x, _ in points])
-
-    def across(x: float) -> float:
-        return left + (math.log10(x) - first) / (last - first) * (right - left)
-
-    def down(y: float) -> float:
-        return bottom - (math.log10(y) - low) / (high - low) * (bottom - top)
-
+    scale = _steps if linear else _powers
+    ys, down = scale([y for points in curves.values() for _, y in points], bottom, top)
+    xs, across = scale([x for points in curves.values() for x, _ in points], left, right)
     parts = [_text(12, 24, title, weight="bold")]
-    for decade in range(low, high + 1):
-        y = down(10.0**decade)
+    for value in ys:
+        y = down(value)
         parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="{GRID}"/>')
-        parts.append(_text(left - 8, y + 4, f"{10.0**decade:g}", anchor="end"))
-    for decade in range(first, last + 1):
-        parts.append(_text(across(10.0**decade), bottom + 20, f"{10**decade}", anchor="middle"))
+        parts.append(_text(left - 8, y + 4, f"{value:g}", anchor="end"))
+    for value in xs:
+        parts.append(_text(across(value), bottom + 20, f"{value:g}", anchor="middle"))
     for place, (name, points) in enumerate(curves.items()):
         color = LINES[place % len(LINES)]
         path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
@@ -107,6 +103,31 @@ def lines(title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> st
         )
         parts.append(_text(right + 16, top + 14 + place * 20, name, color=color))
     return _svg(640, bottom + 36, parts)
+
+
+_Scale = tuple[list[float], Callable[[float], float]]
+
+
+def _powers(values: Sequence[float], start: float, end: float) -> _Scale:
+    """A logarithmic scale between two places: its marks, and the place of a value."""
+    low, high = _decades(values)
+
+    def place(value: float) -> float:
+        return start + (math.log10(value) - low) / (high - low) * (end - start)
+
+    return [10.0**decade for decade in range(low, high + 1)], place
+
+
+def _steps(values: Sequence[float], start: float, end: float) -> _Scale:
+    """A linear scale from zero: its marks, and the place of a value."""
+    step = 10.0 ** math.floor(math.log10(max(values)))
+    step = next(s for s in (step / 5, step / 2, step, step * 2) if max(values) <= 6 * s)
+    marks = [step * n for n in range(math.ceil(max(values) / step) + 1)]
+
+    def place(value: float) -> float:
+        return start + value / marks[-1] * (end - start)
+
+    return marks, place
 
 
 def _decades(values: object) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -81,11 +82,11 @@ def test_no_backend_is_sent_more_than_its_share_of_the_requests_in_flight(
             continue
         first = in_order(targets, key, turns)[0]
         share = first.share / sum(target.share for target in targets)
-        assert first.in_flight < MOST_LOAD * share * (len(running) + 1)
+        assert first.in_flight <= math.ceil(MOST_LOAD * share * (len(running) + 1))
         by_score = sorted(targets, key=lambda t: score(key, t.seed, t.share), reverse=True)
         for passed_over in by_score[: by_score.index(first)]:
             share = passed_over.share / sum(target.share for target in targets)
-            assert passed_over.in_flight >= MOST_LOAD * share * (len(running) + 1) - 1e-6
+            assert passed_over.in_flight > MOST_LOAD * share * (len(running) + 1)
         first.begin()
         running.append(first)
 
@@ -95,9 +96,9 @@ def test_a_key_returns_to_its_backend_when_there_is_room_again() -> None:
     turns, key = Turns(targets), 1
     own, other = in_order(targets, key, turns)
     assert {own, other} == {a, b}
-    own.begin()  # one of two requests: 1.25 times its share, rounded up, is 2
-    assert in_order(targets, key, turns)[0] is own
-    own.begin()
+    for _ in range(5):  # 1.25 times its share of six requests, rounded up, is 4
+        assert in_order(targets, key, turns)[0] is own
+        own.begin()
     assert in_order(targets, key, turns) == [other, own]
     own.settle(0, None)
     assert in_order(targets, key, turns)[0] is own

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from .rendezvous import score
 from .target import Target
 
-#: How many times its fair share of the requests in flight a backend may have. Above it, the keys
-#: that it wins go to the next backend in their order.
+#: While a backend has more than this many times its fair share of the requests in flight, rounded
+#: up, the keys that it wins go to the next backend in their order.
 MOST_LOAD = 1.25
 
 #: More than the rounding errors of a bound, less than one request.
@@ -25,13 +25,13 @@ _ROUNDING = 1e-9
 def by_key(tier: Sequence[Target], key: int) -> list[Target]:
     """The targets of a tier by their scores for a key, those above their share of the load last."""
     shares = [target.share for target in tier]
-    # This request counts too: while none is in flight, a bound without it would exclude all.
+    # This request counts, too.
     in_flight = 1 + sum([target.in_flight for target in tier])
     most = MOST_LOAD * in_flight / sum(shares)
     scored = [
         (
-            # A whole number is below a bound if it is below the bound rounded up.
-            target.in_flight + _ROUNDING < most * share,
+            # The same as: not above the bound rounded up.
+            target.in_flight - 1 + _ROUNDING < most * share,
             score(key, target.seed, share),
             target,
         )
