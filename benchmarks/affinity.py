@@ -22,6 +22,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,18 +144,18 @@ def converse(
         waiting.append(later.popleft())
 
     def serve() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        while len(done) < options.conversations * options.turns:
-            try:
-                conversation = waiting.popleft()
-            except IndexError:  # the last turns of some conversations are under way
-                time.sleep(0.001)
-                continue
-            done.append(conversation.ask(connection, with_session))
-            if conversation.questions:
-                waiting.append(conversation)
-            elif later:
-                waiting.append(later.popleft())
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            while len(done) < options.conversations * options.turns:
+                try:
+                    conversation = waiting.popleft()
+                except IndexError:  # the last turns of some conversations are under way
+                    time.sleep(0.001)
+                    continue
+                done.append(conversation.ask(connection, with_session))
+                if conversation.questions:
+                    waiting.append(conversation)
+                elif later:
+                    waiting.append(later.popleft())
 
     with ThreadPoolExecutor(options.concurrency) as pool:
         for served in [pool.submit(serve) for _ in range(options.concurrency)]:
@@ -265,12 +266,12 @@ def outage(
 
     def places() -> dict[int, str]:
         """The server of each conversation. One request at a time: no server has too much load."""
-        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
         ids = {}
-        for conversation in conversations:
-            conversation.questions.append("And now?")
-            ids[conversation.number] = conversation.ask(connection, False).id
-            del conversation.messages[-2:]
+        with closing(http.client.HTTPConnection("127.0.0.1", gateway.port)) as connection:
+            for conversation in conversations:
+                conversation.questions.append("And now?")
+                ids[conversation.number] = conversation.ask(connection, False).id
+                del conversation.messages[-2:]
         lines = servers.lines()
         return {number: lines[id]["backend"][-1] for number, id in ids.items()}
 

@@ -126,6 +126,8 @@ class Exchange(msgspec.Struct, eq=False):
     stream: bool = False
     status: int = 0
     backends: list[str] = []  # those that were asked, in order
+    #: The ``priority`` of the last of them.
+    priority: int = 0
     #: Those of them that were asked in vain, in order; None while there is none.
     tried: list[Tried] | None = None
     #: Ends the exchange early, with an error for the client. Set while a reply is relayed.

@@ -298,3 +298,9 @@ def test_a_line_that_was_written_in_part_spoils_no_other(tmp_path: Path) -> None
     ]
     assert len(torn) == 30
     assert "2 lines were lost" in messages(events)[-1]
+
+
+def test_the_priority_of_the_backend_is_in_the_line_unless_it_is_zero() -> None:
+    assert b"priority" not in as_json(ended(backends=["a"]))
+    assert json.loads(as_json(ended(backends=["a", "b"], priority=2)))["priority"] == 2
+    assert b" priority=2" in as_text(ended(backends=["a", "b"], priority=2))

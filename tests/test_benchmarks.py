@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plots, proc, report, run
+from benchmarks import affinity, plots, proc, report, run
 from benchmarks.peers import PEERS, ROOT, Place
 
 
@@ -109,3 +109,23 @@ def test_plots_of_one_figure_are_drawn_too(tmp_path: Path) -> None:
 def test_every_other_peer_has_an_install_command() -> None:
     ours = {"gatewayd", "before", "bare", "twisted_relay", "klein_treq"}
     assert {name for name, peer in PEERS.items() if not peer.install} == ours
+
+
+def test_the_saving_of_affinity_is_measured_with_real_servers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--conversations=4", "--turns=2", "--active=2", "--concurrency=2"]
+    assert affinity.main([*tiny, "--modes=one server,session", f"--out={tmp_path}"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert sum(results["session"]["requests"].values()) == 8
+    for result in results.values():
+        first, second = result["cached_by_turn"]
+        assert 0 <= first < second < 1
+    assert (tmp_path / "table.txt").read_text(encoding="utf-8") == capsys.readouterr().out
+    assert (tmp_path / "affinity-ttft.svg").read_text(encoding="utf-8").startswith("<svg ")
+
+
+def test_a_linear_scale_begins_at_zero_and_ends_above_the_highest_value() -> None:
+    svg = plots.lines("share", {"a": [(1, 40.0), (2, 83.0)]}, linear=True)
+    for mark in ("0", "20", "80", "100"):
+        assert f">{mark}</text>" in svg

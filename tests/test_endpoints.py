@@ -247,9 +247,7 @@ def test_a_request_for_a_stream_is_not_one_at_an_endpoint_without_streams(
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling"])
 @pytest.mark.parametrize("cut", [False, True])
-def test_vectors_may_be_bytes(
-    gateway: Gateway, backend: FakeBackend, path: str, cut: bool
-) -> None:
+def test_vectors_may_be_bytes(gateway: Gateway, backend: FakeBackend, path: str, cut: bool) -> None:
     client = gateway.post(path, input="a", encoding_format="bytes")
     (call,) = backend.calls
     call.head(media_type="application/octet-stream")

@@ -176,9 +176,7 @@ def test_any_success_crosses_with_its_status(
     assert (Answer(client).status, Answer(client).body) == (status, b"<html>")
 
 
-def test_a_reply_may_have_no_body_and_no_media_type(
-    gateway: Gateway, backend: FakeBackend
-) -> None:
+def test_a_reply_may_have_no_body_and_no_media_type(gateway: Gateway, backend: FakeBackend) -> None:
     client = gateway.request("DELETE", "/slots/0")
     backend.calls[0].head(204, "")
     backend.calls[0].end()

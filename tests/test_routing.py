@@ -379,6 +379,9 @@ def test_the_next_tier_is_asked_while_the_one_before_is_full_or_down() -> None:
         assert asked(gateway, [hosted, b]) == "hosted"
     a.failing = []
     assert asked(gateway, list(several)) == "hosted"  # a is ejected, b is full
+    lines = [line_of(exchange) for exchange in gateway.ended]
+    assert [(line.backend[-1], line.priority or 0) for line in lines[:2]] == [("a", 0), ("a", 0)]
+    assert (lines[-1].backend, lines[-1].priority) == (["hosted"], 1)
 
 
 def test_a_request_without_a_model_goes_by_priority_and_then_by_the_order_of_the_settings() -> None:

@@ -173,3 +173,20 @@ def test_attempts_of_a_backend_begin_at_zero(
     metrics.begin_at_zero("a")
     expected = {("a", str(end)): 0 for end in End}
     assert samples(metrics, registry, "gatewayd_attempts_total") == expected
+
+
+def test_requests_are_counted_by_the_priority_of_the_backend_that_was_asked_last(
+    metrics: RequestMetrics, registry: CollectorRegistry
+) -> None:
+    name = "gatewayd_requests_by_priority_total"
+    metrics.know_priorities({"a": 0, "b": 1})
+    assert samples(metrics, registry, name) == {("0",): 0, ("1",): 0}
+    metrics.count(ended(backends=["a"]))
+    metrics.count(ended(backends=["a", "b"]))
+    metrics.count(ended(backends=["b"]))
+    metrics.count(ended(End.REFUSED, backends=[]))
+    assert samples(metrics, registry, name) == {("0",): 1, ("1",): 2}
+    metrics.know_priorities({"a": 2})  # b is gone and may still end requests
+    metrics.count(ended(backends=["a"]))
+    metrics.count(ended(backends=["b"]))
+    assert samples(metrics, registry, name) == {("0",): 1, ("1",): 3, ("2",): 1}

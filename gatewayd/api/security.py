@@ -100,9 +100,7 @@ def verify_token(fields: Fields, tokens: Sequence[TokenSettings]) -> Caller:
             found = token
     if found is None:
         raise Unauthorized("The API key is not one of this gateway's.", "invalid_api_key")
-    return Caller(
-        found.name, found.models, found.in_flight, found.requests_per_minute, found.paths
-    )
+    return Caller(found.name, found.models, found.in_flight, found.requests_per_minute, found.paths)
 
 
 def _presented(fields: Fields) -> bytes:

@@ -79,7 +79,8 @@ class Serving:
             in_flight=len(self.site.state.active),
             connections=len(self.site.state.connections),
             backends={
-                t.backend.name: BackendState(usable[t.backend.name], t.in_flight) for t in targets
+                t.backend.name: BackendState(usable[t.backend.name], t.in_flight, t.priority)
+                for t in targets
             },
             models=self.api.model_names(),
             discovered=self.generation.discovery.known(),

@@ -123,6 +123,7 @@ class Attempt:
             call, alias = call.renamed(self.candidate.model), call.model
         self.reader = call.reader(exchange.id, depth, alias)
         exchange.backends.append(target.backend.name)
+        exchange.priority = target.priority
         self._under_way, self._trial = True, target.begin()
         self._head = target.backend.send(call, exchange.id, exchange.traceparent)
         self._head.addCallbacks(self._got_reply, self._got_no_reply)

@@ -101,6 +101,7 @@ class Opening:
         if self._candidate.model is not None:
             call = call.renamed(self._candidate.model)
         exchange.backends.append(backend.name)
+        exchange.priority = self._candidate.target.priority
         self._under_way, self._trial = True, self._candidate.target.begin()
         self._asked = backend.open_tunnel(call, self._handshake, exchange.id, exchange.traceparent)
         self._asked.addCallbacks(self._got_head, self._got_none).addErrback(self._internal_error)

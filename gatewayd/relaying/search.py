@@ -37,6 +37,7 @@ async def find(
     silent = False
     for target in targets:
         exchange.backends.append(target.backend.name)
+        exchange.priority = target.priority
         sent = target.backend.send(call, exchange.id, exchange.traceparent)
         sent.addTimeout(SEARCH_SECONDS, clock, _timed_out)
         try:

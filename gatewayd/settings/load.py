@@ -87,9 +87,7 @@ def _token(draft: Draft, token: SectionId) -> TokenSettings | None:
     return TokenSettings(name=token.name, **values) if "sha256" in values else None
 
 
-def _backend(
-    draft: Draft, backend: SectionId, single: Mapping[str, Any]
-) -> BackendSettings | None:
+def _backend(draft: Draft, backend: SectionId, single: Mapping[str, Any]) -> BackendSettings | None:
     """:param single: the sections whose values apply to a backend that has none of its own."""
     checks.complete_backend(draft, backend)
     values = {

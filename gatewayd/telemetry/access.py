@@ -46,6 +46,8 @@ class Line(msgspec.Struct, gc=False):
     attempts: list[Attempt] | UnsetType = UNSET
     #: Of tunnels only.
     bytes_in: int | UnsetType = UNSET
+    #: Left out if it is 0.
+    priority: int | UnsetType = UNSET
 
 
 class Attempt(msgspec.Struct, gc=False):
@@ -90,6 +92,7 @@ def line_of(exchange: Exchange) -> Line:
         exchange.bytes_out,
         UNSET if exchange.tried is None else _attempts(exchange, exchange.tried),
         UNSET if exchange.bytes_in is None else exchange.bytes_in,
+        exchange.priority or UNSET,
     )
 
 

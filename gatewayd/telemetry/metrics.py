@@ -38,6 +38,7 @@ class BackendState:
 
     usable: bool
     in_flight: int
+    priority: int = 0
 
 
 @attrs.frozen
@@ -155,6 +156,7 @@ class PrometheusMetrics:
         for name in now.backends.keys() - self._backends:
             self._requests.begin_at_zero(name)
         self._backends = set(now.backends)
+        self._requests.know_priorities({n: state.priority for n, state in now.backends.items()})
         for name, state in now.backends.items():
             self._usable.labels(name).set(state.usable)
             self._backend_in_flight.labels(name).set(state.in_flight)

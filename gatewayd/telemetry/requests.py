@@ -13,7 +13,7 @@ called before the metrics are shown, at regular intervals for the other workers,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import attrs
@@ -66,6 +66,7 @@ class RequestMetrics:
         self._tallies: dict[tuple[str, int, End | None, str, str], _Tally] = {}
         # By backend, model and caller: tokens of prompts, and of completions.
         self._token_tallies: dict[tuple[str, str, str], tuple[float, float]] = {}
+        self._priorities: dict[str, int] = {}  # of backends, by name
         self._models: set[str] = set()
         self._globs: Collection[str] = ()
         self._requests = counter(
@@ -117,6 +118,11 @@ class RequestMetrics:
             "Requests sent to a backend, by how that attempt ended.",
             *("backend", "end"),
         )
+        self._by_priority = counter(
+            "gatewayd_requests_by_priority",
+            "Requests that have ended, by the priority of the backend that was asked last.",
+            "priority",
+        )
         self._tunnel_bytes = counter(
             "gatewayd_tunnel_bytes",
             "Bytes of WebSockets that have ended: in from clients, out to clients.",
@@ -132,6 +138,12 @@ class RequestMetrics:
             self._failovers.labels(backend)
             for end in End:
                 self._attempts.labels(backend, str(end))
+
+    def know_priorities(self, priorities: Mapping[str, int]) -> None:
+        """Use these priorities of backends, by name, from now on."""
+        for priority in {*priorities.values()} - {*self._priorities.values()}:
+            self._by_priority.labels(str(priority))  # begins at zero
+        self._priorities |= priorities  # a backend that is gone may still end requests
 
     def know_models(self, models: Iterable[str], globs: Collection[str]) -> None:
         """Use these models, and the patterns that name further models, as labels from now on."""
@@ -195,6 +207,8 @@ class RequestMetrics:
             self._requests.labels(route, str(status), str(end), backend, model).inc(tally.requests)
             self._ends.labels(str(end), backend).inc(tally.requests)
             if backend and route != "/v1/models":
+                priority = str(self._priorities.get(backend, 0))
+                self._by_priority.labels(priority).inc(tally.requests)
                 attempts = tally.requests - tally.last_attempts_apart
                 self._attempts.labels(backend, str(end)).inc(attempts)
             self._duration.add((route, backend), tally.duration)

@@ -95,8 +95,6 @@ def test_a_conversation_id_does_not_keep_a_generation_alive(
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/v1/chat/completions/control", "/slots/%2e%2e/x"])
-def test_a_path_that_is_not_declared_does_not_reach_the_server(
-    gateway: Gateway, path: str
-) -> None:
+def test_a_path_that_is_not_declared_does_not_reach_the_server(gateway: Gateway, path: str) -> None:
     status, _, body = send(gateway, "POST", path, {})
     assert status in (404, 405) and b"File Not Found" not in body

@@ -163,9 +163,7 @@ def _answer(
     return found
 
 
-def _told_not_to_retry(
-    answer: Answer, line: dict[str, Any], attempts: list[Attempt]
-) -> list[str]:
+def _told_not_to_retry(answer: Answer, line: dict[str, Any], attempts: list[Attempt]) -> list[str]:
     """A client is told not to repeat a request that several backends may have executed."""
     left = [a for a in attempts[:-1] if a.plan.may_have_run and not _died_unanswered(a)]
     if left and answer.status != 200 and answer.header("x-should-retry") != ["false"]:
