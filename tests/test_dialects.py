@@ -339,6 +339,47 @@ def test_an_error_event_in_another_form_is_put_into_anthropics_envelope(
     assert gateway.end is End.BACKEND_ERROR
 
 
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("invalid_request_error", 400),
+        ("not_found_error", 404),
+        ("request_too_large", 413),
+        ("rate_limit_error", 429),
+        ("overloaded_error", 529),
+        ("timeout_error", 504),
+        ("api_error", 502),
+        ("authentication_error", 502),  # the gateway's own key, not the client's
+        ("permission_error", 502),
+        ("some_new_error", 502),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_type_of_an_error_under_a_200_says_its_status(
+    gateway: Gateway, backend: FakeBackend, kind: str, status: int, stream: bool
+) -> None:
+    payload = OVERLOADED.replace(b"overloaded_error", kind.encode())
+    client = gateway.post(MESSAGES, model="m", stream=stream)
+    if stream:
+        backend.calls[0].head()
+        backend.calls[0].send(b"event: error\ndata: " + payload + b"\n\n")
+    else:
+        backend.calls[0].whole(payload)
+    assert (Answer(client).status, Answer(client).body) == (status, payload)
+    assert gateway.ended[0].code == kind
+
+
+@pytest.mark.parametrize("kind", ["5", "null", "[]", '"x\\n"', '"%s"' % ("x" * 65)])
+def test_an_error_of_an_odd_type_is_a_502(
+    gateway: Gateway, backend: FakeBackend, kind: str
+) -> None:
+    client = gateway.post(MESSAGES, model="m")
+    payload = b'{"type":"error","error":{"message":"No.","type":%b}}' % kind.encode()
+    backend.calls[0].whole(payload)
+    assert (Answer(client).status, Answer(client).body) == (502, payload)
+    assert gateway.ended[0].code == ("5" if kind == "5" else "upstream_error")
+
+
 def test_nothing_follows_message_stop(gateway: Gateway, backend: FakeBackend) -> None:
     client = started(gateway, backend, 5)
     answer = Answer(client)

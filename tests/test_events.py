@@ -189,7 +189,8 @@ def test_a_failure_in_place_of_the_first_event_is_an_http_error(
     backend.calls[0].head()
     backend.calls[0].send(framed([failure]))
     answer = Answer(client)
-    assert (answer.status, answer.json["error"]["message"]) == (502, "It broke.")
+    status = 529 if kind == "error of a message" else 502
+    assert (answer.status, answer.json["error"]["message"]) == (status, "It broke.")
     assert answer.complete and answer.header("x-should-retry") == "false"
     assert gateway.end is End.BACKEND_ERROR
 

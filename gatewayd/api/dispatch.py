@@ -74,7 +74,6 @@ class Dispatcher:
         content_type = endpoint.request.check_media_type(request.fields.get(b"content-type", ()))
         _check_coding(request)
         request.exchange.route = endpoint.path
-        request.use_dialect(endpoint.dialect)
         request.set_headers(
             self._admission.acquire(request.caller, self._settings.limits.in_flight)
         )
@@ -94,6 +93,7 @@ class Dispatcher:
             call = call.located(variables, request.uri)
         exchange.model, exchange.stream = call.model, call.stream
         if endpoint.dialect is not OPENAI:
+            request.use_dialect(endpoint.dialect)
             call = call.with_context(request.fields, request.uri)
         if not variables and not caller.may_use(call.model):
             raise _model_not_allowed()

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from .dialects import status_of_type
 from .errors import BackendFailed, is_envelope
 from .failure import error_text, may_be_shown
 
@@ -103,12 +104,18 @@ def reported_error(payload: bytes) -> BackendFailed:
     """The error that a backend sent in place of a reply or an event.
 
     Its status is the error's ``code`` if that is one of the client's errors: llama.cpp puts a
-    status there. Otherwise it is 502.
+    status there. In Anthropic's envelope the error's type stands for a status. Otherwise it is 502.
     """
     if not is_envelope(payload):
         text = error_text(payload)
         reason = f": {text}" if may_be_shown(text) else " without saying which."
         return BackendFailed(f"The backend reported an error{reason}")
-    code = msgspec.json.decode(payload)["error"].get("code")
-    is_status = isinstance(code, int) and 400 <= code < 500 and code not in (401, 403)
-    return BackendFailed("The backend reported an error.", payload, code if is_status else 502)
+    document = msgspec.json.decode(payload)
+    error, status = document["error"], None
+    if document.get("type") == "error":
+        status = status_of_type(error.get("type"))
+    elif isinstance(error.get("code"), int) and 400 <= error["code"] < 500:
+        status = error["code"]
+    if status is None or status in (401, 403):  # the gateway's own credentials
+        status = 502
+    return BackendFailed("The backend reported an error.", payload, status)

@@ -37,6 +37,8 @@ _ANTHROPIC_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+#: 529 for an overload: that is what Anthropic's API sends.
+_STATUSES = {"invalid_request_error": 400} | {kind: code for code, kind in _ANTHROPIC_TYPES.items()}
 
 
 class Dialect(msgspec.Struct, frozen=True, eq=False):
@@ -108,6 +110,11 @@ def anthropic_type(status: int) -> str:
     """The type that Anthropic's API gives an error of this status."""
     known = _ANTHROPIC_TYPES.get(status)
     return known or ("invalid_request_error" if status < 500 else "api_error")
+
+
+def status_of_type(kind: object) -> int | None:
+    """The status that Anthropic's API gives an error of this type; None if it stands for none."""
+    return _STATUSES.get(kind) if isinstance(kind, str) else None
 
 
 OPENAI = Dialect(_openai_envelope)

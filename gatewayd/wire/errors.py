@@ -330,7 +330,9 @@ class BackendFailed(UpstreamError):
         self.executed = status >= 500 and status != 503
         self.retryable = status in (429, 503)
         if payload is not None:
-            code = parse(payload, 64)["error"].get("code")
+            document = parse(payload, 64)
+            is_anthropic = document.get("type") == "error"  # its errors have a type and no code
+            code = document["error"].get("type" if is_anthropic else "code")
             if isinstance(code, (str, int, float)):
                 code = code if isinstance(code, str) else f"{code:.0f}"
                 if len(code) <= MAX_CODE and code.isprintable():
