@@ -29,6 +29,13 @@ def test_a_later_count_replaces_an_earlier_one_and_keeps_what_it_does_not_report
     assert latest_usage(msgspec.UNSET, first) is first
 
 
+def test_the_tokens_of_a_message_that_were_in_a_cache_are_tokens_of_its_prompt() -> None:
+    usage = b'{"input_tokens":3,"cache_read_input_tokens":40,"cache_creation_input_tokens":%b}'
+    assert latest_usage(msgspec.Raw(usage % b"500"), None) == Usage(543, 0)
+    assert latest_usage(msgspec.Raw(usage % b"null"), None) == Usage(43, 0)
+    assert latest_usage(msgspec.Raw(usage % b'"many"'), None) is None
+
+
 def test_an_error_under_a_200_may_be_a_text_too() -> None:
     body = b'{"error":"Request failed during generation","error_type":"generation"}'
     assert reported_error(body).message.endswith(": Request failed during generation")

@@ -10,7 +10,12 @@ import pytest
 from gatewayd.tap import Options
 from tests.recipes import DOCS, prepare, recipes
 
-TITLES = ["Two llama.cpp boxes", "vLLM with a hosted fallback", "Ollama behind tokens"]
+TITLES = [
+    "Two llama.cpp boxes",
+    "vLLM with a hosted fallback",
+    "Ollama behind tokens",
+    "Claude Code with llama.cpp",
+]
 
 
 def test_each_section_has_an_ini_file() -> None:

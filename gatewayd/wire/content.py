@@ -69,6 +69,9 @@ class _Counts(msgspec.Struct):
     completion_tokens: _Tokens | None = None
     input_tokens: _Tokens | None = None
     output_tokens: _Tokens | None = None
+    # Of messages only: there the input tokens are those that were in no cache.
+    cache_read_input_tokens: _Tokens | None = None
+    cache_creation_input_tokens: _Tokens | None = None
 
 
 _COUNTS = msgspec.json.Decoder(_Counts | None)
@@ -89,7 +92,10 @@ def latest_usage(usage: Raw | UnsetType, before: Usage | None) -> Usage | None:
         return before
     if counts is None:
         return before
-    prompt = counts.prompt_tokens if counts.input_tokens is None else counts.input_tokens
+    prompt = counts.prompt_tokens
+    if counts.input_tokens is not None:
+        cached = (counts.cache_read_input_tokens or 0) + (counts.cache_creation_input_tokens or 0)
+        prompt = counts.input_tokens + cached
     output = counts.completion_tokens if counts.output_tokens is None else counts.output_tokens
     if prompt is None and output is None:
         return before

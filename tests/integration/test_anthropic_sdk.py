@@ -21,6 +21,7 @@ import pytest
 from tests.faultbackend import FaultBackend
 from tests.integration.gateways import FastGateway, watched
 from tests.integration.processes import Gateway, LlamaServer, Server, free_port, wait_for
+from tests.recipes import prepare, recipes
 
 #: Makes a client of a server, from its options.
 Connect = Callable[..., anthropic.Anthropic]
@@ -59,6 +60,7 @@ AGENT: dict[str, Any] = {
         }
     ],
 }
+SESSION = {"x-app": "cli", "X-Claude-Code-Session-Id": "5dedd925-88bd-472d-9fe3-95151790d01b"}
 BETAS = ["claude-code-20250219", "fine-grained-tool-streaming-2025-05-14"]
 
 #: The same answer each time.
@@ -92,6 +94,15 @@ def connect() -> Iterator[Connect]:
 def name() -> str:
     """An id for the request of this test."""
     return f"anthropic-{next(_numbers)}"
+
+
+@pytest.fixture(scope="module")
+def agents(tool_llama: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """The gateway of the recipe for Claude Code, in front of a model that calls tools."""
+    folder = tmp_path_factory.mktemp("agents")
+    config = prepare(recipes()["Claude Code with llama.cpp"], folder, llama=tool_llama.url)
+    with Gateway(folder=folder, config=config) as gateway:
+        yield gateway
 
 
 @pytest.fixture(scope="module")
@@ -221,17 +232,15 @@ def test_a_client_that_leaves_frees_the_model(
 # -- traffic like Claude Code's --------------------------------------------------------------------
 
 
-def test_an_agent_works_with_betas_blocks_and_tools(
-    tools: Gateway, connect: Connect, name: str
-) -> None:
-    client = connect(tools, auth_token=TOKEN, default_headers={"x-app": "cli"})
+def test_an_agent_works_with_betas_blocks_and_tools(agents: Gateway, connect: Connect) -> None:
+    client = connect(agents, auth_token="in-alice.token", default_headers=SESSION)
     counted = client.beta.messages.count_tokens(
-        model="tiny",
+        model="qwen3",
         betas=BETAS,
         **{k: v for k, v in AGENT.items() if k in ("system", "tools", "messages")},
     )
     assert counted.input_tokens > 20
-    with client.beta.messages.stream(model="tiny", betas=BETAS, **AGENT) as stream:
+    with client.beta.messages.stream(model="qwen3", betas=BETAS, **AGENT) as stream:
         message = stream.get_final_message()
     used = message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
     assert used == counted.input_tokens
@@ -239,12 +248,13 @@ def test_an_agent_works_with_betas_blocks_and_tools(
 
 
 def test_many_small_requests_and_aborts_run_beside_each_other(
-    tools: Gateway, connect: Connect
+    agents: Gateway, connect: Connect
 ) -> None:
-    client = connect(tools)
+    # Above the slots of the server, a request is refused: the SDK tries again, as Claude Code does.
+    client = connect(agents, auth_token="in-alice.token", default_headers=SESSION, max_retries=9)
 
     def small(number: int) -> str:
-        asked = says(f"Title {number}", "tiny", system=AGENT["system"])
+        asked = says(f"Title {number}", "qwen3", system=AGENT["system"])
         if number % 4 == 0:  # the user has pressed Escape
             with client.beta.messages.stream(betas=BETAS, **asked) as stream:
                 next(iter(stream))
