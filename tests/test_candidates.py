@@ -31,10 +31,20 @@ def test_candidates_are_asked_in_their_order() -> None:
 
 
 def test_a_candidate_that_has_become_full_is_skipped() -> None:
-    a, b = (Target(FakeBackend(name), Clock(), limit=1) for name in "ab")
-    candidates = Candidates([Candidate(a), Candidate(b)])
-    a.begin()
+    a, b, c = (Target(FakeBackend(name), Clock(), limit=1) for name in "abc")
+    candidates = Candidates([Candidate(a), Candidate(b), Candidate(c)])
+    assert candidates.next().target is a
+    b.begin()
+    assert candidates.has_next() and candidates.next().target is c
+    assert not candidates.has_next()
+    b.settle(0, None)
     assert candidates.has_next() and candidates.next().target is b
+
+
+def test_the_best_candidate_may_be_the_only_one_and_is_asked_in_any_case() -> None:
+    target = Target(FakeBackend(), Clock())
+    target.health.check_loading()
+    assert Candidates([Candidate(target)]).next().target is target
 
 
 @pytest.mark.parametrize(

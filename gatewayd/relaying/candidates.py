@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from gatewayd.routing.router import Candidate
 from gatewayd.wire.errors import BackendFailed, GatewayError
+from gatewayd.wire.retryafter import seconds_to_wait, whole_seconds, with_wait
 
 
 class Candidates:
@@ -19,19 +21,29 @@ class Candidates:
         self._slow: list[Candidate] = []  # left because they took long; the last ones to ask again
         self._attempts = attempts
         self._executions = 0  # that may have begun, the current attempt left out
+        self._asked: list[Candidate] = []
         #: Which error so far the client is sent if no other backend is asked.
         self.error: GatewayError | None = None
 
     def next(self) -> Candidate:
-        return (self._remaining or self._slow).pop(0)
+        """The best candidate; after that the next one that is available.
+
+        The best one may be the only one that serves the model. Then it is asked in any case.
+        :meth:`has_next` says whether there is a further one.
+        """
+        candidates, place = self._remaining, 0
+        if self._asked:
+            candidates = self._remaining if self.has_unasked() else self._slow
+            place = [candidate.available for candidate in candidates].index(True)
+        candidate = candidates.pop(place)
+        self._asked.append(candidate)
+        return candidate
 
     def has_next(self) -> bool:
         """Whether a candidate is left that may still be asked: it may have become full."""
         if self._executions >= self._attempts:
             return False
-        self._remaining = [candidate for candidate in self._remaining if candidate.available]
-        self._slow = [candidate for candidate in self._slow if candidate.available]
-        return bool(self._remaining or self._slow)
+        return self.has_unasked() or any(candidate.available for candidate in self._slow)
 
     def has_unasked(self) -> bool:
         """Whether a candidate is left that was not asked and may be."""
@@ -55,6 +67,8 @@ class Candidates:
     def passed_over(self, problem: GatewayError) -> GatewayError:
         """A backend has failed. Return the error for the client if no other backend is asked.
 
+        A refusal (429, 503) says the shortest of the times for which backends want to rest.
+
         The error of a backend that answered says more than that of one that did not, and this says
         more than the error of one that was not reached.
         """
@@ -62,7 +76,14 @@ class Candidates:
             self._executions += 1
         if self.error is None or _rank(problem) >= _rank(self.error):
             self.error = problem
-        return self.error
+        error = self.error
+        if isinstance(error, BackendFailed) and error.retryable:
+            rests = [each.target.rest.asked_for for each in (*self._asked, *self._remaining)]
+            waits = [wait for wait in rests if wait]
+            own = seconds_to_wait(error.headers, time.time())
+            if waits and (own is None or whole_seconds(min(waits)) < own):
+                error.headers = with_wait(error.headers, min(waits))
+        return error
 
 
 def _rank(problem: GatewayError) -> int:

@@ -1,8 +1,9 @@
 """The order in which backends are asked for a model.
 
-Backends that are full, loading or known to be dead are left out. An ejected backend comes behind
-the others. Those that are left are put in order by :mod:`.order`. A request tries the backends in
-this order (:mod:`gatewayd.relaying.relay` says when it tries the next one).
+Backends that are full, loading or known to be dead are left out. Those that can take the request
+are put in order by :mod:`.order`. An ejected backend comes behind them, and one that has asked for
+a rest (:mod:`.rest`) is asked only when that is over. A request tries the backends in this order
+(:mod:`gatewayd.relaying.relay` says when it tries the next one).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from operator import attrgetter
 
 import msgspec
 
-from gatewayd.wire.errors import ModelNotFound, Overloaded
+from gatewayd.wire.errors import ModelNotFound, Overloaded, RateLimited
+from gatewayd.wire.retryafter import whole_seconds
 
 from .order import Turns, in_order
 from .target import Target
@@ -64,7 +66,8 @@ class Router:
         :param key: returns the key of the request's conversation if it has one. It is called only
             if there is a choice between backends.
         :raises ModelNotFound: no backend serves the model.
-        :raises Overloaded: each backend that serves it is full or down.
+        :raises Overloaded: each backend that serves it is full, down or resting.
+        :raises RateLimited: they rest, and the first that may be asked again had answered 429.
         """
         serving = self._serving(model)
         if not serving:
@@ -102,7 +105,7 @@ class Router:
             # No other backend could take its place, and its own error says more than ours.
             first = [target for target in serving if not target.full]
         if not first and not last:
-            raise Overloaded(f"No backend for this {what} is available.")
+            raise _none_available(serving, what)
         if keep_order:  # the models of these backends need not be alike
             first.sort(key=_priority)
             last.sort(key=_priority)
@@ -113,7 +116,11 @@ class Router:
             if found is None:
                 self._turns.take((first or last)[0])
         candidates = [Candidate(target, serving[target]) for target in first]
-        return candidates + [Candidate(target, serving[target], True) for target in last]
+        candidates += [Candidate(target, serving[target], True) for target in last]
+        if len(candidates) < len(serving):  # a rest may end while the others are asked
+            resting = [target for target in serving if target.rest.remaining]
+            candidates += [Candidate(target, serving[target], True) for target in resting]
+        return candidates
 
     def ready(self) -> bool:
         """Whether a request could be answered now."""
@@ -136,6 +143,21 @@ class Router:
         if not serving:
             return {target: None for target in self.targets if target.models.may_serve_others}
         return serving
+
+
+def _none_available(serving: Iterable[Target], what: str) -> Overloaded | RateLimited:
+    """No backend of these can be asked. If all others are down, a rest says how long.
+
+    :param what: for which they were asked.
+    """
+    resting = [target.rest for target in serving if target.rest.remaining]
+    if not resting or any(target.full for target in serving):  # there may be room at any time
+        return Overloaded(f"No backend for this {what} is available.")
+    soonest = min(resting, key=attrgetter("remaining"))
+    message = f"The backends for this {what} have asked to wait."
+    if soonest.status == 429:
+        return RateLimited(message, whole_seconds(soonest.remaining), [])
+    return Overloaded(message, wait=whole_seconds(soonest.remaining))
 
 
 def _unknown(model: str | None, visible: Iterable[str]) -> ModelNotFound:

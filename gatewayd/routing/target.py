@@ -1,4 +1,4 @@
-"""One backend as routing sees it: models, limit, share, requests in flight, health."""
+"""One backend as routing sees it: models, limit, share, requests in flight, health, rest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from gatewayd.backend.interface import Backend
+from gatewayd.wire.errors import BackendFailed
 
 from .evidence import Evidence, Failure, Outcome, evidence_of, reason_of
 from .health import Health
@@ -16,6 +17,7 @@ from .listing import Listing
 from .made import Made
 from .names import ModelNames
 from .rendezvous import seed_of
+from .rest import Rest
 
 _log = Logger()
 
@@ -48,6 +50,7 @@ class Target:
         self.listing = Listing()
         self.models = ModelNames(models, self.listing, alone)
         self.health = Health(clock, self._report)
+        self.rest = Rest(clock)
         self.in_flight = 0
         self.made = Made()
         self.turn = 0.0  # the latest one (:class:`.order.Turns`)
@@ -94,12 +97,14 @@ class Target:
     @property
     def available(self) -> bool:
         """Whether the next request may be sent to this backend."""
-        return not self.full and self.health.usable
+        return not self.full and self.health.usable and not self.rest.remaining
 
     @property
     def available_as_last_resort(self) -> bool:
         """Whether a request that no available backend has taken may be sent to this one."""
-        return not self.full and self.health.usable_as_last_resort
+        if self.full or self.rest.remaining:
+            return False
+        return self.health.usable_as_last_resort
 
     @property
     def share(self) -> float:
@@ -135,6 +140,8 @@ class Target:
         :param used_model: whether the backend had to use a model to reply.
         """
         self.in_flight -= 1
+        if isinstance(outcome, BackendFailed) and outcome.retryable:
+            self.rest.note(outcome)
         evidence = evidence_of(outcome, used_model)
         if evidence is Evidence.GOOD:
             self.health.succeeded()

@@ -193,8 +193,9 @@ class Overloaded(Refused):
     type = "server_error"
     code = "overloaded"
 
-    def __init__(self, message: str, *, detail: str = "") -> None:
-        super().__init__(message, headers=((b"retry-after", b"1"),), detail=detail)
+    def __init__(self, message: str, *, detail: str = "", wait: int = 1) -> None:
+        """:param wait: whole seconds after which the client may retry."""
+        super().__init__(message, headers=((b"retry-after", b"%d" % wait),), detail=detail)
 
 
 class Exhausted(Overloaded):
