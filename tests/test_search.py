@@ -43,6 +43,20 @@ def test_what_the_backends_said_decides_the_error(first: int, error: type[Except
     assert failed == [error]
 
 
+def test_a_backend_that_is_known_not_to_answer_is_not_waited_for() -> None:
+    a, b = backends("a", "b")
+    clock = Clock()
+    call = RETRIEVAL.request.parse(RETRIEVAL, b"", b"", 1).located({"id": "resp_1"}, b"")
+    targets = [Target(backend, clock) for backend in (a, b)]
+    targets[0].health.check_failed()
+    exchange = Exchange("req-1", 0.0, "127.0.0.1", lambda _: None)
+    found = Deferred.fromCoroutine(find(call, targets, exchange, clock))
+    b.calls[0].whole(b"", 404)
+    failed: list[object] = []
+    found.addErrback(lambda failure: failed.append(type(failure.value)))
+    assert failed == [Overloaded] and not a.calls and exchange.backends == ["b"]
+
+
 def test_a_silent_backend_is_waited_for_some_seconds() -> None:
     a, b = backends("a", "b")
     clock = Clock()

@@ -144,7 +144,7 @@ def preflight(method: bytes, fields: Fields) -> list[tuple[bytes, bytes]] | None
     if method != b"OPTIONS" or b"access-control-request-method" not in fields:
         return None
     headers = [
-        (b"access-control-allow-methods", b"GET, POST, DELETE"),
+        (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE"),
         (b"access-control-max-age", b"600"),
     ]
     wanted = fields.get(b"access-control-request-headers", [b""])[0]

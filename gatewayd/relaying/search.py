@@ -36,6 +36,9 @@ async def find(
     """
     silent = False
     for target in targets:
+        if not (target.health.usable or target.health.usable_as_last_resort):
+            silent = True
+            continue
         exchange.backends.append(target.backend.name)
         exchange.priority = target.priority
         sent = target.backend.send(call, exchange.id, exchange.traceparent)
