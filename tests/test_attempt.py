@@ -35,6 +35,11 @@ class AnyCall:
     def body(self) -> bytes:
         return b'{"model":"%b"}' % self.model.encode()
 
+    uses_model = True
+
+    def is_good(self, status: int) -> bool:
+        return status == 200
+
     def renamed(self, model: str) -> AnyCall:
         return AnyCall(model)
 

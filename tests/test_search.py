@@ -48,7 +48,7 @@ def test_a_backend_that_is_known_not_to_answer_is_not_waited_for() -> None:
     clock = Clock()
     call = RETRIEVAL.request.parse(RETRIEVAL, b"", b"", 1).located({"id": "resp_1"}, b"")
     targets = [Target(backend, clock) for backend in (a, b)]
-    targets[0].health.check_failed()
+    targets[0].health.check_loading()
     exchange = Exchange("req-1", 0.0, "127.0.0.1", lambda _: None)
     found = Deferred.fromCoroutine(find(call, targets, exchange, clock))
     b.calls[0].whole(b"", 404)
