@@ -93,7 +93,8 @@ class _Question:
         self._was_healthy = healthy
         if self._asking is None and now >= self._due and self.wanted:
             asking = self._asking = self._ask(str(uuid.uuid4()))
-            asking.addCallbacks(self._succeeded, self._failed).addBoth(self._ended)
+            asking.addCallbacks(self._succeeded, self._failed)
+            asking.addErrback(_log_fault).addBoth(self._ended)
 
     def stop(self) -> None:
         if self._asking is not None:
@@ -193,6 +194,10 @@ class _Slots(_Question):
 
 def _timed_out(_: object, __: float) -> None:
     raise UpstreamTimeout("The backend took too long to say how many slots it has.")
+
+
+def _log_fault(failure: Failure) -> None:
+    _log.failure("an answer of a backend could not be used", failure)
 
 
 def _reason(failure: Failure) -> str:

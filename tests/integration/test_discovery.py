@@ -170,6 +170,35 @@ def test_models_are_found_where_they_are_and_follow_a_server_that_is_replaced(
                     client.models.retrieve("first")
 
 
+def test_each_call_of_the_sdk_finds_the_server_that_lists_its_model(
+    llama: LlamaServer, tool_llama: LlamaServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("vectors")
+    tinymodel.write(folder / "tiny.gguf")
+    with LlamaServer(folder / "tiny.gguf", "embeddings", alias="vectors", folder=folder) as vectors:
+        config = ini(llama, tool_llama, vectors, models="auto")
+        gateway = Gateway(folder=tmp_path_factory.mktemp("gateway"), config=config)
+        with gateway, connect(gateway) as client:
+            wait_for(lambda: known(gateway, 3), 5, "all lists")
+            assert [m.id for m in client.models.list()] == ["smollm2", "tiny", "vectors"]
+            embedded = client.embeddings.create(model="vectors", input=["Hi", "there"])
+            assert [len(each.embedding) for each in embedded.data] == [tinymodel.WIDTH] * 2
+            for model in ("smollm2", "tiny"):
+                completion = client.completions.create(model=model, prompt="One,", max_tokens=3)
+                assert completion.model == model and completion.choices[0].text
+                response = client.responses.create(model=model, input="Hi", max_output_tokens=3)
+                assert response.model == model and response.output_text
+                events = list(
+                    client.responses.create(
+                        model=model, input="Hi", max_output_tokens=3, stream=True
+                    )
+                )
+                assert events[-1].type == "response.completed"
+            with pytest.raises(openai.APIStatusError) as caught:
+                client.embeddings.create(model="tiny", input="Hi")
+            assert caught.value.status_code == 501  # that server's own answer
+
+
 def test_two_servers_without_models_share_a_name_that_none_lists(
     one_and_four: list[LlamaServer], tmp_path: Path
 ) -> None:
