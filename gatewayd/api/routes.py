@@ -35,11 +35,6 @@ def _shown(path: bytes) -> str:
     return "/".join(part if _PLAIN.fullmatch(part) else "*" for part in parts)
 
 
-def _without_slash(path: str) -> str:
-    """The path without the slash at its end, if it has one."""
-    return path[:-1] if path.endswith("/") and not path.endswith("//") else path
-
-
 def _not_allowed(methods: Iterable[str]) -> MethodNotAllowed:
     allowed = ", ".join(sorted(methods))
     return MethodNotAllowed(
@@ -91,7 +86,9 @@ class Routes(KleinResource):
         if not path.startswith(self._root + b"/") or path.startswith(self._root + b"//"):
             raise self._unknown(path)
         plain, word = path[len(self._root) :].decode("ascii"), method.decode("ascii")
-        found = self._look_up(plain, word) or self._look_up(_without_slash(plain), word)
+        found = self._look_up(plain, word)
+        if found is None and plain.endswith("/") and not plain.endswith("//"):
+            found = self._look_up(plain[:-1], word)
         if found is None:
             answer = self._further(request, plain)
             if answer is None:
