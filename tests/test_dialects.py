@@ -294,6 +294,17 @@ def test_a_stream_that_falls_silent_ends_with_a_timeout_error(
     assert last_event(Answer(client))["error"]["type"] == "timeout_error"
 
 
+def test_an_error_event_has_a_name_also_if_no_backend_was_asked_yet(gateway: Gateway) -> None:
+    client = gateway.connect()
+    gateway.request("POST", MESSAGES, BODY, HEADERS, client)
+    request = client.protocol._request
+    assert request is not None
+    request.begin_stream()
+    request.write(b": ping\n\n")
+    request.cut(errors.UpstreamTimeout("Too late."), b"")
+    assert last_event(Answer(client))["error"]["message"] == "Too late."
+
+
 def test_a_failure_after_a_ping_is_an_error_event(backend: FakeBackend) -> None:
     gateway = Gateway(backend, settings=settings(timeouts_ping="1"))
     client = gateway.post(MESSAGES, model="m", stream=True)

@@ -226,13 +226,16 @@ class Request(TwistedRequest):
 
         Without chunks (HTTP/1.0), only a reset tells the client that the body is incomplete.
 
-        :param name: of the error event; empty in streams whose events have no names.
+        :param name: of the error event, unless the path's dialect has one; empty in streams whose
+            events have no names.
         """
         if self.exchange.end is not None or self.channel is None:
             return
         error.drop_traceback()
         if self._events:
-            self.write(sse.encode(self._dialect().envelope(error, self.exchange.id), name))
+            dialect = self._dialect()
+            envelope = dialect.envelope(error, self.exchange.id)
+            self.write(sse.encode(envelope, dialect.event or name))
         self._error = error
         self._end()
         if self._chunks:

@@ -44,12 +44,14 @@ _STATUSES = {"invalid_request_error": 400} | {kind: code for code, kind in _ANTH
 class Dialect(msgspec.Struct, frozen=True, eq=False):
     """
     :param envelope: encodes an error for the client, given the id of its request.
+    :param event: the name of each error event; empty if it depends on the stream.
     :param id_header: a further header of each answer that has the id; empty for none.
     :param headers: the headers of a request that cross to the backend, in lower case.
     :param parameters: the parameters of a request's query that cross to the backend.
     """
 
     envelope: Callable[[GatewayError, str], bytes]
+    event: bytes = b""
     id_header: bytes = b""
     headers: tuple[bytes, ...] = ()
     parameters: frozenset[bytes] = frozenset()
@@ -120,6 +122,7 @@ def status_of_type(kind: object) -> int | None:
 OPENAI = Dialect(_openai_envelope)
 ANTHROPIC = Dialect(
     _anthropic_envelope,
+    event=b"error",
     id_header=b"Request-Id",
     headers=(b"anthropic-version", b"anthropic-beta"),
     parameters=frozenset({b"beta"}),

@@ -172,6 +172,12 @@ def test_each_answer_has_the_id_of_its_request(chat: Gateway, connect: Connect, 
     assert ids == [stream.request_id]
 
 
+def test_the_models_are_listed(chat: Gateway, connect: Connect) -> None:
+    client = connect(chat)
+    assert [model.id for model in client.models.list()] == ["smollm2"]
+    assert client.models.retrieve("smollm2").id == "smollm2"
+
+
 def test_tokens_are_counted(chat: Gateway, llama: LlamaServer, connect: Connect) -> None:
     asked = {key: value for key, value in says("Hi", "smollm2").items() if key != "max_tokens"}
     counted = connect(chat).messages.count_tokens(**asked)
@@ -461,13 +467,21 @@ def test_a_stream_that_is_cut_raises(
     assert gateway.line(name)["end"] in ("backend_truncated", "backend_timeout", "backend_error")
 
 
-@pytest.mark.parametrize("wrong", ["empty-stream", "end-after:0", "json-for-sse", "error-event:0"])
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        ("empty-stream", 502),
+        ("end-after:0", 502),
+        ("json-for-sse", 502),
+        ("error-event:0", 529),  # the type of the error says so
+    ],
+)
 def test_a_stream_without_a_good_event_is_an_error_not_a_stream(
-    gateway: FastGateway, connect: Connect, wrong: str
+    gateway: FastGateway, connect: Connect, wrong: str, status: int
 ) -> None:
     with pytest.raises(anthropic.InternalServerError) as caught:
         connect(gateway).messages.create(**fault(wrong), stream=True)
-    assert caught.value.status_code == 502
+    assert caught.value.status_code == status
 
 
 def test_a_client_that_leaves_a_stream_ends_the_backends_work_at_once(
