@@ -130,6 +130,8 @@ class Exchange(msgspec.Struct, eq=False):
     priority: int = 0
     #: Those of them that were asked in vain, in order; None while there is none.
     tried: list[Tried] | None = None
+    #: The model that was asked instead of :attr:`model`, for which the prompt was too long.
+    fallback: str | None = None
     #: Ends the exchange early, with an error for the client. Set while a reply is relayed.
     stop: Callable[[Any], None] | None = None
 

@@ -328,11 +328,11 @@ def backends(*names: str) -> list[FakeBackend]:
 def backend_settings(**values: str) -> dict[str, str]:
     """Arguments of :func:`settings` for backends, from ``a_models="x"``; each gets a URL.
 
-    Settings of ``[routing]`` are taken as they are.
+    Settings of ``[routing]``, ``[timeouts]`` and tokens are taken as they are.
     """
     found: dict[str, str] = {}
     for name, value in values.items():
-        if name.startswith("routing_"):
+        if name.startswith(("routing_", "timeouts_", "token_")):
             found[name] = value
             continue
         backend = name.partition("_")[0]

@@ -197,3 +197,28 @@ def test_paths(text: str, entries: tuple[str, ...]) -> None:
 def test_what_is_no_path_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected one such as /props"):
         values.path_entries(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("", ()),
+        ("a -> b", (("a", "b"),)),
+        ("\n  a -> b\n  b->c:8b, x/y -> c:8b\n", (("a", "b"), ("b", "c:8b"), ("x/y", "c:8b"))),
+    ],
+)
+def test_fallbacks_are_pairs(text: str, pairs: object) -> None:
+    assert values.fallbacks(text) == pairs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a", "a ->", "-> b", "a = b", "a* -> b", "a -> b?", "a -> b -> c", "a b -> c"),
+        *("a -> b\na -> c", "a -> a", "a -> b\nb -> a", "x -> a\na -> b\nb -> c\nc -> a"),
+        f"{'a' * 257} -> b",
+    ],
+)
+def test_wrong_fallbacks_are_mistakes(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        values.fallbacks(text)

@@ -112,6 +112,7 @@ class API:
         self.draining = False
         self._reactor = reactor
         self._metrics = metrics
+        self._says_who = settings.routing.show_backend or bool(settings.routing.fallback_models)
         self._catalog = Catalog(router, reactor)
         self._admission: Admission = before._admission if before else Admission(reactor)
         self.dispatcher = Dispatcher(settings, router, self._catalog, self._admission, reactor)
@@ -142,7 +143,8 @@ class API:
         :raises GatewayError: the request is refused.
         """
         fields = request.fields
-        request.set_headers(check_origin(fields, self.settings.gateway.allowed_origins))
+        allowed = self.settings.gateway.allowed_origins
+        request.set_headers(check_origin(fields, allowed, self._says_who))
         preflight_headers = preflight(request.method, fields)
         if preflight_headers is not None:
             request.set_headers(preflight_headers)

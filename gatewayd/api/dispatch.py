@@ -6,13 +6,15 @@ The endpoints are the rows of :mod:`gatewayd.wire.endpoints`; :mod:`.app` makes 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from msgspec import structs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from gatewayd.http1.head import list_of
+from gatewayd.relaying.policy import Policy
 from gatewayd.relaying.relay import Relay
 from gatewayd.relaying.search import find
 from gatewayd.routing.catalog import Catalog
@@ -23,7 +25,12 @@ from gatewayd.wire import affinity
 from gatewayd.wire.call import Call, Endpoint
 from gatewayd.wire.dialects import OPENAI
 from gatewayd.wire.endpoints import RETRIEVAL
-from gatewayd.wire.errors import Forbidden, MethodNotAllowed, UnsupportedMediaType
+from gatewayd.wire.errors import (
+    Forbidden,
+    GatewayError,
+    MethodNotAllowed,
+    UnsupportedMediaType,
+)
 from gatewayd.wire.paths import METHODS, Declared, UnreadCall, row_for
 
 from .limits import Admission
@@ -56,6 +63,8 @@ class Dispatcher:
         self._admission = admission
         self._reactor = reactor
         routing = settings.routing
+        self._policy = Policy(routing.attempts, routing.show_backend)
+        self._fallbacks = dict(routing.fallback_models)
         self._affinity = routing.affinity
         self._affinity_user = routing.affinity_user
         self._session_headers = [name.lower().encode("ascii") for name in routing.affinity_header]
@@ -104,7 +113,7 @@ class Dispatcher:
             self._reactor,
             self._settings.timeouts.ping,
             _caller_timeout(request),
-            self._settings.routing.attempts,
+            self._policy_for(request),
         )
         if isinstance(call, UnreadCall):
             return relay.run(self._declaring(call))
@@ -114,13 +123,34 @@ class Dispatcher:
         candidates = self._router.route(
             call.model,
             lambda: filter(caller.may_use, names()),
-            None if self._affinity == "off" else lambda: self._key(request, call),
+            self._key_of(request, call),
         )
         if call.response_id is not None and len(candidates) > 1:
             # The backend that has the previous response comes first; the others stay in order.
             maker = maker_of(call.response_id, self._router.targets)
             candidates.sort(key=lambda candidate: candidate.target is not maker)
         return relay.run(candidates)
+
+    def _policy_for(self, request: Request) -> Policy:
+        if not self._fallbacks:
+            return self._policy
+        return structs.replace(self._policy, fallback=partial(self._fall_back, request))
+
+    def _fall_back(
+        self, request: Request, call: Call
+    ) -> tuple[Call, Sequence[Candidate]] | None:
+        """The same request for the model that is declared for longer prompts, if there is one."""
+        model = self._fallbacks.get(call.model or "")
+        if model is None or not request.caller.may_use(model):
+            return None
+        call = call.renamed(model)
+        try:
+            return call, self._router.route(model, key=self._key_of(request, call))
+        except GatewayError:  # the error of the first model says more
+            return None
+
+    def _key_of(self, request: Request, call: Call) -> Callable[[], int | None] | None:
+        return None if self._affinity == "off" else lambda: self._key(request, call)
 
     def _declaring(self, call: UnreadCall) -> list[Candidate]:
         """The backends that declare the path of a request.

@@ -40,6 +40,8 @@ _PROXIES = (
 _EXPOSED = b"X-Request-ID, Retry-After, X-Should-Retry, X-RateLimit-Limit-Requests, " + (
     b"X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests"
 )
+#: Those of them that say who has answered.
+_WHO = b", X-Gatewayd-Backend, X-Gatewayd-Model"
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -118,12 +120,15 @@ def _presented(fields: Fields) -> bytes:
     )
 
 
-def check_origin(fields: Fields, allowed: Sequence[str]) -> Sequence[tuple[bytes, bytes]]:
+def check_origin(
+    fields: Fields, allowed: Sequence[str], says_who: bool = False
+) -> Sequence[tuple[bytes, bytes]]:
     """Judge the ``Origin`` of a request; return the headers that its answer needs.
 
     A request without one comes from no web page. Pages of this machine may call, and so may those
     in ``allowed``.
 
+    :param says_who: whether an answer may name the backend and the model.
     :raises Forbidden: the page may not call.
     """
     values = fields.get(b"origin")
@@ -134,7 +139,7 @@ def check_origin(fields: Fields, allowed: Sequence[str]) -> Sequence[tuple[bytes
         raise Forbidden("Pages of this origin may not call this gateway.", "origin_not_allowed")
     return [
         (b"access-control-allow-origin", values[0]),
-        (b"access-control-expose-headers", _EXPOSED),
+        (b"access-control-expose-headers", _EXPOSED + _WHO if says_who else _EXPOSED),
         (b"vary", b"Origin"),
     ]
 

@@ -24,6 +24,8 @@ class Candidates:
         self._asked: list[Candidate] = []
         #: Which error so far the client is sent if no other backend is asked.
         self.error: GatewayError | None = None
+        #: Whose error that is.
+        self.error_from: Candidate | None = None
 
     def next(self) -> Candidate:
         """The best candidate; after that the next one that is available.
@@ -38,6 +40,12 @@ class Candidates:
         candidate = candidates.pop(place)
         self._asked.append(candidate)
         return candidate
+
+    def instead(self, candidates: Sequence[Candidate]) -> Candidates:
+        """Other candidates for the same request, of which none was asked yet."""
+        others = Candidates(candidates, self._attempts)
+        others._executions = self._executions
+        return others
 
     def has_next(self) -> bool:
         """Whether a candidate is left that may still be asked: it may have become full."""
@@ -75,7 +83,7 @@ class Candidates:
         if problem.executed:
             self._executions += 1
         if self.error is None or _rank(problem) >= _rank(self.error):
-            self.error = problem
+            self.error, self.error_from = problem, self._asked[-1] if self._asked else None
         error = self.error
         if isinstance(error, BackendFailed) and error.retryable:
             rests = [each.target.rest.asked_for for each in (*self._asked, *self._remaining)]

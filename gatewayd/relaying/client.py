@@ -32,6 +32,9 @@ class Client(Protocol):
     def draining(self) -> bool:
         """Whether the gateway is shutting down."""
 
+    def set_headers(self, headers: Headers) -> None:
+        """Set headers of the answer, also if it will be an error."""
+
     def respond(
         self,
         status: int,

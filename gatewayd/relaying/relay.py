@@ -63,6 +63,7 @@ from gatewayd.settings.model import LimitSettings
 from gatewayd.wire import sse
 from gatewayd.wire.call import Call
 from gatewayd.wire.errors import (
+    BackendFailed,
     GatewayError,
     Internal,
     Overloaded,
@@ -70,12 +71,14 @@ from gatewayd.wire.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from gatewayd.wire.overlong import says_prompt_too_long
 
 from .attempt import Attempt
 from .bodies import Bytes, error_of
 from .candidates import Candidates
 from .client import Client
 from .heads import EVENTS, receiver_for
+from .policy import Policy, headers_for
 from .receiver import Progress, Step
 from .watch import Watch
 
@@ -87,6 +90,8 @@ PATIENCE = "patience"
 
 #: Headers of an event stream that crosses unread.
 _UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
+_DEFAULT_POLICY = Policy()
 
 _log = Logger()
 
@@ -101,7 +106,6 @@ class Phase(enum.Enum):
 
 class Relay:
     """
-    :param attempts: how many backends may execute the request, one after the other.
     :param ping: seconds of silence after which a comment is sent; 0 for none.
     :param caller_timeout: seconds that the caller waits for the first byte; 0 if it did not say.
     """
@@ -116,7 +120,7 @@ class Relay:
         reactor: IReactorTime,
         ping: float,
         caller_timeout: float = 0.0,
-        attempts: int = 1,
+        policy: Policy = _DEFAULT_POLICY,
     ) -> None:
         self.client = client
         if not call.stream or call.opaque:  # the reply may be no event stream
@@ -135,7 +139,8 @@ class Relay:
         self._call = call
         self._limits = limits
         self._reactor = reactor
-        self._attempts = attempts
+        self._policy = policy
+        self._fell_back = False  # the model is not the one that the client named
         self._asks_next: IDelayedCall | None = None
         self._phase = Phase.ASKING
         self._done: Deferred[None] | None = Deferred(self._client_left)
@@ -150,7 +155,7 @@ class Relay:
         done = self._done
         assert done is not None
         self._exchange.stop = self.end
-        self._candidates = Candidates(candidates, self._attempts)
+        self._candidates = Candidates(candidates, self._policy.attempts)
         self._ask_next()
         return done
 
@@ -235,6 +240,34 @@ class Relay:
         else:
             self.end(problem)
 
+    def _falls_back(self, problem: GatewayError) -> bool:
+        """Ask for another model if this one cannot take the prompt, and another one is declared.
+
+        :returns: whether that was done.
+        """
+        if (
+            self._policy.fallback is None
+            or self._phase not in (Phase.ASKING, Phase.READING)
+            or not isinstance(problem, BackendFailed)
+            or not says_prompt_too_long(problem)
+            or self.client.draining
+        ):
+            return False
+        found = self._policy.fallback(self._call)
+        if found is None:
+            return False
+        self._call, candidates = found
+        self._exchange.fallback, self._fell_back = self._call.model, True
+        answered = self._attempt.error_reply is not None  # and all of its body is here
+        self._leave_attempt(problem, problem.end, problem.code, keep=answered)
+        self._candidates = self._candidates.instead(candidates)
+        if answered:
+            self._begin_asking()
+            self._ask_next()
+        else:
+            self._ask_next_later()
+        return True
+
     def _leave_attempt(self, outcome: Outcome, end: str, code: str, keep: bool = False) -> None:
         """Settle the attempt, which has not given the reply, and record it."""
         attempt, exchange, watch = self._attempt, self._exchange, self.watch
@@ -289,6 +322,8 @@ class Relay:
         if outcome is None:
             return
         if isinstance(outcome, GatewayError):
+            if self._falls_back(outcome):
+                return
             if self._attempt.error_reply is None:
                 self._reask_or_end(outcome)
             else:
@@ -322,7 +357,14 @@ class Relay:
             return
         self._attempt.note_made()  # so that a response can be cancelled while it is streamed
         if begun is not Phase.PINGED:
+            self._name(self._attempt.candidate)
             self._begin_answer()
+
+    def _name(self, candidate: Candidate) -> None:
+        """Say in headers who has answered, if the client may know it or must."""
+        show = self._policy.show_backend
+        if show or self._fell_back:
+            self.client.set_headers(headers_for(candidate, self._call, self._fell_back, show))
 
     def _begin_answer(self) -> None:
         attempt = self._attempt
@@ -363,8 +405,12 @@ class Relay:
                 named = reader is not None and not reader.ends_with_done
                 self.client.cut(problem, b"error" if named else b"")
         elif problem is not None:
+            if isinstance(problem, UpstreamError):
+                told = problem is self._candidates.error and self._candidates.error_from
+                self._name(told or self._attempt.candidate)
             self.client.fail(problem)
         else:
+            self._name(self._attempt.candidate)
             self.client.respond(200, body, () if reply is None else reply.crossing)
         done, self._done = self._done, None  # break the reference cycle
         if done is not None:
@@ -427,8 +473,16 @@ class Relay:
         self._ask_next_later()
         return True
 
+    def _may_be_replaced(self) -> bool:
+        """Whether another backend may still give the reply to a stream that begins with a ping."""
+        if self._asks_next is not None:
+            return True
+        return self._attempt.target.backend.reask and self._candidates.has_next()
+
     def _send_comment(self) -> None:
         if self._phase is Phase.ASKING or self._phase is Phase.READING:
+            if not self._may_be_replaced():  # else the headers could be wrong
+                self._name(self._attempt.candidate)
             self._phase = Phase.PINGED
             self._begin_answer()
         self.client.write(sse.COMMENT)

@@ -14,6 +14,7 @@ from .values import (
     Secret,
     address_and_port,
     base_url,
+    fallbacks,
     header_name,
     header_names,
     ip_address,
@@ -190,6 +191,12 @@ class RoutingSettings:
     )
     attempts: int = setting(
         "2", whole_number(1, 10), "Maximum number of backends that may execute a request (reask)."
+    )
+    show_backend: bool = setting(
+        "no", yes_or_no, "Name the backend, and the model behind an alias, in headers of replies."
+    )
+    fallback_models: tuple[tuple[str, str], ...] = setting(
+        "", fallbacks, "Models to ask if a prompt is too long for another one, as model -> longer."
     )
 
 

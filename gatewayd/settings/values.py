@@ -168,6 +168,34 @@ def models_and_aliases(text: str) -> tuple[tuple[str, str | None], ...]:
     return tuple(found)
 
 
+def fallbacks(text: str) -> tuple[tuple[str, str], ...]:
+    """Entries ``model -> longer``, separated by commas or line ends.
+
+    :return: pairs; no chain of them leads back to a model that it contains.
+    """
+    found: dict[str, str] = {}
+    for entry in text.replace(",", "\n").splitlines():
+        if not entry.strip():
+            continue
+        model, arrow, longer = (part.strip() for part in entry.partition("->"))
+        names = [name for name in (model, longer) if len(name) <= 256 and name.isprintable()]
+        odd = any(not name or set("*?[ ") & {*name} or "->" in name for name in names)
+        if not arrow or len(names) < 2 or odd:
+            raise ValueError(f"{_shown(entry)} is not valid, expected lines such as small -> large")
+        if model in found:
+            raise ValueError(f"{_shown(model)} has two fallbacks, expected one for each model")
+        found[model] = longer
+    for model in found:
+        chain, name = [model], found[model]
+        while name in found and name not in chain:
+            chain.append(name)
+            name = found[name]
+        if name in chain:
+            loop = " -> ".join([*chain, name])
+            raise ValueError(f"{_shown(loop)} is a loop, expected chains that end")
+    return tuple(found.items())
+
+
 def yes_or_no(text: str) -> bool:
     if text.lower() in ("yes", "no", "true", "false", "on", "off", "1", "0"):
         return text.lower() in ("yes", "true", "on", "1")

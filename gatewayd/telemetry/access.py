@@ -48,6 +48,8 @@ class Line(msgspec.Struct, gc=False):
     bytes_in: int | UnsetType = UNSET
     #: Left out if it is 0.
     priority: int | UnsetType = UNSET
+    #: Only where the prompt was too long for the model that the client named.
+    fallback: str | UnsetType = UNSET
 
 
 class Attempt(msgspec.Struct, gc=False):
@@ -93,6 +95,7 @@ def line_of(exchange: Exchange) -> Line:
         UNSET if exchange.tried is None else _attempts(exchange, exchange.tried),
         UNSET if exchange.bytes_in is None else exchange.bytes_in,
         exchange.priority or UNSET,
+        UNSET if exchange.fallback is None else exchange.fallback,
     )
 
 
