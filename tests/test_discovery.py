@@ -297,6 +297,23 @@ def test_a_backend_that_is_healthy_again_is_asked_at_once() -> None:
     assert len(a.calls) == 2
 
 
+def test_a_question_to_a_backend_that_was_down_is_asked_anew_when_it_is_healthy() -> None:
+    a = AskedBackend("a")
+    a.silent = True
+    world = World(a, start=False, a_models="auto")
+    health = world.gateway.targets[0].health
+    for _ in range(3):
+        fails(health)
+    world.start()
+    assert len(a.asked_models) == 1 and not a.asked_models[0].called
+    a.silent = False
+    a.lists("x")
+    health.succeeded()
+    world.advance(1)
+    assert len(a.asked_models) == 2 and a.asked_models[0].called  # the first is cancelled
+    assert world.discovery.known() == {"a": True}
+
+
 def test_an_answer_that_does_not_come_is_given_up() -> None:
     a, b = AskedBackend("a", "x", slots=1), AskedBackend("b", "y")
     a.silent = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from abc import ABC, abstractmethod
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -65,7 +66,7 @@ class Discovery:
         return found
 
 
-class _Question:
+class _Question(ABC):
     """What one backend is asked again and again."""
 
     def __init__(self, target: Target, clock: IReactorTime) -> None:
@@ -80,16 +81,17 @@ class _Question:
         self._logged: object = _NOTHING  # the answer, or _FAILURE, that the log told last
 
     @property
+    @abstractmethod
     def wanted(self) -> bool:
         """Whether the settings leave the answer to the backend."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Ask if it is time."""
         healthy = self.target.health.state is State.HEALTHY
         now = self._clock.seconds()
-        if healthy and not self._was_healthy:
-            self._due = now  # another server may have come up in its place
+        if healthy and not self._was_healthy:  # another server may have come up in its place
+            self.stop()
+            self._due = now
         self._was_healthy = healthy
         if self._asking is None and now >= self._due and self.wanted:
             asking = self._asking = self._ask(str(uuid.uuid4()))
@@ -100,19 +102,20 @@ class _Question:
         if self._asking is not None:
             self._asking.cancel()
 
+    @abstractmethod
     def _ask(self, request_id: str) -> Deferred[Any]:
-        raise NotImplementedError
+        """Ask the backend."""
 
+    @abstractmethod
     def _learn(self, answer: Any) -> tuple[object, str]:
         """Use an answer.
 
         :returns: what is compared with the answer before, and a sentence for the log.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _keep(self) -> str:
         """What is true while there is no answer, for the log."""
-        raise NotImplementedError
 
     def _succeeded(self, answer: Any) -> None:
         self._wait(ASK_SECONDS)
