@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from gatewayd.routing.evidence import FAILURES
 from gatewayd.routing.router import Router
 from gatewayd.routing.target import Target
+from gatewayd.settings.values import models_and_aliases
 from gatewayd.wire.errors import ModelNotFound, Overloaded
 from tests.memory import FakeBackend, fails
 
@@ -94,3 +95,40 @@ def test_a_gateway_without_an_answering_backend_is_not_ready() -> None:
     assert router.ready()
     target.health.check_loading()
     assert not router.ready()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "auto", "m", "x", "auto, x"]),
+            st.none() | st.frozensets(st.sampled_from(["m", "x", "y"])),
+        ),
+        min_size=2,
+        max_size=5,
+    )
+)
+def test_a_model_goes_to_no_backend_without_it_while_another_is_known_to_serve_it(
+    backends: list[tuple[str, frozenset[str] | None]],
+) -> None:
+    """Of each backend: its ``models``, and what it lists (None: no list has come)."""
+    clock = Clock()
+    targets = []
+    for text, listed in backends:
+        target = Target(FakeBackend(), clock, models_and_aliases(text), alone=False)
+        if listed is not None:
+            target.listing.known, target.listing.names = True, listed
+        targets.append(target)
+
+    def serves(text: str, listed: frozenset[str] | None) -> bool:
+        return text == "m" or (text in ("", "auto", "auto, x") and "m" in (listed or ()))
+
+    def may_serve(text: str, listed: frozenset[str] | None) -> bool:
+        return text == "" or (text.startswith("auto") and listed is None)
+
+    known = {t for t, of in zip(targets, backends, strict=True) if serves(*of)}
+    possible = {t for t, of in zip(targets, backends, strict=True) if may_serve(*of)}
+    try:
+        asked = {candidate.target for candidate in Router(targets).route("m")}
+    except ModelNotFound:
+        asked = set()
+    assert asked == (known or possible)
