@@ -408,8 +408,8 @@ def test_the_version_the_betas_and_the_beta_parameter_cross(
     message(gateway, path + "?beta=true", **VERSION, **{"x-api-key": "secret", "x-app": "cli"})
     (call,) = backend.calls
     assert call.call.headers == (
-        (b"Anthropic-Version", b"2023-06-01"),
-        (b"Anthropic-Beta", b"a-1,b-2"),
+        (b"anthropic-version", b"2023-06-01"),
+        (b"anthropic-beta", b"a-1,b-2"),
     )
     assert call.call.query == "?beta=true" and call.body == BODY
 
@@ -456,7 +456,7 @@ def test_whatever_the_target_is_what_crosses_is_a_plain_query(target: bytes) -> 
 
 def test_headers_cross_in_their_order_and_only_in_printable_characters() -> None:
     fields = {b"anthropic-beta": [b"a", b"b\xff", b"", b"x" * 1025, b"c"], b"x-api-key": [b"k"]}
-    crosses = ((b"Anthropic-Beta", b"a"), (b"Anthropic-Beta", b"c"))
+    crosses = ((b"anthropic-beta", b"a"), (b"anthropic-beta", b"c"))
     assert ANTHROPIC.crossing_headers(fields) == crosses
     assert OPENAI.crossing_headers(fields) == ()
 

@@ -122,8 +122,8 @@ def test_a_message_is_sent_with_the_clients_version_betas_and_beta_parameter() -
         "Accept: application/json",
         "X-Request-Id: req-1",
         "Content-Type: application/json",
-        "Anthropic-Version: 2023-06-01",
-        "Anthropic-Beta: a-1,b-2",
+        "anthropic-version: 2023-06-01",
+        "anthropic-beta: a-1,b-2",
         "Content-Length: 2",
     ]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -63,12 +64,12 @@ class Dialect(msgspec.Struct, frozen=True, eq=False):
 
         :param fields: all headers of the request, with names in lower case.
         """
-        return tuple(
-            (name.title(), value)
-            for name in self.headers
-            for value in fields.get(name, ())
-            if _HEADER_VALUE.fullmatch(value)
-        )
+        crossing = []
+        for name in self.headers:
+            for value in fields.get(name, ()):
+                if _may_cross(value):
+                    crossing.append((name, value))
+        return tuple(crossing)
 
     def crossing_query(self, target: bytes) -> str:
         """The part of a request's query that crosses, with its ``?``; "" if there is none.
@@ -76,12 +77,26 @@ class Dialect(msgspec.Struct, frozen=True, eq=False):
         :param target: of the request, as it came.
         """
         query = target.partition(b"?")[2]
-        kept = [
-            part
-            for part in query.split(b"&")
-            if (match := _PARAMETER.fullmatch(part)) and match[1] in self.parameters
-        ]
-        return "?" + b"&".join(kept).decode("ascii") if kept else ""
+        return _crossing_query(query, self.parameters) if query else ""
+
+
+# A client sends the same headers and the same query with each request, so both are looked up. A
+# key is never longer than the head of a request.
+
+
+@lru_cache(maxsize=64)
+def _may_cross(value: bytes) -> bool:
+    return _HEADER_VALUE.fullmatch(value) is not None
+
+
+@lru_cache(maxsize=64)
+def _crossing_query(query: bytes, names: frozenset[bytes]) -> str:
+    kept = [
+        part
+        for part in query.split(b"&")
+        if (match := _PARAMETER.fullmatch(part)) and match[1] in names
+    ]
+    return "?" + b"&".join(kept).decode("ascii") if kept else ""
 
 
 def _openai_envelope(error: GatewayError, request_id: str) -> bytes:

@@ -126,6 +126,9 @@ def first_name(path: str) -> str:
     return _FIRST_NAMES.get(plain, plain)
 
 
+_ANTHROPIC_PATHS = [row.path for row in ENDPOINTS if row.dialect is ANTHROPIC]
+
+
 def dialect_of(path: str) -> Dialect:
     """The dialect of a path: that of the endpoint there, or of the endpoint above it.
 
@@ -133,7 +136,7 @@ def dialect_of(path: str) -> Dialect:
 
     :param path: without the gateway's ``root_path``.
     """
-    for endpoint in ENDPOINTS:
-        if path == endpoint.path or path.startswith(endpoint.path + "/"):
-            return endpoint.dialect
+    for known in _ANTHROPIC_PATHS:
+        if path == known or path.startswith(known + "/"):
+            return ANTHROPIC
     return OPENAI
