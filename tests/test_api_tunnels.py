@@ -15,6 +15,17 @@ from tests.websocket import HANDSHAKE, TEXT, TunnelWorld, accepting, frame
 KEY_PROTOCOL = "openai-insecure-api-key."
 
 
+def test_a_connection_that_has_served_a_request_may_become_a_tunnel() -> None:
+    made = TunnelWorld()
+    client = made.gateway.request("GET", "/healthz")
+    client.clear()
+    made.gateway.request("GET", "/v1/realtime", headers=HANDSHAKE, transport=client)
+    server = made.accept()
+    server.protocol.dataReceived(accepting() + frame(TEXT, b"hi"))
+    assert Answer(client).status == 101
+    assert client.value().endswith(b"\r\n\r\n" + frame(TEXT, b"hi"))
+
+
 @pytest.mark.parametrize("path", ["/v1/realtime", "/v1/responses"])
 def test_both_endpoints_open_a_tunnel(path: str) -> None:
     made = TunnelWorld()

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gatewayd.wire.endpoints import TUNNELS
 from gatewayd.wire.errors import InvalidValue
 from gatewayd.wire.tunnels import TunnelCall, TunnelEndpoint
 
+PROTOCOL = (Path(__file__).parent.parent / "docs" / "protocol.rst").read_text()
 REALTIME = TunnelEndpoint("/v1/realtime", "/v1/realtime")
+
+
+def test_every_endpoint_for_websockets_is_documented() -> None:
+    for endpoint in TUNNELS:
+        assert f"``GET {endpoint.path}``" in PROTOCOL
 
 
 def parse(query: bytes) -> TunnelCall:

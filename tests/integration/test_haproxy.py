@@ -14,9 +14,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.faultbackend import FaultBackend
 from tests.integration.processes import Gateway, Server, free_port
+from tests.integration.realtimeserver import RealtimeServer
 from tests.programs import needs, path_of
 
 pytestmark = needs("haproxy")
@@ -196,3 +199,24 @@ def test_a_gateway_that_is_stopped_under_load_costs_no_request(
         assert load.failures == []
         assert shared > 20, "the load was not shared"
         assert served(second) >= left + 60
+
+
+def test_a_websocket_passes_through_with_its_close_frames(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("gateway", "haproxy")]
+    for folder in folders:
+        folder.mkdir()
+    with (
+        RealtimeServer() as server,
+        Gateway("--backend-url", server.url, folder=folders[0]) as gateway,
+        HAProxy(gateway, gateway, folder=folders[1]) as proxy,
+    ):
+        url = f"ws{proxy.url.removeprefix('http')}/v1/realtime"
+        for order, code in (("do:close:4000", 4000), ("do:die", 1011)):
+            with connect(url, proxy=None) as client:
+                for message in ("text", b"x" * 100_000):
+                    client.send(message)
+                    assert client.recv(timeout=5) == message
+                client.send(order)
+                with pytest.raises(ConnectionClosed) as closed:
+                    client.recv(timeout=5)
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == code
