@@ -392,6 +392,15 @@ def test_a_token_that_is_limited_to_models_needs_paths_for_requests_that_are_not
             assert Answer(client).code == "path_not_allowed" and not backend.calls
 
 
+def test_a_slash_at_the_end_makes_another_path_of_a_backend() -> None:
+    backend = FakeBackend("a")
+    gateway = gateway_with(backend, paths="/x, /x/", **tokens(paths="/x, /v1/models"))
+    assert Answer(gateway.request("GET", "/x/", headers=bearer(ALICE))).code == "path_not_allowed"
+    assert Answer(gateway.request("GET", "/v1/models/", headers=bearer(ALICE))).status == 200
+    gateway.request("GET", "/x", headers=bearer(ALICE))
+    assert [asked.call.path for asked in backend.calls] == ["/x"]
+
+
 def test_declared_paths_need_a_token(backend: FakeBackend) -> None:
     gateway = gateway_with(backend, **HASHES)
     assert Answer(gateway.request("GET", "/props")).code == "missing_api_key"

@@ -113,8 +113,9 @@ TUNNELS = (
 )
 
 
-_FIRST_NAMES = {alias: row.path for row in ENDPOINTS for alias in row.aliases}
-_FIRST_NAMES["/models"] = "/v1/models"
+#: The first names of the endpoints, by all of their names.
+_FIRST_NAMES = {name: row.path for row in ENDPOINTS for name in (row.path, *row.aliases)}
+_FIRST_NAMES |= dict.fromkeys(("/v1/models", "/models"), "/v1/models")
 
 
 def first_name(path: str) -> str:
@@ -122,8 +123,7 @@ def first_name(path: str) -> str:
 
     :param path: without the gateway's ``root_path``; it may have one slash more at its end.
     """
-    plain = path.removesuffix("/")
-    return _FIRST_NAMES.get(plain, plain)
+    return _FIRST_NAMES.get(path.removesuffix("/"), path)
 
 
 _ANTHROPIC_PATHS = [row.path for row in ENDPOINTS if row.dialect is ANTHROPIC]
