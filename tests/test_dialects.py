@@ -56,6 +56,8 @@ def assert_is_anthropic(answer: Answer, status: int, kind: str, code: str) -> No
         (COUNT, True),
         ("/v1/messages/", True),
         ("/v1/messages/batches/msgbatch_1/results", True),
+        ("/messages", True),
+        ("/v1/v1/messages", True),
         ("/v1/messages2", False),
         ("/v1/chat/completions", False),
         ("/v1/responses/x", False),
@@ -515,3 +517,17 @@ def test_an_error_of_the_gateway_keeps_its_message(message: str, param: str | No
         "details": {"error_code": "internal_error"} | ({} if param is None else {"param": param}),
     }
     assert OPENAI.envelope(error, "id") == error.body()
+
+
+def test_requests_with_the_same_head_have_ids_of_their_own(
+    gateway: Gateway, backend: FakeBackend
+) -> None:
+    client, seen = gateway.connect(), []
+    for _ in range(4):
+        client.clear()
+        gateway.request("POST", MESSAGES, BODY, {"Content-Type": "application/json"}, client)
+        backend.calls[-1].whole(b"{}")
+        answer = Answer(client)
+        assert answer.header("request-id") == answer.header("x-request-id")
+        seen.append(answer.header("request-id"))
+    assert len(set(seen)) == 4

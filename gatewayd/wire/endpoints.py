@@ -8,6 +8,8 @@ Sources: https://platform.openai.com/docs/api-reference, https://docs.anthropic.
 
 from __future__ import annotations
 
+import re
+
 from .audio import AudioReader, SpeechCall
 from .call import Call, Endpoint
 from .chat import ChatCall, CompletionCall
@@ -132,11 +134,13 @@ _ANTHROPIC_PATHS = [row.path for row in ENDPOINTS if row.dialect is ANTHROPIC]
 def dialect_of(path: str) -> Dialect:
     """The dialect of a path: that of the endpoint there, or of the endpoint above it.
 
-    So the errors for unknown paths below an endpoint are written as its clients expect.
+    So the errors for unknown paths below an endpoint are written as its clients expect, and so are
+    those for a wrong base URL, with which ``/v1`` is missing or comes twice.
 
     :param path: without the gateway's ``root_path``.
     """
+    plain = "/v1" + re.sub("^(/v1)+(?=/)", "", path)
     for known in _ANTHROPIC_PATHS:
-        if path == known or path.startswith(known + "/"):
+        if plain == known or plain.startswith(known + "/"):
             return ANTHROPIC
     return OPENAI
