@@ -29,7 +29,7 @@ def test_a_method_that_a_route_does_not_take_is_a_405_with_allow() -> None:
 @pytest.mark.parametrize(
     ("path", "meant"),
     [
-        ("/completions", "/v1/completions"),
+        ("/messages", "/v1/messages"),
         ("/v1/v1/chat/completions", "/v1/chat/completions"),
         ("/v1/models//", "/v1/models"),
         ("//v1//models", "/v1/models"),

@@ -17,6 +17,7 @@ from .choices import ChatReader, CompletionReader
 from .dialects import ANTHROPIC, OPENAI, Dialect
 from .events import EventReader
 from .images import EditCall, ImageCall, ImageReader
+from .native import NativeReader
 from .request import JSONCall
 from .responses import ResponseReader, ResponsesCall, StoredCall
 from .tunnels import TunnelEndpoint
@@ -33,6 +34,10 @@ def _completion(call: Call, request_id: str, depth: int, model: str | None) -> C
 
 def _events(call: Call, request_id: str, depth: int, model: str | None) -> EventReader:
     return EventReader(call.endpoint.ends, depth, model)
+
+
+def _native(call: Call, request_id: str, depth: int, model: str | None) -> NativeReader:
+    return NativeReader(call.endpoint.ends, depth, model)
 
 
 def _response(call: Call, request_id: str, depth: int, model: str | None) -> ResponseReader:
@@ -57,12 +62,16 @@ _EDIT = frozenset({"image_edit.completed"})
 _SPEECH = frozenset({"speech.audio.done"})
 _TRANSCRIPT = frozenset({"transcript.text.done"})
 
+_STOP = frozenset({"stop"})  # not the type of an event, but a member of the last one
+
 #: vLLM sends vectors in this form if a request asks for ``encoding_format: bytes``.
 _VECTORS = frozenset({"application/octet-stream"})
 
 #: Servers have one handler for these paths, or only one of them, or two that differ. So a backend
-#: is asked for the path that the client used.
+#: is asked for the path that the client used. llama.cpp's completions and embeddings without /v1
+#: are not those of OpenAI.
 _RANKING = ("/v1/rerank", "/rerank", "/v2/rerank", "/v1/reranking", "/reranking")
+_COMPLETIONS = ("/completion", "/completions", "/infill")
 _SCORING = ("/v1/score", "/score", "/classify")
 
 #: Asks for a stored response. A backend that has it replies with 200.
@@ -92,6 +101,8 @@ ENDPOINTS = (
     Endpoint("/v1/embeddings", JSONCall, _events, unread=_VECTORS),
     Endpoint("/pooling", JSONCall, _events, unread=_VECTORS),
     *(Endpoint(path, JSONCall, _events) for path in (*_RANKING, *_SCORING)),
+    *(Endpoint(path, JSONCall, _native, _STOP) for path in _COMPLETIONS),
+    *(Endpoint(path, JSONCall, _events) for path in ("/embedding", "/embeddings")),
     Endpoint("/v1/moderations", JSONCall, _events),
     Endpoint("/v1/images/generations", ImageCall, _images, _IMAGE),
     Endpoint("/v1/images/edits", EditCall, _images, _EDIT),

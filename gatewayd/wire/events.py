@@ -92,13 +92,17 @@ class EventReader:
     def read_document(self, body: bytes) -> bytes:
         # Some servers answer a rerank with a list.
         if not self._ends and body.lstrip().startswith(b"["):
-            self._decode(body, _LIST, "a reply")
-            return body
+            return self.read_list(body)
         read = self._read(body, "a reply")
         # A response that failed is a good reply with the status 200.
         if not is_empty(read.error) and read.object != "response":
             raise reported_error(body)
         return self._rewritten(body, read)
+
+    def read_list(self, body: bytes) -> bytes:
+        """Judge a reply that is a list; return it as it came."""
+        self._decode(body, _LIST, "a reply")
+        return body
 
     def as_stream(self, body: bytes) -> list[bytes]:
         raise BadReply("The backend sent a whole reply where a stream was asked for.")

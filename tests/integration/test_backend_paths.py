@@ -13,10 +13,11 @@ from tests.integration import tinymodel
 from tests.integration.processes import Gateway, LlamaServer, Server
 
 PATHS = (
-    "/tokenize, /detokenize, /apply-template, /props, /slots, /slots/*, /infill, /completion, "
+    "/tokenize, /detokenize, /apply-template, /props, /slots, /slots/*, "
     "/lora-adapters, /v1/stream, /v1/streams/lookup"
 )
-SHORT = {"prompt": "a", "n_predict": 3, "temperature": 0, "cache_prompt": False}
+CHAT = "/v1/chat/completions"
+HI = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,7 @@ def send(
         ("GET", "/slots", None, 200),
         ("POST", "/slots/0?action=erase", {}, 501),
         ("GET", "/lora-adapters", None, 200),
-        ("POST", "/completion", {}, 400),
-        ("POST", "/infill", {}, 501),
+        ("POST", "/apply-template", {}, 400),
         ("GET", "/v1/stream?conv_id=nobody", None, 404),
         ("DELETE", "/v1/stream?conv_id=nobody", None, 204),
         ("POST", "/v1/streams/lookup", {"conversation_ids": ["nobody"]}, 200),
@@ -76,21 +76,18 @@ def test_a_reply_is_the_same_directly_and_through_the_gateway(
 
 
 def test_a_stream_crosses_unread(server: LlamaServer, gateway: Gateway) -> None:
-    request = {**SHORT, "stream": True}
-    direct, through = (send(each, "POST", "/completion", request) for each in (server, gateway))
-    events = [each[2].split(b"\n\n")[:-2] for each in (direct, through)]  # the last has timings
-    assert events[0] == events[1] and len(events[0]) > 1
-    assert (through[0], through[1]) == (200, "text/event-stream")
+    assert send(server, "POST", CHAT, HI, **{"X-Conversation-Id": "kept"})[0] == 200
+    path = "/v1/stream?conv_id=kept"
+    direct, through = send(server, "GET", path), send(gateway, "GET", path)
+    assert direct == through and direct[:2] == (200, "text/event-stream")
+    assert direct[2].endswith(b"data: [DONE]\n\n")
 
 
 def test_a_conversation_id_does_not_keep_a_generation_alive(
     server: LlamaServer, gateway: Gateway
 ) -> None:
-    request = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "stream": True}
     for each, id, kept in ((server, "direct-1", 200), (gateway, "through-1", 404)):
-        chat = "/v1/chat/completions"
-        status, _, _ = send(each, "POST", chat, request, **{"X-Conversation-Id": id})
-        assert status == 200
+        assert send(each, "POST", CHAT, HI, **{"X-Conversation-Id": id})[0] == 200
         assert send(gateway, "GET", f"/v1/stream?conv_id={id}")[0] == kept
 
 

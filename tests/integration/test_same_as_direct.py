@@ -87,6 +87,17 @@ def examples() -> Iterator[Example]:
         yield Example(path, {"query": "hi", "documents": ["a", "bc"]}, server=RANKS)
         yield Example(path, {"query": "hi"}, 400, RANKS)
         yield Example(path, {"query": "hi", "documents": ["a"]}, 501)
+    for path in ("/completion", "/completions"):
+        limits = {"n_predict": 5, "temperature": 0, "cache_prompt": False}
+        for prompt in ("a", ["a", "b"]):
+            yield Example(path, {"prompt": prompt, **limits})
+        yield Example(path, {"prompt": "a", **limits, "stream": True})
+        yield Example(path, {"prompt": "x" * 9000, "stream": True}, 400)
+        yield Example(path, {}, 400)
+    yield Example("/infill", {"input_prefix": "a", "input_suffix": "b"}, 501)
+    for path in ("/embedding", "/embeddings"):
+        yield Example(path, {"input": "hi"}, server=VECTORS)
+        yield Example(path, {"input": "hi"}, 501)
     for path in ("/v1/audio/transcriptions", "/audio/transcriptions"):
         yield Example(path, SOUND, 501)
 
