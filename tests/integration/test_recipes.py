@@ -94,8 +94,10 @@ def test_vllm_with_a_hosted_fallback(tmp_path: Path, log: Path) -> None:
                 reply = client.chat.completions.create(model=model, messages=HI)
                 assert reply.model == model or model != "chat"
             vllm.stop()
-            reply = client.chat.completions.create(model="chat", messages=HI)
-            assert reply.model == "chat"
+            raw = client.chat.completions.with_raw_response.create(model="chat", messages=HI)
+            assert raw.headers["x-gatewayd-backend"] == "hosted"
+            assert raw.headers["x-gatewayd-model"] == "large-model-2"
+            assert raw.parse().model == "chat"
             with pytest.raises(openai.InternalServerError):
                 client.chat.completions.create(model="lora-1", messages=HI)
             with pytest.raises(openai.NotFoundError):
