@@ -81,6 +81,38 @@ def test_an_alias_in_the_query_becomes_the_backends_name() -> None:
     assert exchange.model == "voice"
 
 
+def test_the_client_is_told_who_has_answered_if_it_may_know() -> None:
+    made = TunnelWorld(routing_show_backend="yes")
+    made.target.models = type(made.target.models)((("voice", "org/real"),))
+    for data, status in ((accepting(), 101), (reply(BODY, status=400), 400)):
+        client = made.upgrade("/v1/realtime?model=voice")
+        made.accept().protocol.dataReceived(data)
+        answer = Answer(client)
+        assert answer.status == status and answer.header("x-gatewayd-backend") == "a"
+        assert answer.header("x-gatewayd-model") == "org/real"
+    silent, _ = TunnelWorld().open()
+    assert b"x-gatewayd" not in silent.transport.value().lower()
+
+
+def test_a_session_stays_with_its_backend() -> None:
+    for affinity in ("session", "off"):
+        made = TunnelWorld(FakeBackend("b"), routing_affinity=affinity)
+        first: dict[str, str] = {}
+        same = 0
+        for number in range(63):
+            session = f"s{number % 21}"  # an odd number, because backends take turns
+            client = made.upgrade("/v1/realtime?model=m", X_Session_ID=session)
+            if made.attempts:
+                made.accept().protocol.dataReceived(reply(BODY, status=400))
+            (exchange,) = made.gateway.ended
+            made.gateway.ended.clear()
+            client.leave()
+            (asked,) = exchange.backends
+            same += first.setdefault(session, asked) == asked
+        assert set(first.values()) == {"a", "b"}
+        assert (same == 63) is (affinity == "session")
+
+
 def test_a_model_that_no_backend_serves_is_refused() -> None:
     made = TunnelWorld()
     made.target.models = type(made.target.models)((("voice", None),))

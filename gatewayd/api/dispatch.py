@@ -198,13 +198,22 @@ class Dispatcher:
 
     def _key(self, request: Request, call: Call) -> int | None:
         """The key of the request's conversation (:mod:`gatewayd.wire.affinity`)."""
-        for name in self._session_headers:
-            values = request.fields.get(name)
-            if values is not None and len(values) == 1:
-                key = affinity.of_session(values[0])
-                if key is not None:
-                    return key
-        return call.key(self._affinity_user, self._affinity == "prompt")
+        key = session_key(request, self._session_headers)
+        return call.key(self._affinity_user, self._affinity == "prompt") if key is None else key
+
+
+def session_key(request: Request, headers: Sequence[bytes]) -> int | None:
+    """The key of the session that a header of the request names; None if there is none.
+
+    :param headers: their names, in lower case.
+    """
+    for name in headers:
+        values = request.fields.get(name)
+        if values is not None and len(values) == 1:
+            key = affinity.of_session(values[0])
+            if key is not None:
+                return key
+    return None
 
 
 def path_not_allowed() -> Forbidden:

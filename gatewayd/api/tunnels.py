@@ -21,6 +21,7 @@ from gatewayd.wire.endpoints import ENDPOINTS
 from gatewayd.wire.errors import BadHTTP, Forbidden, MethodNotAllowed
 from gatewayd.wire.tunnels import TunnelCall, TunnelEndpoint
 
+from .dispatch import session_key
 from .limits import Admission
 from .request import Request
 
@@ -42,6 +43,10 @@ class Tunnels:
         reactor: IReactorTime,
     ) -> None:
         self._settings = settings
+        routing = settings.routing
+        self._keyed_by = [name.lower().encode("ascii") for name in routing.affinity_header]
+        if routing.affinity == "off":
+            self._keyed_by = []
         self._router = router
         self._catalog = catalog
         self._admission = admission
@@ -80,8 +85,13 @@ class Tunnels:
                 "model_not_allowed",
             )
         names = self._catalog.names
-        candidates = self._router.route(call.model, lambda: filter(caller.may_use, names()))
-        return Opening(request, call, handshake, limits, self._reactor).run(candidates)
+        candidates = self._router.route(
+            call.model,
+            lambda: filter(caller.may_use, names()),
+            lambda: session_key(request, self._keyed_by),
+        )
+        show = self._settings.routing.show_backend
+        return Opening(request, call, handshake, limits, self._reactor, show).run(candidates)
 
     def _release_when_taken(self, result: Any, request: Request) -> Any:
         request.when_taken(lambda: self._admission.release(request.caller))

@@ -65,6 +65,7 @@ class TunnelClient(Protocol):
     def timer(self) -> Timer:
         """As in :class:`Client`."""
 
+    def set_headers(self, headers: Headers) -> None: ...
     def fail(self, error: GatewayError) -> None: ...
     def begin_tunnel(self, headers: Headers, receive: Callable[[bytes], None]) -> None:
         """Answer 101. What the client sends goes to ``receive``, also what it has sent already."""

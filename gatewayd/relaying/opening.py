@@ -22,7 +22,14 @@ from gatewayd.http1.handshake import Handshake
 from gatewayd.routing.evidence import ClientLeft, Outcome
 from gatewayd.routing.router import Candidate
 from gatewayd.settings.model import LimitSettings
-from gatewayd.wire.errors import AuthRefused, BadReply, GatewayError, Internal, UpstreamTimeout
+from gatewayd.wire.errors import (
+    AuthRefused,
+    BadReply,
+    GatewayError,
+    Internal,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from gatewayd.wire.tunnels import TunnelCall
 
 from .attempt import BodyTransport
@@ -30,6 +37,7 @@ from .bodies import ErrorDocument, error_of
 from .candidates import Candidates
 from .client import TunnelClient
 from .heads import check_error_status
+from .policy import headers_for
 from .relay import ERROR_SECONDS
 from .tunnel import Tunnel
 from .watch import Watch
@@ -47,6 +55,7 @@ class Phase(enum.Enum):
 class Opening:
     """
     :param call: under the name of the model that the client used.
+    :param show_backend: whether the client is told which backend has answered.
     """
 
     _candidate: Candidate  # the last one
@@ -60,6 +69,7 @@ class Opening:
         handshake: Handshake,
         limits: LimitSettings,
         reactor: IReactorTime,
+        show_backend: bool = False,
     ) -> None:
         self._client = client
         self._exchange = client.exchange
@@ -67,6 +77,7 @@ class Opening:
         self._handshake = handshake
         self._limits = limits
         self._reactor = reactor
+        self._show_backend = show_backend
         self._watch = Watch(
             reactor, client.timer, client.exchange, 0.0, 0.0, self._timed_out, lambda: None
         )
@@ -154,6 +165,7 @@ class Opening:
 
     def _open(self, accepted: Accepted) -> None:
         self._phase = Phase.OPEN
+        self._name(self._candidate)
         target = self._candidate.target
         if self._trial:
             target.reply_began()
@@ -182,10 +194,18 @@ class Opening:
         else:
             self._leave_backend(problem)
             assert problem is not None
+            if isinstance(problem, UpstreamError):
+                told = problem is self._candidates.error and self._candidates.error_from
+                self._name(told or self._candidate)
             self._client.fail(problem)
         done, self._done = self._done, None  # break the reference cycle
         if done is not None:
             done.callback(None)
+
+    def _name(self, candidate: Candidate) -> None:
+        """Say in headers who has answered, if the client may know it."""
+        if self._show_backend:
+            self._client.set_headers(headers_for(candidate, self._call, False, True))
 
     def _client_left(self, _: Deferred[None]) -> None:
         """The canceller of :meth:`run`'s Deferred."""

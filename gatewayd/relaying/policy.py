@@ -9,6 +9,7 @@ import msgspec
 
 from gatewayd.routing.router import Candidate
 from gatewayd.wire.call import Call
+from gatewayd.wire.tunnels import TunnelCall
 
 #: Printable ASCII, which needs no encoding in a header. The percent sign would be ambiguous.
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if code != ord("%"))
@@ -29,7 +30,7 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 def headers_for(
-    candidate: Candidate, call: Call, fell_back: bool, show: bool
+    candidate: Candidate, call: Call | TunnelCall, fell_back: bool, show: bool
 ) -> list[tuple[bytes, bytes]]:
     """The headers that say who has answered.
 
