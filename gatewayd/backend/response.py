@@ -54,9 +54,7 @@ class Response:
     request = None
     previousResponse = None
 
-    def __init__(
-        self, connection: Source, reply: ReplyParser, held: bytes, key: str = ""
-    ) -> None:
+    def __init__(self, connection: Source, reply: ReplyParser, held: bytes, key: str = "") -> None:
         self.code = self.status = reply.code
         self.media_type, self.parameters, self.crossing = crossing(reply.fields)
         self.key = key

@@ -105,7 +105,8 @@ class Health:
         self._ejections = 0  # since it was healthy
         self._ejected_at = 0.0  # the first of these ejections
         self._backoff_ends_at = self._trial_began_at = 0.0
-        self._recovered_at: float | None = None  # None: longer ago than the ramp takes, or never
+        #: None if it never has, or longer ago than the ramp takes.
+        self.recovered_at: float | None = None
         self._trial = 0  # the number of the latest trial
         self._dead = False
         self._check: bool | None = None  # whether the last check passed; None: loading, or none yet
@@ -146,11 +147,11 @@ class Health:
         It grows for some seconds after a recovery. Many requests at once would meet a server whose
         caches are empty, or that is about to fail again.
         """
-        if self._recovered_at is None:
+        if self.recovered_at is None:
             return 1.0
-        part = (self._clock.seconds() - self._recovered_at) / RAMP_SECONDS
+        part = (self._clock.seconds() - self.recovered_at) / RAMP_SECONDS
         if part >= 1:
-            self._recovered_at = None
+            self.recovered_at = None
             return 1.0
         return max(FIRST_PART, part)
 
@@ -239,7 +240,7 @@ class Health:
     def _recover(self, before: State) -> None:
         self._failures.clear()
         self._dead = False
-        self._recovered_at = self._clock.seconds()
+        self.recovered_at = self._clock.seconds()
         if self._ejections:
             self._ejections = 0
             down = self._clock.seconds() - self._ejected_at

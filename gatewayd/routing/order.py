@@ -25,24 +25,17 @@ _ROUNDING = 1e-9
 def by_key(tier: Sequence[Target], key: int) -> list[Target]:
     """The targets of a tier by their scores for a key, those above their share of the load last."""
     shares = [target.share for target in tier]
-    # This request counts, too.
-    in_flight = 1 + sum([target.in_flight for target in tier])
+    in_flight = 1  # this request counts, too
+    for target in tier:
+        in_flight += target.in_flight
     most = MOST_LOAD * in_flight / sum(shares)
     scored = [
-        (
-            # The same as: not above the bound rounded up.
-            target.in_flight - 1 + _ROUNDING < most * share,
-            score(key, target.seed, share),
-            target,
-        )
-        for target, share in zip(tier, shares, strict=True)
+        # At most the bound rounded up is the same as less than one above the bound.
+        (target.in_flight - 1 + _ROUNDING < most * share, score(key, target.seed, share), n)
+        for n, (target, share) in enumerate(zip(tier, shares, strict=True))
     ]
-    scored.sort(key=_bound_and_score, reverse=True)
-    return [target for _, _, target in scored]
-
-
-def _bound_and_score(scored: tuple[bool, float, Target]) -> tuple[bool, float]:
-    return scored[:2]
+    scored.sort(reverse=True)
+    return [tier[n] for _, _, n in scored]
 
 
 class Turns:
@@ -58,19 +51,23 @@ class Turns:
         self._now = max((target.turn for target in targets), default=0.0)
 
     def in_order(self, tier: Sequence[Target]) -> list[Target]:
-        return sorted(tier, key=self._load_and_turn)
+        now, loads = self._now, []
+        for n, target in enumerate(tier):
+            share = target.share
+            loads.append((target.in_flight / share, _next_turn(target.turn + 1 / share, now), n))
+        loads.sort()
+        return [tier[n] for _, _, n in loads]
 
     def take(self, target: Target) -> None:
         """A request without a key is sent to this target."""
-        target.turn = self._next_turn(target)
-        self._now = max(self._now, target.turn - 1 / target.share)
+        step = 1 / target.share
+        target.turn = turn = _next_turn(target.turn + step, self._now)
+        self._now = max(self._now, turn - step)
 
-    def _load_and_turn(self, target: Target) -> tuple[float, float]:
-        return target.in_flight / target.share, self._next_turn(target)
 
-    def _next_turn(self, target: Target) -> float:
-        # A target that was away for many turns is next; it does not catch up on all of them.
-        return max(target.turn + 1 / target.share, self._now)
+def _next_turn(turn: float, now: float) -> float:
+    """A target that was away for many turns is next; it does not catch up on all of them."""
+    return turn if turn > now else now
 
 
 def in_order(targets: Sequence[Target], key: int | None, turns: Turns) -> list[Target]:
@@ -78,13 +75,19 @@ def in_order(targets: Sequence[Target], key: int | None, turns: Turns) -> list[T
 
     :param key: of the request; None if it has none.
     """
+    first = targets[0].priority
+    if all([target.priority == first for target in targets]):
+        return _tier_in_order(targets, key, turns)
     tiers: dict[int, list[Target]] = {}
     for target in targets:
         tiers.setdefault(target.priority, []).append(target)
     found: list[Target] = []
     for priority in sorted(tiers):
-        tier = tiers[priority]
-        if len(tier) > 1:
-            tier = turns.in_order(tier) if key is None else by_key(tier, key)
-        found += tier
+        found += _tier_in_order(tiers[priority], key, turns)
     return found
+
+
+def _tier_in_order(tier: Sequence[Target], key: int | None, turns: Turns) -> list[Target]:
+    if len(tier) == 1:
+        return list(tier)
+    return turns.in_order(tier) if key is None else by_key(tier, key)

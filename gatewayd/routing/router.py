@@ -99,8 +99,12 @@ class Router:
             ((target, name),) = serving.items()
             if target.available:
                 return [Candidate(target, name)]
-        first = [target for target in serving if target.available]
-        last = [t for t in serving if t not in first and t.available_as_last_resort]
+        first, last = list[Target](), list[Target]()
+        for target in serving:
+            if target.available:
+                first.append(target)
+            elif target.available_as_last_resort:
+                last.append(target)
         if not first and not last and len(serving) == 1:
             # No other backend could take its place, and its own error says more than ours.
             first = [target for target in serving if not target.full]
@@ -111,8 +115,10 @@ class Router:
             last.sort(key=_priority)
         elif len(first) > 1 or len(last) > 1:
             found = None if key is None else key()
-            first = in_order(first, found, self._turns)
-            last = in_order(last, found, self._turns)
+            if first:
+                first = in_order(first, found, self._turns)
+            if last:
+                last = in_order(last, found, self._turns)
             if found is None:
                 self._turns.take((first or last)[0])
         candidates = [Candidate(target, serving[target]) for target in first]

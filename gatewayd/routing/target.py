@@ -109,7 +109,8 @@ class Target:
     @property
     def share(self) -> float:
         """Its weight, and less than that for some seconds after it has recovered."""
-        return self._weight * self.health.ramp
+        health = self.health
+        return self._weight if health.recovered_at is None else self._weight * health.ramp
 
     # -- the life of one request at this backend -----------------------------------------------
 
