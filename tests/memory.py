@@ -50,7 +50,11 @@ def fails(health: Health, trial: int | None = None) -> None:
 
 
 def settings(**values: str) -> Settings:
-    """Settings with some keys set: ``settings(timeouts_ping="1")``."""
+    """Settings with some keys set: ``settings(timeouts_ping="1")``.
+
+    Affinity is off unless it is set: requests with the same messages take turns.
+    """
+    values = {"routing_affinity": "off", **values}
     return load({f"GATEWAYD_{name.upper()}": value for name, value in values.items()})
 
 
@@ -239,6 +243,9 @@ def connect(site: Site, data: bytes = b"") -> ClientTransport:
     return client
 
 
+_TAKING_TURNS = settings()
+
+
 class Gateway:
     """The gateway without sockets."""
 
@@ -247,7 +254,7 @@ class Gateway:
     ) -> None:
         self.clock = clock or Clock()
         self.ended: list[Exchange] = []
-        self.settings = settings or load({})
+        self.settings = settings or _TAKING_TURNS
         self.targets = self._targets(backends)
         self.api = API(self.settings, Router(self.targets), self.clock, lambda: b"")
         self.site = Site(

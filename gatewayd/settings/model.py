@@ -174,7 +174,7 @@ class RoutingSettings:
     """Which backend is asked, where there are several for a model."""
 
     affinity: str = setting(
-        "off",
+        "prompt",
         one_of("prompt", "session", "off"),
         "What keeps a conversation with one backend: its prompt, a session's key, or nothing.",
     )

@@ -52,7 +52,7 @@ class _Part(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    role: Raw = _NONE
+    role: str = ""
     content: Raw = _NONE
 
 
@@ -70,7 +70,7 @@ class _Request(msgspec.Struct):
     metadata: Raw = _NONE
     system: Raw = _NONE
     instructions: Raw = _NONE
-    messages: Raw = _NONE
+    messages: list[_Message] = []
     input: Raw = _NONE
     prompt: Raw = _NONE
 
@@ -144,7 +144,7 @@ def _head(request: _Request) -> list[bytes]:
     elif request.input:  # responses
         _add_content(head, request.instructions)
         if _begins(request.input, b"["):
-            _add_messages(head, request.input)
+            _add_messages(head, _messages(request.input))
         else:
             _add_content(head, request.input)
     elif request.prompt:  # completions
@@ -154,20 +154,19 @@ def _head(request: _Request) -> list[bytes]:
     return head
 
 
-def _add_messages(head: list[bytes], messages: Raw) -> None:
+def _add_messages(head: list[bytes], messages: list[_Message]) -> None:
     """Add the messages up to the first of the user; all of them if there is none."""
-    for message in _messages(messages):
-        role = bytes(message.role)
-        head.append(role)
+    for message in messages:
         _add_content(head, message.content)
-        if role == b'"user"':
+        if message.role == "user":
             return
 
 
 def _add_content(head: list[bytes], content: Raw) -> None:
     """Add a string, or what a list of parts shows. A list of one text is as good as a string."""
-    if not _begins(content, b"["):
-        head.append(_ends(content))
+    text = _ends(content)
+    if not text.startswith(b"["):
+        head.append(text)
         return
     for part in _parts(content):
         for shown in msgspec.structs.astuple(part):
