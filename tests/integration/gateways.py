@@ -36,6 +36,7 @@ SHORT = {
     "limits_reply": f"{MAX_REPLY}",
     "limits_connections": "2000",
     "limits_in_flight": f"{MAX_IN_FLIGHT}",
+    "routing_affinity": "off",  # requests with the same messages take turns
 }
 
 #: Long backend clocks for tests with many requests: clients and backend share one process.

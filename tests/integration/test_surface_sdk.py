@@ -148,7 +148,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(stubs: list[Any], folder: Path) -> Iterator[openai.OpenAI]:
-    config = f"[log]\naccess = {folder / 'access.log'}\n" + "".join(
+    config = f"[log]\naccess = {folder / 'access.log'}\n[routing]\naffinity = off\n" + "".join(
         f"[backend {each.name}]\nurl = http://127.0.0.1:{each.server_port}\n" for each in stubs
     )
     with (
