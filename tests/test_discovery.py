@@ -223,6 +223,21 @@ def test_a_model_that_appears_is_served_and_one_that_goes_is_not() -> None:
     assert lines == ["backend a lists these models: y"]
 
 
+def test_a_model_that_nobody_lists_has_the_lists_fetched_soon_but_not_for_each_request() -> None:
+    a, b = AskedBackend("a", "x"), AskedBackend("b", "y")
+    world = World(a, b, a_models="auto", b_models="named")
+    world.advance(RETRY_SECONDS)
+    a.lists("x", "new")
+    assert world.answer("new").code == "model_not_found"
+    world.advance(1)
+    world.gateway.chat(model="new")
+    assert len(a.calls) == 1 and len(a.asked_models) == 2 and not b.asked_models
+    for _ in range(int(2 * RETRY_SECONDS)):
+        assert world.answer("never").code == "model_not_found"
+        world.advance(1)
+    assert len(a.asked_models) == 4
+
+
 def test_a_failure_keeps_the_list_and_is_logged_once() -> None:
     a, b = AskedBackend("a", "x"), AskedBackend("b", "y")
     world = World(a, b, a_models="auto", b_models="auto")

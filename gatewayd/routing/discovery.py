@@ -28,7 +28,8 @@ _log = Logger()
 #: Seconds between two questions. :data:`JITTER` changes each time by this share at most, so that
 #: several gateways do not ask at the same time.
 ASK_SECONDS = 30.0
-#: Seconds after the first failure; each further one doubles them, up to :data:`ASK_SECONDS`.
+#: Seconds after the first failure; each further one doubles them, up to :data:`ASK_SECONDS`. Also
+#: the least time between two questions if a model was requested that no list has.
 RETRY_SECONDS = 5.0
 JITTER = 0.2
 #: Seconds that a backend may take to answer.
@@ -75,7 +76,7 @@ class _Question(ABC):
         self.answered = False
         self._retry = RETRY_SECONDS
         self._clock = clock
-        self._due = clock.seconds()
+        self._due = self._asked_at = clock.seconds()
         self._asking: Deferred[Any] | None = None
         self._was_healthy = True
         self._logged: object = _NOTHING  # the answer, or _FAILURE, that the log told last
@@ -85,6 +86,11 @@ class _Question(ABC):
     def wanted(self) -> bool:
         """Whether the settings leave the answer to the backend."""
 
+    @property
+    def urgent(self) -> bool:
+        """Whether a newer answer is needed."""
+        return False
+
     def check(self) -> None:
         """Ask if it is time."""
         healthy = self.target.health.state is State.HEALTHY
@@ -92,8 +98,11 @@ class _Question(ABC):
         if healthy and not self._was_healthy:  # another server may have come up in its place
             self.stop()
             self._due = now
+        if self.urgent:
+            self._due = min(self._due, self._asked_at + RETRY_SECONDS)
         self._was_healthy = healthy
         if self._asking is None and now >= self._due and self.wanted:
+            self._asked_at = now
             asking = self._asking = self._ask(str(uuid.uuid4()))
             asking.addCallbacks(self._succeeded, self._failed)
             asking.addErrback(_log_fault).addBoth(self._ended)
@@ -155,6 +164,10 @@ class _Models(_Question):
     @property
     def wanted(self) -> bool:
         return self.target.models.follow_list
+
+    @property
+    def urgent(self) -> bool:
+        return self.target.listing.missed
 
     def _ask(self, request_id: str) -> Deferred[Any]:
         target = self.target

@@ -42,6 +42,8 @@ class Listing:
         self.names: frozenset[str] = frozenset()
         #: Whether a list has come.
         self.known = False
+        #: Whether a model was requested since that no list has; it may be new.
+        self.missed = False
         # When the latest list came, or when a request for the list of models waited in vain.
         self._tried_at: float | None = None
         self._fetching: Shared[Entries] | None = None
@@ -99,7 +101,7 @@ class Listing:
     def _begin(self, backend: Backend, request_id: str, clock: IReactorTime) -> Deferred[Entries]:
         def remember(entries: Entries) -> Entries:
             self.entries, self.names, self.known = entries, models.names(entries), True
-            self._tried_at = clock.seconds()
+            self._tried_at, self.missed = clock.seconds(), False
             return entries
 
         def ended(result: Any) -> Any:

@@ -71,6 +71,8 @@ class Router:
         """
         serving = self._serving(model)
         if not serving:
+            for target in self.targets:
+                target.listing.missed = True
             raise _unknown(model, visible())
         return self._in_order(serving, key, "model", keep_order=model is None)
 
