@@ -132,14 +132,20 @@ def test_an_edit_may_be_json(gateway: Gateway, backend: FakeBackend, model: str)
     assert Answer(client).complete
 
 
-@pytest.mark.parametrize("n", ["x", "0", "-1", "99999", "1e9"])
+@pytest.mark.parametrize("n", ["x", "2.0", "-1", "99999", "1e9", " 2"])
 def test_an_odd_number_of_images_is_judged_by_the_backend(
     gateway: Gateway, backend: FakeBackend, n: str
 ) -> None:
-    upload(gateway, form(("n", n.encode()), ("image", b"x")), path=EDITS)
-    gateway.request("POST", GENERATIONS, b'{"n":%s}' % n.encode(), {"Content-Type": "text/plain"})
-    (call,) = backend.calls
-    assert call.call.choices == 1
+    """The backend may make several, so the first one does not end the stream."""
+    upload(gateway, form(("n", n.encode()), ("stream", b"1"), ("image", b"x")), path=EDITS)
+    gateway.post(GENERATIONS, n=n, stream=True)
+    for call, path in zip(backend.calls, (EDITS, GENERATIONS), strict=True):
+        call.head()
+        call.send(framed([finished(path)]))
+        assert call.left is None
+        call.send(framed([finished(path)]))
+        call.end()
+    assert [exchange.end for exchange in gateway.ended] == [End.COMPLETE] * 2
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])

@@ -15,10 +15,7 @@ from typing import Any, ClassVar
 from .call import Call, Endpoint
 from .events import EventReader
 from .request import JSON_TYPE, JSONCall, check_model, check_stream, parse_object
-from .upload import FormCall
-
-#: A larger ``n`` is not believed: no server makes so many images.
-MAX_IMAGES = 4096
+from .upload import MOST_RESULTS, FormCall
 
 
 class ImageCall(JSONCall, frozen=True):
@@ -54,8 +51,14 @@ class EditCall(FormCall, frozen=True):
 
 
 def _images(n: Any) -> int:
-    """How many images a request asks for. The backend judges an ``n`` that is no such number."""
-    return int(n) if isinstance(n, (int, float)) and 1 <= n <= MAX_IMAGES else 1
+    """How many images a request asks for.
+
+    The backend judges an ``n`` that is no such number. It may read ``"2"`` as 2, so such a stream
+    does not end with its first image.
+    """
+    if n is None:
+        return 1
+    return int(n) if isinstance(n, (int, float)) and 1 <= n <= MOST_RESULTS else MOST_RESULTS
 
 
 class ImageReader(EventReader):

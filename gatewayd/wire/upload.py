@@ -18,6 +18,10 @@ from .request import check_model
 _TRUE = frozenset({"true", "1", "on", "yes", "t", "y"})
 
 
+#: More results than any server makes for one request.
+MOST_RESULTS = 9999
+
+
 class FormCall(Call, frozen=True):
     """A request whose body is ``multipart/form-data``.
 
@@ -57,5 +61,8 @@ class FormCall(Call, frozen=True):
 
 
 def number_of(text: str) -> int:
-    """How many results a field ``n`` asks for. The backend judges a text that is no number."""
-    return max(1, int(text)) if re.fullmatch("[0-9]{1,4}", text.strip()) else 1
+    """How many results a field ``n`` asks for.
+
+    A text that servers may read in different ways stands for more than any server makes.
+    """
+    return max(1, int(text)) if re.fullmatch("[0-9]{1,4}", text) else MOST_RESULTS
