@@ -33,6 +33,8 @@ from .twistedrequest import TwistedRequest
 #: For the log: the client disconnected before it was answered. nginx uses the same number.
 CLIENT_CLOSED_REQUEST = 499
 
+_COMPLETE = End.COMPLETE  # an attribute of an enumeration takes a thousand instructions to read
+
 _WITHOUT_BODY = frozenset({204, 304})
 
 HeaderPairs = Sequence[tuple[bytes, bytes]]
@@ -325,7 +327,7 @@ class Request(TwistedRequest):
         error = self._error
         self._account()
         if error is None:
-            self.exchange.finish(End.COMPLETE, self._now())
+            self.exchange.finish(_COMPLETE, self._now())
         else:
             end = End(error.end)
             self.exchange.finish(end, self._now(), code=error.code, detail=error.detail)

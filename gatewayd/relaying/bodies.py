@@ -7,14 +7,14 @@ from gatewayd.wire import failure, sse
 from gatewayd.wire.call import Reader
 from gatewayd.wire.errors import BackendFailed, BadReply, GatewayError, Truncated
 
-from .receiver import Progress, Receiver, Step, Whole, judged
+from .receiver import CONTENT, Receiver, Step, Whole, judged
 
 #: The most bytes of a backend's error that are read. A longer body is replaced by an envelope of
 #: the gateway's own.
 MAX_ERROR_BODY = 256 * 1024
 
 _NOTHING = Step()
-_CONTENT = Step(progress=Progress.CONTENT)
+_CONTENT = Step(progress=CONTENT)
 
 
 class Document(Receiver):
@@ -77,7 +77,7 @@ class Bytes(Receiver):
     """A body that crosses unread. Only its framing says whether it is whole."""
 
     def feed(self, data: bytes) -> Step:
-        return Step(data, progress=Progress.CONTENT)
+        return Step(data, progress=CONTENT)
 
     def close(self, exact: bool) -> Step:
         if exact:

@@ -8,7 +8,7 @@ from gatewayd.wire import sse
 from gatewayd.wire.call import Reader
 from gatewayd.wire.errors import BadReply, GatewayError, Truncated
 
-from .receiver import Progress, Receiver, Step, Whole, judged
+from .receiver import CONTENT, EMPTY_EVENT, NONE, Receiver, Step, Whole, judged
 
 
 class Events(Receiver):
@@ -72,10 +72,7 @@ class Events(Receiver):
                 break
         count = len(frames)
         self._crossed = self._crossed or count > 0
-        if content:
-            progress = Progress.CONTENT
-        else:
-            progress = Progress.EMPTY_EVENT if events else Progress.NONE
+        progress = CONTENT if content else EMPTY_EVENT if events else NONE
         joined = frames[0] if count == 1 else b"".join(frames)
         return Step(joined + self._done_after(outcome), count, progress, partial, outcome)
 

@@ -23,6 +23,10 @@ class Progress(enum.Enum):
     CONTENT = enum.auto()
 
 
+# Names of the module: an attribute of an enumeration takes a thousand instructions to read.
+NONE, EMPTY_EVENT, CONTENT = Progress
+
+
 class Whole(NamedTuple):
     """The reply was whole.
 
@@ -45,7 +49,7 @@ class Step(NamedTuple):
 
     frames: bytes = b""
     events: int = 0
-    progress: Progress = Progress.NONE
+    progress: Progress = NONE
     partial: bool = False
     outcome: Whole | GatewayError | None = None
 

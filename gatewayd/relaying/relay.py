@@ -79,7 +79,7 @@ from .candidates import Candidates
 from .client import Client
 from .heads import EVENTS, receiver_for
 from .policy import Policy, headers_for
-from .receiver import Progress, Step
+from .receiver import CONTENT, EMPTY_EVENT, Step
 from .watch import Watch
 
 #: Seconds that the body of an error is waited for.
@@ -102,6 +102,10 @@ class Phase(enum.Enum):
     PINGED = enum.auto()
     STREAMING = enum.auto()
     ENDED = enum.auto()
+
+
+# Names of the module: an attribute of an enumeration takes a thousand instructions to read.
+ASKING, READING, PINGED, STREAMING, ENDED = Phase
 
 
 class Relay:
@@ -142,7 +146,7 @@ class Relay:
         self._policy = policy
         self._fell_back = False  # the model is not the one that the client named
         self._asks_next: IDelayedCall | None = None
-        self._phase = Phase.ASKING
+        self._phase = ASKING
         self._done: Deferred[None] | None = Deferred(self._client_left)
 
     def run(self, candidates: Sequence[Candidate]) -> Deferred[None]:
@@ -164,11 +168,11 @@ class Relay:
     def _ask_next(self) -> None:
         """Ask the next candidate. An exception on the way ends the attempt as a failure does."""
         self._attempt = Attempt(self, self._candidates.next(), self._call, self._exchange)
-        if self._phase is Phase.PINGED:
+        if self._phase is PINGED:
             self.client.registerProducer(self._attempt, True)
         try:
             self.watch.start(self._attempt.target.backend.clocks)
-            if self._phase is not Phase.ENDED:  # else total or caller_timeout was due already
+            if self._phase is not ENDED:  # else total or caller_timeout was due already
                 self._attempt.ask(self._limits.json_depth)
         except GatewayError as problem:
             self.fail_over(problem)
@@ -178,8 +182,8 @@ class Relay:
     def replied(self, reply: Reply) -> None:
         """The head of a reply has arrived. Choose a receiver, and ask for the body."""
         attempt = self._attempt
-        if self._phase is Phase.ASKING:
-            self._phase = Phase.READING
+        if self._phase is ASKING:
+            self._phase = READING
         if self._call.is_good(reply.status):
             attempt.note_head(sure=not self._call.stream)
         refused: GatewayError | None = None
@@ -200,10 +204,10 @@ class Relay:
 
     def _may_ask_another(self) -> bool:
         """Whether a candidate is left, and the client was sent nothing that excludes it."""
-        if self._phase is Phase.STREAMING:
+        if self._phase is STREAMING:
             return False
         reask = self._attempt.target.backend.reask
-        return (reask or self._phase is not Phase.PINGED) and self._candidates.has_next()
+        return (reask or self._phase is not PINGED) and self._candidates.has_next()
 
     def _may_reask(self, problem: GatewayError) -> bool:
         """Whether this failure permits another backend although this one may have run."""
@@ -211,7 +215,7 @@ class Relay:
             self._attempt.target.backend.reask
             and isinstance(problem, UpstreamError)
             and problem.executed
-            and self._phase is not Phase.STREAMING
+            and self._phase is not STREAMING
             and self._candidates.may_execute_again
             and not self.client.draining
         )
@@ -247,7 +251,7 @@ class Relay:
         """
         if (
             self._policy.fallback is None
-            or self._phase not in (Phase.ASKING, Phase.READING)
+            or self._phase not in (ASKING, READING)
             or not isinstance(problem, BackendFailed)
             or not says_prompt_too_long(problem)
             or self.client.draining
@@ -277,8 +281,8 @@ class Relay:
         exchange.tried = [*(exchange.tried or ()), tried]
 
     def _begin_asking(self) -> None:
-        if self._phase is not Phase.PINGED:
-            self._phase = Phase.ASKING
+        if self._phase is not PINGED:
+            self._phase = ASKING
 
     def _ask_next_later(self) -> None:
         """Ask the next candidate when the connection to the one that was left is closed.
@@ -306,9 +310,9 @@ class Relay:
 
     def act(self, step: Step) -> None:
         """Carry out what a receiver returned."""
-        if step.progress is Progress.CONTENT:
+        if step.progress is CONTENT:
             self.watch.content()
-        elif step.progress is Progress.EMPTY_EVENT:
+        elif step.progress is EMPTY_EVENT:
             self.watch.empty_event()
         if step.partial:
             self.watch.partial_event()
@@ -342,7 +346,7 @@ class Relay:
         elif attempt.reply is not None:
             if not isinstance(problem, GatewayError):
                 problem = Truncated("The backend's reply broke off before its end.")
-            if self._phase in (Phase.PINGED, Phase.STREAMING):
+            if self._phase in (PINGED, STREAMING):
                 problem.end = Truncated.end  # also if the body's framing was invalid
             self._reask_or_end(problem)
         elif isinstance(problem, GatewayError):
@@ -352,11 +356,11 @@ class Relay:
 
     def commit(self) -> None:
         """Begin the answer, unless it was begun. A part of the reply follows."""
-        begun, self._phase = self._phase, Phase.STREAMING
-        if begun is Phase.STREAMING:
+        begun, self._phase = self._phase, STREAMING
+        if begun is STREAMING:
             return
         self._attempt.note_made()  # so that a response can be cancelled while it is streamed
-        if begun is not Phase.PINGED:
+        if begun is not PINGED:
             self._name(self._attempt.candidate)
             self._begin_answer()
 
@@ -387,8 +391,8 @@ class Relay:
 
         :param body: of a reply that was not streamed.
         """
-        phase, self._phase = self._phase, Phase.ENDED
-        if phase is Phase.ENDED:
+        phase, self._phase = self._phase, ENDED
+        if phase is ENDED:
             return
         reply, reader = self._attempt.reply, self._attempt.reader
         if problem is None and reader is not None:
@@ -397,7 +401,7 @@ class Relay:
         self._leave_backend(problem)
         if problem is not None and self._candidates.executed:
             problem.executed = True  # by a backend that was left
-        if phase is Phase.STREAMING or phase is Phase.PINGED:
+        if phase is STREAMING or phase is PINGED:
             self.client.unregisterProducer()
             if problem is None:
                 self.client.finish()
@@ -418,7 +422,7 @@ class Relay:
 
     def _client_left(self, _: Deferred[None]) -> None:
         """The canceller of :meth:`run`'s Deferred."""
-        self._phase, self._done = Phase.ENDED, None
+        self._phase, self._done = ENDED, None
         self._leave_backend(ClientLeft(self.watch.waited))
 
     def _leave_backend(self, outcome: Outcome) -> None:
@@ -480,9 +484,9 @@ class Relay:
         return self._attempt.target.backend.reask and self._candidates.has_next()
 
     def _send_comment(self) -> None:
-        if self._phase is Phase.ASKING or self._phase is Phase.READING:
+        if self._phase is ASKING or self._phase is READING:
             if not self._may_be_replaced():  # else the headers could be wrong
                 self._name(self._attempt.candidate)
-            self._phase = Phase.PINGED
+            self._phase = PINGED
             self._begin_answer()
         self.client.write(sse.COMMENT)

@@ -45,6 +45,10 @@ class Evidence(enum.Enum):
     NOT_REACHED = enum.auto()
 
 
+# Names of the module: an attribute of an enumeration takes a thousand instructions to read.
+GOOD, NONE, ANSWERED, GAVE_UP, LOST, NOT_REACHED = Evidence
+
+
 @attrs.frozen
 class ClientLeft:
     """The client gave up the request.
@@ -90,23 +94,23 @@ def evidence_of(outcome: Outcome, used_model: bool = True) -> Evidence:
         neither that it can nor that it cannot.
     """
     evidence = _evidence_of(outcome)
-    return evidence if used_model or evidence is Evidence.NOT_REACHED else Evidence.NONE
+    return evidence if used_model or evidence is NOT_REACHED else NONE
 
 
 def _evidence_of(outcome: Outcome) -> Evidence:
     if outcome is None:
-        return Evidence.GOOD
+        return GOOD
     if isinstance(outcome, (ClientLeft, TookLong)):
-        return Evidence.GAVE_UP if outcome.waited >= GAVE_UP_SECONDS else Evidence.NONE
+        return GAVE_UP if outcome.waited >= GAVE_UP_SECONDS else NONE
     if not isinstance(outcome, UpstreamError):
-        return Evidence.NONE
+        return NONE
     if outcome.status < 500 or outcome.status == 501:  # the client's fault, or no such endpoint
-        return Evidence.GOOD
+        return GOOD
     if not outcome.executed and not isinstance(outcome, BackendFailed):
-        return Evidence.NOT_REACHED
+        return NOT_REACHED
     if isinstance(outcome, (ConnectionReset, Truncated, UpstreamTimeout)):
-        return Evidence.LOST
-    return Evidence.ANSWERED
+        return LOST
+    return ANSWERED
 
 
 def reason_of(outcome: Outcome) -> str:
@@ -132,7 +136,7 @@ class FailuresInARow(deque[Failure]):
     @property
     def all_answered(self) -> bool:
         """Whether the backend answered each time, so that it is known to run."""
-        return all(failure.evidence is Evidence.ANSWERED for failure in self)
+        return all(failure.evidence is ANSWERED for failure in self)
 
     @property
     def prove_dead(self) -> bool:
@@ -140,7 +144,7 @@ class FailuresInARow(deque[Failure]):
 
         One caller alone, or one body that crashes the server, proves nothing.
         """
-        lost = [failure for failure in self if failure.evidence is Evidence.LOST]
+        lost = [failure for failure in self if failure.evidence is LOST]
         return (
             len(lost) >= FAILURES
             and len({failure.caller for failure in lost}) > 1

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from gatewayd.backend.interface import Backend
 from gatewayd.wire.errors import BackendFailed
 
-from .evidence import Evidence, Failure, Outcome, evidence_of, reason_of
+from .evidence import GOOD, NONE, Failure, Outcome, evidence_of, reason_of
 from .health import Health
 from .listing import Listing
 from .made import Made
@@ -144,9 +144,9 @@ class Target:
         if isinstance(outcome, BackendFailed) and outcome.retryable:
             self.rest.note(outcome)
         evidence = evidence_of(outcome, used_model)
-        if evidence is Evidence.GOOD:
+        if evidence is GOOD:
             self.health.succeeded()
-        elif evidence is Evidence.NONE:
+        elif evidence is NONE:
             self.health.inconclusive(trial)
         else:
             failure = Failure(evidence, caller, hash(body), reason_of(outcome))
