@@ -321,7 +321,7 @@ def test_the_gateways_own_paths_stay_its_own() -> None:
 
 def test_a_path_that_is_the_gateways_own_is_warned_of() -> None:
     found = warnings(gateway_with(FakeBackend("a"), paths=OWN + ", /props").settings)
-    named = [re.search("answers (.*) itself", each)[1] for each in found]  # type: ignore[index]
+    named = [re.search("paths: (.*) is one of", each)[1] for each in found]  # type: ignore[index]
     assert named == ["/v1/chat/completions", "/healthz", "/v1/models/x", "/metrics", "/responses"]
 
 

@@ -27,7 +27,7 @@ def test_a_backend_that_cannot_be_reached_does_not_end_the_search() -> None:
     found, exchange = searched(a, b, clock=Clock())
     b.calls[0].whole(b'{"id":"resp_1"}')
     target: Target = found.result  # type: ignore[assignment]
-    assert target.backend is b and exchange.backends == ["a", "b"]
+    assert target.backend is b and not exchange.backends
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_backend_that_is_known_not_to_answer_is_not_waited_for() -> None:
     b.calls[0].whole(b"", 404)
     failed: list[object] = []
     found.addErrback(lambda failure: failed.append(type(failure.value)))
-    assert failed == [Overloaded] and not a.calls and exchange.backends == ["b"]
+    assert failed == [Overloaded] and not a.calls
 
 
 def test_a_silent_backend_is_waited_for_some_seconds() -> None:

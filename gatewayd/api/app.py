@@ -71,7 +71,7 @@ def _tunnelled(endpoint: TunnelEndpoint) -> Callable[[API, Request], Deferred[No
 
 
 def warnings(settings: Settings) -> list[str]:
-    """Which paths backends declare although the gateway answers them itself, a sentence each."""
+    """Which paths backends declare although they are the gateway's own, a sentence each."""
     own = API.app.url_map.bind("gateway")
     found = []
     for backend in settings.backends:
@@ -81,8 +81,8 @@ def warnings(settings: Settings) -> list[str]:
             if not path.endswith("*") and own.allowed_methods(path):
                 hint = " unless [metrics] listen is set" if path == "/metrics" else ""
                 found.append(
-                    f"[backend {backend.name}] paths: the gateway answers {path} itself, so it is "
-                    f"not relayed as a path of the backend{hint}"
+                    f"[backend {backend.name}] paths: {path} is one of the gateway's own paths, so "
+                    f"this entry has no effect{hint}"
                 )
     return found
 

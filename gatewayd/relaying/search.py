@@ -30,30 +30,32 @@ async def find(
 ) -> Target:
     """The first target that has the response that ``call`` asks for.
 
+    These questions are no attempts at the client's request, so the exchange does not list them.
+
     :param call: with the method GET.
     :raises ResponseNotFound: no target has it.
     :raises Overloaded: no target is known to have it, and at least one could not say.
     """
-    silent = False
+    silent: list[str] = []
     for target in targets:
         if not (target.health.usable or target.health.usable_as_last_resort):
-            silent = True
+            silent.append(target.backend.name)
             continue
-        exchange.backends.append(target.backend.name)
-        exchange.priority = target.priority
         sent = target.backend.send(call, exchange.id, exchange.traceparent)
         sent.addTimeout(SEARCH_SECONDS, clock, _timed_out)
         try:
             reply = await sent
         except GatewayError:
-            silent = True
+            silent.append(target.backend.name)
             continue
         reply.body.deliverBody(_Discard())  # type: ignore[arg-type]  # has what Body calls
         if reply.status == 200:
             return target
-        silent |= reply.status not in _MISSING
+        if reply.status not in _MISSING:
+            silent.append(target.backend.name)
     if silent:
-        raise Overloaded("A backend that may have this response did not say whether it has it.")
+        message = "A backend that may have this response did not say whether it has it."
+        raise Overloaded(message, detail=", ".join(silent))
     raise ResponseNotFound("No backend has this response.", param="response_id")
 
 

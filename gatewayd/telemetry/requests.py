@@ -1,9 +1,9 @@
 """Counters and histograms of requests, made from exchanges that have ended.
 
-Labels have few values, whatever clients send: routes and ends are fixed, backends come from the
-settings, models from the settings and the backends' own lists. A model that none of these names is
-``other``. Series that alerts use begin at zero: ``increase()`` would miss the first event of a
-series that appears with it.
+Labels have few values, whatever clients send: ends are fixed, routes too except for the ``paths``
+of the settings, backends come from the settings, models from the settings and the backends' lists.
+A model that none of these names is ``other``. Series that alerts use begin at zero: ``increase()``
+would miss the first event of a series that appears with it.
 
 :meth:`RequestMetrics.count` only adds to a :class:`_Tally`, a few plain numbers for each
 combination of labels. :meth:`RequestMetrics.settle` adds the tallies to the metrics. It must be
