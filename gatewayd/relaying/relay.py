@@ -28,6 +28,10 @@ have executed the request, or is silent for ``patience`` seconds, in any phase b
 Its connection is closed in the reactor's next turn, and the other backend is asked after that: two
 executions are never alive at one time (:meth:`Relay._ask_next_later`).
 
+If a backend says that the prompt is too long for its model, and another model is declared for that
+(:class:`.policy.Policy`), the request begins anew for that model: back to ``ASKING``, with other
+candidates. This happens only while the client has been sent nothing.
+
 A receiver reads the body and returns a :class:`.receiver.Step`, which :meth:`Relay.act` carries
 out. Only the fast path of a token needs no step (:meth:`.attempt.Attempt.dataReceived`).
 
