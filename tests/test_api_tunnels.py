@@ -137,6 +137,13 @@ def test_a_token_opens_tunnels_for_its_models_only() -> None:
     made.open("/v1/realtime?model=voice-1", **bearer(ALICE))
 
 
+def test_a_token_that_is_limited_to_paths_opens_tunnels_at_these_only() -> None:
+    made = TunnelWorld(**HASHES, token_alice_paths="/v1/chat/completions")
+    answer = Answer(made.upgrade(**bearer(ALICE)))
+    assert (answer.status, answer.code) == (403, "path_not_allowed") and made.attempts == []
+    TunnelWorld(**HASHES, token_alice_paths="/v1/realtime").open(**bearer(ALICE))
+
+
 def test_a_tunnel_counts_as_a_request_until_it_has_ended() -> None:
     made = TunnelWorld(**HASHES, token_alice_in_flight="1", limits_in_flight="2")
     client, backend = made.open(**bearer(ALICE))
