@@ -261,5 +261,3 @@ def play(world: TunnelWorld) -> list[str]:
     """Run a world to its end and judge it."""
     world.run(connections=world.random.choice([1, 3, 10]))
     return judge(world)
-
-

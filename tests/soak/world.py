@@ -113,6 +113,7 @@ class World:
             "ROUTING_REASK": "before-commit" if self.reask else "never",
             "ROUTING_ATTEMPTS": str(max(2, self.attempts_allowed)),
             "TIMEOUTS_PATIENCE": self._patience,
+            **self._routing(),
         }
         for port, secure in self._ports.items():
             start = f"BACKEND_B{port}"
@@ -128,6 +129,15 @@ class World:
         if self.tokens:
             variables["TOKEN_T_SHA256"] = hashlib.sha256(TOKEN.encode()).hexdigest()
         return {f"GATEWAYD_{name}": value for name, value in variables.items()}
+
+    def _routing(self) -> dict[str, str]:
+        """The order of backends, by a generator of its own as :meth:`_choose_reask`."""
+        choose = random.Random(f"routing {self.seed}").choice
+        variables = {"ROUTING_AFFINITY": choose(["prompt", "session", "off"])}
+        for port in self._ports:
+            variables[f"BACKEND_B{port}_WEIGHT"] = choose(["1", "1", "0.5", "3"])
+            variables[f"BACKEND_B{port}_PRIORITY"] = choose(["0", "0", "1"])
+        return variables
 
     def _choose_reask(self) -> None:
         """Choices of their own generator, so that the others of a seed stay what they were."""
