@@ -141,7 +141,8 @@ class Connection(Protocol):
         self.state = TRANSITIONS[self.state][SEND]
         self._reply = self.parser(self.max_head)
         self._request_size = len(raw)
-        self._head = head = Deferred[IResponse](self._cancelled)
+        head: Deferred[IResponse] = Deferred(self._cancelled)
+        self._head = head
         self._key, self._send_again = key, send_again
         send(self.transport, raw)
         return head
