@@ -127,7 +127,12 @@ def _answer(
     if line["status"] != answer.status:
         found.append(f"status {answer.status} for the client, {line['status']} in the log")
     good = answer.status == 200
-    if world.reask and (not attempts or attempts[-1].backend != line["backend"][-1]):
+    last = line.get("attempts", [{}])[-1].get("end")
+    if world.reask and (
+        not attempts
+        or attempts[-1].backend != line["backend"][-1]
+        or last == "backend_unreachable"  # a backend that was left for another one, asked again
+    ):
         return found  # the last backend never received it
     plan = attempts[-1].plan if attempts else None
     if end == "complete":
