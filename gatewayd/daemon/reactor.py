@@ -29,7 +29,8 @@ class Reactor(EPollReactor):
     """Twisted's epoll reactor with another :meth:`doPoll`.
 
     Twisted looks for due timers and for calls of other threads after each wait. This reactor goes
-    back to waiting at once unless there is something to look for: that was a seventh of an event.
+    back to waiting at once unless there is something to look for: that was a fifth of an
+    event's instructions.
     """
 
     _interrupted = False  # there may be something to do before the next wait
