@@ -129,8 +129,11 @@ def check_depth(body: bytes, depth: int) -> None:
 
 
 def _brackets(document: bytes) -> int:
-    """How many opening brackets there are, those in strings included."""
-    return _count(document, b"[") + _count(document, b"{")
+    """How many opening brackets there are, those in strings included. Counts as :func:`_count`."""
+    if len(document) > _SHORT_BYTES:
+        return document.count(b"[") + document.count(b"{")
+    rest = len(document.replace(b"[", b"")) + len(document.replace(b"{", b""))
+    return 2 * len(document) - rest
 
 
 def _count(document: bytes, byte: bytes) -> int:
