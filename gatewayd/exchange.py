@@ -19,6 +19,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 #: For 128 ids.
 _RANDOM_BYTES = 128 * 16
+#: The digit of a UUID that has its variant in two bits, by a random digit.
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 _TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -29,21 +31,22 @@ class _RandomIDs:
     """Makes UUIDs (version 4) from random bytes that are requested for many ids at once."""
 
     def __init__(self) -> None:
-        self._bytes = b""
+        self._digits = ""  # hexadecimal, 32 for each id
         self._used = 0
         os.register_at_fork(after_in_child=self._discard)  # else two processes make equal ids
 
     def new(self) -> str:
         start = self._used
-        if start == len(self._bytes):
-            start, self._bytes = 0, os.urandom(_RANDOM_BYTES)
-        self._used = start + 16
-        text = self._bytes[start : start + 16].hex()
-        variant = "89ab"[int(text[16], 16) & 3]
-        return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
+        if start == len(self._digits):
+            start, self._digits = 0, os.urandom(_RANDOM_BYTES).hex()
+        self._used = end = start + 32
+        text = self._digits[start:end]
+        return (
+            f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{_VARIANT[text[16]]}{text[17:20]}-{text[20:]}"
+        )
 
     def _discard(self) -> None:
-        self._bytes, self._used = b"", 0
+        self._digits, self._used = "", 0
 
 
 _random_ids = _RandomIDs()

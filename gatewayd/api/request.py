@@ -37,6 +37,8 @@ _COMPLETE = End.COMPLETE  # an attribute of an enumeration takes a thousand inst
 
 _WITHOUT_BODY = frozenset({204, 304})
 
+_COMPLETE = End.COMPLETE  # an attribute of an enumeration costs a call in Python 3.11
+
 HeaderPairs = Sequence[tuple[bytes, bytes]]
 
 
@@ -78,6 +80,11 @@ class Request(TwistedRequest):
     _head_unsent = True
     _events = False  # the body is an event stream
 
+    body = b""
+    caller = ANYONE
+    preflight = False
+    #: The handler's Deferred; cancelled when the client disconnects.
+    handling: Deferred[Any] | None = None
     #: Called once when the handler has ended and the client has taken the answer, or is gone.
     release: Callable[[], None] | None = None
 
@@ -90,11 +97,6 @@ class Request(TwistedRequest):
         self.fields = fields
         self.method, self.uri, self.path = line.method, line.target, line.path
         self.clientproto = b"HTTP/1." + line.minor
-        self.body = b""
-        self.caller = ANYONE
-        self.preflight = False
-        #: The handler's Deferred; cancelled when the client disconnects.
-        self.handling: Deferred[Any] | None = None
         #: For the handler, until it has answered.
         self.timer = channel.deadline
         self._outgoing = channel.outgoing
