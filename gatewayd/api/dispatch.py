@@ -136,9 +136,7 @@ class Dispatcher:
             return self._policy
         return structs.replace(self._policy, fallback=partial(self._fall_back, request))
 
-    def _fall_back(
-        self, request: Request, call: Call
-    ) -> tuple[Call, Sequence[Candidate]] | None:
+    def _fall_back(self, request: Request, call: Call) -> tuple[Call, Sequence[Candidate]] | None:
         """The same request for the model that is declared for longer prompts, if there is one."""
         model = self._fallbacks.get(call.model or "")
         if model is None or not request.caller.may_use(model):

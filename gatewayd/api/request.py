@@ -37,7 +37,6 @@ _COMPLETE = End.COMPLETE  # an attribute of an enumeration takes a thousand inst
 
 _WITHOUT_BODY = frozenset({204, 304})
 
-_COMPLETE = End.COMPLETE  # an attribute of an enumeration costs a call in Python 3.11
 
 HeaderPairs = Sequence[tuple[bytes, bytes]]
 
