@@ -165,6 +165,8 @@ def test_promise_8_credentials_that_the_backend_refuses_are_the_gateways_fault(s
         b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 101 X\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\n\r\n",
+        accepting().replace(b"Connection: upgrade\r\n", b""),
+        accepting().replace(b"Connection: upgrade", b"Connection: close"),
         accepting(extra=b"X-Large: %b\r\n" % (b"x" * 20000)),
     ],
 )

@@ -43,7 +43,9 @@ class UpgradeParser(ReplyParser):
             return
         self._head_ended = True
         self._sort_lines()
-        if not asks_for_websocket(Fields((*self.fields.items(), *self.repeated))):
+        fields = Fields((*self.fields.items(), *self.repeated))
+        # llhttp says whether there is ``Connection: Upgrade``; without it, it parses no further.
+        if not (asks_for_websocket(fields) and self._parser.should_upgrade()):
             raise BadReply("The backend switched to another protocol.")
         self.code = 101
 
