@@ -117,6 +117,7 @@ class Connecting(Protocol):
             self.transport.protocol = self._connection
         else:
             self.transport.wrappedProtocol = self._connection
+        self._tcp = self.factory = None  # break the reference cycles
         self._connection.connect_seconds = self._reactor.seconds() - self._began
         self._connection.makeConnection(self.transport)
         result.callback(self._connection)

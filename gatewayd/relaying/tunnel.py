@@ -47,6 +47,10 @@ CLOSING_SECONDS = 5.0
 _FAULTS = range(frames.INTERNAL_ERROR, frames.BAD_GATEWAY + 1)
 
 
+def _ignore(_: GatewayError | None) -> None:
+    """The callback of a tunnel that is over."""
+
+
 @implementer(IPushProducer)
 class Tunnel:
     """Is the producer of the client's connection, and receives the backend's bytes.
@@ -167,7 +171,7 @@ class Tunnel:
 
         :param problem: the reason; None if the tunnel is whole.
         """
-        self._over = True
+        self._stop()
         client, sent = self._client, self._from_backend
         client.unregisterProducer()
         reset = not (sent.closed or sent.between_frames)
@@ -178,8 +182,12 @@ class Tunnel:
 
     def leave(self) -> None:
         """The client has disconnected: close the backend's side at once."""
-        self._over = True
+        self._stop()
         self._leave_backend("The client has disconnected.")
+
+    def _stop(self) -> None:
+        self._over = True
+        self._on_end = _ignore  # break the reference cycle with the one who has asked for it
 
     def _leave_backend(self, reason: str) -> None:
         link, sent, received = self._backend.link, self._from_client, self._from_backend
