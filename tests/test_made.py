@@ -34,3 +34,11 @@ def test_the_caller_that_made_a_response_stays_its_maker() -> None:
     memory.add("a", "alice")
     memory.add("a", "bob")
     assert memory.by("a", "alice") and not memory.by("a", "bob") and not memory.by("b", "alice")
+
+
+def test_a_caller_that_is_not_known_is_not_another_one() -> None:
+    memory = Made()
+    memory.add("a", "alice")
+    memory.add("b", None)  # found by a search
+    assert memory.by_another("a", "bob") and not memory.by_another("a", "alice")
+    assert not memory.by_another("b", "bob") and not memory.by_another("c", "bob")

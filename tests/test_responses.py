@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatewayd.exchange import End
-from gatewayd.wire.errors import InvalidValue
+from gatewayd.wire.errors import BackendFailed, InvalidValue
 from gatewayd.wire.responses import StoredCall
 from tests.callers import ALICE, BOB, HASHES, bearer
 from tests.memory import Answer, Asked, ClientTransport, FakeBackend, Gateway, backends, settings
@@ -229,6 +229,21 @@ def test_a_response_goes_to_the_backend_of_the_previous_one() -> None:
     assert len(b.calls) == 1
 
 
+def test_the_backend_of_the_previous_response_is_not_asked_while_it_rests() -> None:
+    a, b = backends("a", "b")
+    gateway = Gateway(a, b)
+    made_by(gateway, a, "resp_a")
+    gateway.targets[0].settle(
+        gateway.targets[0].begin(),
+        BackendFailed("Busy.", status=429, headers=((b"retry-after", b"7"),)),
+    )
+    gateway.post(RESPONSES, input="hi", model="m", previous_response_id="resp_a")
+    assert len(a.calls) == 1 and len(b.calls) == 1
+    gateway.clock.advance(7)
+    gateway.post(RESPONSES, input="hi", model="m", previous_response_id="resp_a")
+    assert len(a.calls) == 2 and len(b.calls) == 1
+
+
 @pytest.mark.parametrize("value", [5, None, "", ["x"]])
 def test_an_odd_previous_response_is_left_to_the_backend(value: Any) -> None:
     a, b = backends("a", "b")
@@ -313,6 +328,26 @@ def test_a_token_that_is_limited_to_models_has_the_responses_that_it_made() -> N
             assert Answer(client).status == 200
         else:
             assert Answer(client).code == "model_not_allowed" and not a.calls and not b.calls
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_such_a_token_cannot_build_on_a_response_that_another_one_has_made(count: int) -> None:
+    several = backends("a", "b")[:count]
+    limits = {"token_alice_models": "m", "token_bob_models": "m"}
+    gateway = Gateway(*several, settings=settings(**HASHES, **limits))
+    alice, bob = bearer(ALICE), bearer(BOB)
+    made_by(gateway, several[0], "resp_1", **alice)
+
+    def build_on(id: str, headers: dict[str, str]) -> ClientTransport:
+        body = json.dumps({"model": "m", "input": "hi", "previous_response_id": id}).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        return gateway.request("POST", RESPONSES, body, headers)
+
+    assert Answer(build_on("resp_1", bob)).code == "model_not_allowed"
+    assert len(several[0].calls) == 1
+    build_on("resp_1", alice)
+    build_on("resp_2", bob)  # another process may know that it is bob's
+    assert sum(len(backend.calls) for backend in several) == 3
 
 
 def test_a_token_without_limits_has_all_responses() -> None:

@@ -55,6 +55,12 @@ def test_only_a_429_or_503_has_a_target_rest(status: int, rests: bool) -> None:
     assert target.available is target.available_as_last_resort is not rests
 
 
+def test_a_refusal_without_a_model_says_nothing_about_models() -> None:
+    target = Target(FakeBackend(), Clock())
+    target.settle(target.begin(), refusal(429, "7"), used_model=False)
+    assert target.available
+
+
 # -- among others ----------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from gatewayd.relaying.search import find
 from gatewayd.routing.catalog import Catalog
 from gatewayd.routing.made import maker_of
 from gatewayd.routing.router import Candidate, Router
+from gatewayd.routing.target import Target
 from gatewayd.settings.model import Settings
 from gatewayd.wire import affinity
 from gatewayd.wire.call import Call, Endpoint
@@ -125,10 +126,12 @@ class Dispatcher:
             lambda: filter(caller.may_use, names()),
             self._key_of(request, call),
         )
-        if call.response_id is not None and len(candidates) > 1:
-            # The backend that has the previous response comes first; the others stay in order.
+        if call.response_id is not None and (caller.models or len(candidates) > 1):
             maker = maker_of(call.response_id, self._router.targets)
-            candidates.sort(key=lambda candidate: candidate.target is not maker)
+            if caller.models and maker and maker.made.by_another(call.response_id, caller.name):
+                raise _model_not_allowed()
+            if maker is not None:
+                _put_first(maker, candidates)
         return relay.run(candidates)
 
     def _policy_for(self, request: Request) -> Policy:
@@ -212,6 +215,11 @@ def session_key(request: Request, headers: Sequence[bytes]) -> int | None:
             if key is not None:
                 return key
     return None
+
+
+def _put_first(target: Target, candidates: list[Candidate]) -> None:
+    """Have this target asked first if it may be asked now; the others stay in order."""
+    candidates.sort(key=lambda each: not (each.target is target and each.available))
 
 
 def path_not_allowed() -> Forbidden:

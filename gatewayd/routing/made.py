@@ -29,6 +29,10 @@ class Made:
         """Whether a request of this caller made the response."""
         return id in self._callers and self._callers[id] == caller
 
+    def by_another(self, id: str, caller: str | None) -> bool:
+        """Whether a request of another caller is known to have made the response."""
+        return self._callers.get(id) not in (None, caller)
+
     def __contains__(self, id: str) -> bool:
         return id in self._callers
 

@@ -141,7 +141,7 @@ class Target:
         :param used_model: whether the backend had to use a model to reply.
         """
         self.in_flight -= 1
-        if isinstance(outcome, BackendFailed) and outcome.retryable:
+        if used_model and isinstance(outcome, BackendFailed) and outcome.retryable:
             self.rest.note(outcome)
         evidence = evidence_of(outcome, used_model)
         if evidence is GOOD:
