@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import select
+import socket
 import sys
 import termios
 from collections.abc import Callable, Sequence
@@ -46,11 +47,31 @@ def has_unsent(transport: Any, size: int) -> bool:
 def arrivals(transport: Any) -> Callable[[], Sequence[Any]]:
     """A function that tells whether bytes, or the end of the connection, wait to be read.
 
-    It costs one system call. What it returns is empty if nothing waits.
+    It costs one system call. What it returns is empty if nothing waits. With TLS, bytes may wait
+    that the kernel holds no longer: the records of one segment are handed out one by one.
     """
     tcp = transport if isinstance(transport, Connection) else getattr(transport, "transport", None)
     if not isinstance(tcp, Connection):
         return tuple
     poll = select.poll()
     poll.register(tcp.fileno(), select.POLLIN | select.POLLRDHUP)
-    return partial(poll.poll, 0)
+    in_kernel = partial(poll.poll, 0)
+    if tcp is transport:
+        return in_kernel
+    undelivered = _records(transport.getHandle())
+    return lambda: in_kernel() or undelivered()
+
+
+def _records(tls: Any) -> Callable[[], Sequence[Any]]:
+    """As :func:`arrivals`, for what an OpenSSL connection was given and has not handed out."""
+    from OpenSSL.SSL import Error, WantReadError  # only with TLS: it takes 12 MiB
+
+    def peek() -> Sequence[Any]:
+        try:
+            return (tls.recv(1, socket.MSG_PEEK),)
+        except WantReadError:
+            return ()
+        except Error as problem:  # the end is one, too
+            return (problem,)
+
+    return peek
