@@ -161,6 +161,10 @@ class Exchange(msgspec.Struct, eq=False):
     detail: str = ""  # of the error, for the log only
     ended: float = 0.0
 
+    def add_tried(self, tried: Tried) -> None:
+        """Record a backend that was asked in vain."""
+        self.tried = [*(self.tried or ()), tried]
+
     def finish(self, end: End, now: float, *, code: str = "", detail: str = "") -> bool:
         """End the exchange. Later calls return False and change nothing."""
         if self.end is not None:

@@ -98,3 +98,12 @@ def test_a_backend_that_was_slow_is_the_last_one_to_be_asked_again() -> None:
     assert candidates.executed and candidates.next() is not slow
     assert candidates.has_next() and not candidates.has_unasked()
     assert candidates.next() is slow and not candidates.has_next()
+
+
+def test_an_error_is_that_of_the_candidate_that_was_passed_over_with_it() -> None:
+    candidates = some(2, 1)
+    first = candidates.next()
+    error = candidates.passed_over(REFUSED)
+    candidates.next()
+    assert candidates.passed_over(GONE) is error
+    assert candidates.source_of(error) is first and candidates.source_of(GONE) is None

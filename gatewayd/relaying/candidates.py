@@ -24,8 +24,7 @@ class Candidates:
         self._asked: list[Candidate] = []
         #: Which error so far the client is sent if no other backend is asked.
         self.error: GatewayError | None = None
-        #: Whose error that is.
-        self.error_from: Candidate | None = None
+        self._error_from: Candidate | None = None
 
     def next(self) -> Candidate:
         """The best candidate; after that the next one that is available.
@@ -67,6 +66,10 @@ class Candidates:
         """Whether another backend may execute the request, if the current one may have done so."""
         return self._executions + 1 < self._attempts
 
+    def source_of(self, problem: GatewayError) -> Candidate | None:
+        """Whose error that is; None if :meth:`passed_over` has not returned it."""
+        return self._error_from if problem is self.error else None
+
     def left(self, slow: Candidate) -> None:
         """A backend was left because it took long. It is asked again if no other one answers."""
         self._executions += 1
@@ -83,7 +86,7 @@ class Candidates:
         if problem.executed:
             self._executions += 1
         if self.error is None or _rank(problem) >= _rank(self.error):
-            self.error, self.error_from = problem, self._asked[-1] if self._asked else None
+            self.error, self._error_from = problem, self._asked[-1] if self._asked else None
         error = self.error
         if isinstance(error, BackendFailed) and error.retryable:
             rests = [each.target.rest.asked_for for each in (*self._asked, *self._remaining)]

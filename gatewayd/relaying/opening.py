@@ -152,10 +152,9 @@ class Opening:
             self.end(problem)
             return
         self._leave_backend(problem)
-        exchange, now = self._exchange, self._reactor.seconds()
-        name, began = self._candidate.target.backend.name, self._watch.started_at
-        tried = Tried(name, problem.end, problem.code, began, now)
-        exchange.tried = [*(exchange.tried or ()), tried]
+        name, now = self._candidate.target.backend.name, self._reactor.seconds()
+        tried = Tried(name, problem.end, problem.code, self._watch.started_at, now)
+        self._exchange.add_tried(tried)
         error = self._candidates.passed_over(problem)
         if self._candidates.has_next():
             self._phase = Phase.ASKING
@@ -195,8 +194,7 @@ class Opening:
             self._leave_backend(problem)
             assert problem is not None
             if isinstance(problem, UpstreamError):
-                told = problem is self._candidates.error and self._candidates.error_from
-                self._name(told or self._candidate)
+                self._name(self._candidates.source_of(problem) or self._candidate)
             self._client.fail(problem)
         done, self._done = self._done, None  # break the reference cycle
         if done is not None:

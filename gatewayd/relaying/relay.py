@@ -5,13 +5,9 @@ Theory of operation
 
 A :class:`Relay` lives for one request and passes through these phases:
 
-``ASKING``
-    A backend was asked and no head has come. If it fails and cannot have executed the request, the
-    next one is asked.
-``READING``
-    A head is here and its body comes: a document up to its end, an event stream up to its first
-    event. The client has been sent nothing, so a failure is still an HTTP status. If the head is a
-    refusal (429, 503), the next backend is asked: back to ``ASKING``.
+``UNSENT``
+    A backend was asked. Its head comes, then its body: a document up to its end, an event stream up
+    to its first event. The client has been sent nothing, so a failure is still an HTTP status.
 ``PINGED``
     The status line and comments are out, and no part of the reply. A failure is an ``error`` event.
 ``STREAMING``
@@ -20,17 +16,14 @@ A :class:`Relay` lives for one request and passes through these phases:
 ``ENDED``
     Terminal. Later events are ignored.
 
-A stream is committed with its first good event, or from ``ASKING`` or ``READING`` after ``ping``
-seconds of silence, when the gateway begins to send comments.
+A stream is committed with its first good event, or after ``ping`` seconds of silence, when the
+gateway begins to send comments.
 
-A backend with ``reask = before-commit`` is also left for another one if it fails although it may
-have executed the request, or is silent for ``patience`` seconds, in any phase before ``STREAMING``.
-Its connection is closed in the reactor's next turn, and the other backend is asked after that: two
-executions are never alive at one time (:meth:`Relay._ask_next_later`).
-
-If a backend says that the prompt is too long for its model, and another model is declared for that
-(:class:`.policy.Policy`), the request begins anew for that model: back to ``ASKING``, with other
-candidates. This happens only while the client has been sent nothing.
+:mod:`.failover` decides whether another backend is asked when one has failed, and when: at once, or
+after the connection to the first one is closed. An aborted connection is closed in the reactor's
+next turn, so two executions are never alive at one time (:meth:`Relay._ask_next_later`). If a
+backend says that the prompt is too long for its model, and another model is declared for that
+(:class:`.policy.Policy`), the request begins anew for that model, with other candidates.
 
 A receiver reads the body and returns a :class:`.receiver.Step`, which :meth:`Relay.act` carries
 out. Only the fast path of a token needs no step (:meth:`.attempt.Attempt.dataReceived`).
@@ -51,7 +44,6 @@ Rules:
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred
@@ -67,7 +59,6 @@ from gatewayd.settings.model import LimitSettings
 from gatewayd.wire import sse
 from gatewayd.wire.call import Call
 from gatewayd.wire.errors import (
-    BackendFailed,
     GatewayError,
     Internal,
     Overloaded,
@@ -75,13 +66,23 @@ from gatewayd.wire.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from gatewayd.wire.overlong import says_prompt_too_long
 
 from .attempt import Attempt
-from .bodies import Bytes, error_of
+from .bodies import error_of
 from .candidates import Candidates
 from .client import Client
-from .heads import EVENTS, receiver_for
+from .failover import (
+    ASK_LATER,
+    ASK_NEXT,
+    END,
+    ENDED,
+    PINGED,
+    STREAMING,
+    UNSENT,
+    Decision,
+    Situation,
+)
+from .heads import begin_answer, receiver_for
 from .policy import Policy, headers_for
 from .receiver import CONTENT, EMPTY_EVENT, Step
 from .watch import Watch
@@ -92,24 +93,9 @@ ERROR_SECONDS = 5.0
 #: The code, in the log, of an attempt that was left because ``patience`` had run out.
 PATIENCE = "patience"
 
-#: Headers of an event stream that crosses unread.
-_UNBUFFERED = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-
 _DEFAULT_POLICY = Policy()
 
 _log = Logger()
-
-
-class Phase(enum.Enum):
-    ASKING = enum.auto()
-    READING = enum.auto()
-    PINGED = enum.auto()
-    STREAMING = enum.auto()
-    ENDED = enum.auto()
-
-
-# Names of the module: an attribute of an enumeration takes a thousand instructions to read.
-ASKING, READING, PINGED, STREAMING, ENDED = Phase
 
 
 class Relay:
@@ -150,7 +136,7 @@ class Relay:
         self._policy = policy
         self._fell_back = False  # the model is not the one that the client named
         self._asks_next: IDelayedCall | None = None
-        self._phase = ASKING
+        self._phase = UNSENT
         self._done: Deferred[None] | None = Deferred(self._client_left)
 
     def run(self, candidates: Sequence[Candidate]) -> Deferred[None]:
@@ -186,8 +172,6 @@ class Relay:
     def replied(self, reply: Reply) -> None:
         """The head of a reply has arrived. Choose a receiver, and ask for the body."""
         attempt = self._attempt
-        if self._phase is ASKING:
-            self._phase = READING
         if self._call.is_good(reply.status):
             attempt.note_head(sure=not self._call.stream)
         refused: GatewayError | None = None
@@ -198,70 +182,44 @@ class Relay:
         # Also if it is refused: the body's transport is needed to abort it.
         reply.body.deliverBody(attempt)  # type: ignore[arg-type]  # what it calls
         if refused is not None:
-            self._reask_or_end(refused)
+            self.fail_over(refused)
         elif reply.status != 200 and attempt.has_body:  # the head says nearly all
             error = error_of(reply)
-            if (error.retryable or self._may_reask(error)) and self._may_ask_another():
+            if self._situation().leaves_at_head(error):
                 self.fail_over(error)
             else:
                 self.watch.start(attempt.target.backend.clocks.at_most(ERROR_SECONDS))
 
-    def _may_ask_another(self) -> bool:
-        """Whether a candidate is left, and the client was sent nothing that excludes it."""
-        if self._phase is STREAMING:
-            return False
+    def _situation(self) -> Situation:
         reask = self._attempt.target.backend.reask
-        return (reask or self._phase is not PINGED) and self._candidates.has_next()
+        return Situation(self._phase, reask, self.client.draining, self._candidates)
 
-    def _may_reask(self, problem: GatewayError) -> bool:
-        """Whether this failure permits another backend although this one may have run."""
-        return (
-            self._attempt.target.backend.reask
-            and isinstance(problem, UpstreamError)
-            and problem.executed
-            and self._phase is not STREAMING
-            and self._candidates.may_execute_again
-            and not self.client.draining
-        )
+    def fail_over(self, problem: GatewayError, began: bool = False) -> None:
+        """The backend has failed: ask another one if that is allowed, else end.
 
-    def fail_over(self, problem: GatewayError) -> None:
-        """The backend has failed: ask another one if that is allowed, else end."""
-        reask = self._may_reask(problem)
-        if not (problem.retryable or reask):
+        :param began: as in :meth:`.failover.Situation.after`.
+        """
+        decision = self._situation().after(problem, began)
+        if decision is END:
             self.end(problem)
             return
         # The connection of a backend that cannot have run is sound if it answered.
-        self._leave_attempt(problem, problem.end, problem.code, keep=problem.retryable)
+        self._leave_attempt(problem, problem.end, problem.code, keep=decision is ASK_NEXT)
         error = self._candidates.passed_over(problem)
-        if not self._may_ask_another():
+        if self._situation().has_another():
+            self._go_on(decision)
+        else:
             self.end(error)
-        elif reask:
-            self._ask_next_later()
-        else:
-            self._begin_asking()
-            self._ask_next()
-
-    def _reask_or_end(self, problem: GatewayError) -> None:
-        """The backend has failed after it may have executed the request."""
-        if self._may_reask(problem):
-            self.fail_over(problem)
-        else:
-            self.end(problem)
 
     def _falls_back(self, problem: GatewayError) -> bool:
         """Ask for another model if this one cannot take the prompt, and another one is declared.
 
         :returns: whether that was done.
         """
-        if (
-            self._policy.fallback is None
-            or self._phase not in (ASKING, READING)
-            or not isinstance(problem, BackendFailed)
-            or not says_prompt_too_long(problem)
-            or self.client.draining
-        ):
+        fallback = self._policy.fallback
+        if fallback is None or not self._situation().may_fall_back(problem):
             return False
-        found = self._policy.fallback(self._call)
+        found = fallback(self._call)
         if found is None:
             return False
         self._call, candidates = found
@@ -269,35 +227,24 @@ class Relay:
         answered = self._attempt.error_reply is not None  # and all of its body is here
         self._leave_attempt(problem, problem.end, problem.code, keep=answered)
         self._candidates = self._candidates.instead(candidates)
-        if answered:
-            self._begin_asking()
-            self._ask_next()
-        else:
-            self._ask_next_later()
+        self._go_on(ASK_NEXT if answered else ASK_LATER)
         return True
 
     def _leave_attempt(self, outcome: Outcome, end: str, code: str, keep: bool = False) -> None:
         """Settle the attempt, which has not given the reply, and record it."""
-        attempt, exchange, watch = self._attempt, self._exchange, self.watch
-        attempt.settle(outcome, keep)
-        now = self._reactor.seconds()
-        tried = Tried(attempt.target.backend.name, end, code, watch.started_at, now)
-        exchange.tried = [*(exchange.tried or ()), tried]
+        self._attempt.settle(outcome, keep)
+        name, now = self._attempt.target.backend.name, self._reactor.seconds()
+        self._exchange.add_tried(Tried(name, end, code, self.watch.started_at, now))
 
-    def _begin_asking(self) -> None:
-        if self._phase is not PINGED:
-            self._phase = ASKING
+    def _go_on(self, decision: Decision) -> None:
+        """Ask the next candidate, now or when the connection to the one that was left is closed."""
+        if decision is ASK_NEXT:
+            self._ask_next()
+            return
+        self._exchange.first_byte = self._exchange.connected = None
+        self._asks_next = self._reactor.callLater(0, self._ask_next_later)
 
     def _ask_next_later(self) -> None:
-        """Ask the next candidate when the connection to the one that was left is closed.
-
-        An aborted connection is closed in the reactor's next turn, before this call.
-        """
-        self._begin_asking()
-        self._exchange.first_byte = self._exchange.connected = None
-        self._asks_next = self._reactor.callLater(0, self._ask_next_now)
-
-    def _ask_next_now(self) -> None:
         self._asks_next = None
         if self._candidates.has_next():  # it may have become full in this turn
             self._ask_next()
@@ -332,10 +279,7 @@ class Relay:
         if isinstance(outcome, GatewayError):
             if self._falls_back(outcome):
                 return
-            if self._attempt.error_reply is None:
-                self._reask_or_end(outcome)
-            else:
-                self.fail_over(outcome)
+            self.fail_over(outcome, began=self._attempt.error_reply is None)
         elif outcome.body is None:
             self.commit()  # an empty body has sent nothing yet
             self.end(None)
@@ -352,7 +296,7 @@ class Relay:
                 problem = Truncated("The backend's reply broke off before its end.")
             if self._phase in (PINGED, STREAMING):
                 problem.end = Truncated.end  # also if the body's framing was invalid
-            self._reask_or_end(problem)
+            self.fail_over(problem, began=True)
         elif isinstance(problem, GatewayError):
             self.fail_over(problem)
         else:
@@ -366,27 +310,13 @@ class Relay:
         self._attempt.note_made()  # so that a response can be cancelled while it is streamed
         if begun is not PINGED:
             self._name(self._attempt.candidate)
-            self._begin_answer()
+            begin_answer(self.client, self._attempt, self._call)
 
     def _name(self, candidate: Candidate) -> None:
         """Say in headers who has answered, if the client may know it or must."""
         show = self._policy.show_backend
         if show or self._fell_back:
             self.client.set_headers(headers_for(candidate, self._call, self._fell_back, show))
-
-    def _begin_answer(self) -> None:
-        attempt = self._attempt
-        reply = attempt.reply if attempt.in_flight else None
-        if reply is None:
-            self.client.begin_stream()
-        elif isinstance(attempt.receiver, Bytes):
-            headers, content_type = reply.crossing, reply.media_type + reply.parameters
-            if self._call.any_reply and reply.media_type == EVENTS:
-                headers += _UNBUFFERED
-            self.client.begin_bytes(headers, content_type, reply.status)
-        else:
-            self.client.begin_stream(reply.crossing)
-        self.client.registerProducer(attempt, True)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -414,8 +344,7 @@ class Relay:
                 self.client.cut(problem, b"error" if named else b"")
         elif problem is not None:
             if isinstance(problem, UpstreamError):
-                told = problem is self._candidates.error and self._candidates.error_from
-                self._name(told or self._attempt.candidate)
+                self._name(self._candidates.source_of(problem) or self._attempt.candidate)
             self.client.fail(problem)
         else:
             self._name(self._attempt.candidate)
@@ -456,41 +385,32 @@ class Relay:
         else:
             problem = UpstreamTimeout(f"The backend took too long ({clock}).")
         if clock in ("first_byte", "idle"):
-            self._reask_or_end(problem)
+            self.fail_over(problem, began=True)
         else:
             self.end(problem)
 
     def _lose_patience(self) -> bool:
         """``patience`` has run out: ask another backend, if there is one that was not asked yet.
 
-        :returns: whether the backend was left. If not, it may take as long as its other clocks
-            allow: patience does not turn a slow reply into an error.
+        :returns: whether the backend was left.
         """
         attempt = self._attempt
-        problem = UpstreamTimeout("The backend took too long (patience).")
         if not (
             attempt.in_flight
             and attempt.error_reply is None
-            and self._may_reask(problem)
-            and self._candidates.has_unasked()
+            and self._situation().leaves_when_slow()
         ):
             return False
         waited = TookLong(self.watch.waited)
         self._leave_attempt(waited, End.BACKEND_TIMEOUT, PATIENCE)
         self._candidates.left(attempt.candidate)
-        self._ask_next_later()
+        self._go_on(ASK_LATER)
         return True
 
-    def _may_be_replaced(self) -> bool:
-        """Whether another backend may still give the reply to a stream that begins with a ping."""
-        if self._asks_next is not None:
-            return True
-        return self._attempt.target.backend.reask and self._candidates.has_next()
-
     def _send_comment(self) -> None:
-        if self._phase is ASKING or self._phase is READING:
-            if not self._may_be_replaced():  # else the headers could be wrong
-                self._name(self._attempt.candidate)
+        if self._phase is UNSENT:
             self._phase = PINGED
-            self._begin_answer()
+            if self._asks_next is None and not self._situation().has_another():
+                self._name(self._attempt.candidate)  # no other backend can give the reply
+            begin_answer(self.client, self._attempt, self._call)
         self.client.write(sse.COMMENT)
