@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatewayd.exchange import End
-from gatewayd.wire.errors import BackendFailed, InvalidValue
+from gatewayd.wire.errors import BackendFailed, Drained, InvalidValue
 from gatewayd.wire.responses import StoredCall
 from tests.callers import ALICE, BOB, HASHES, bearer
 from tests.memory import Answer, Asked, ClientTransport, FakeBackend, Gateway, backends, settings
@@ -305,6 +305,20 @@ def test_a_client_that_leaves_ends_the_search() -> None:
     gateway = Gateway(a, b)
     search(gateway).leave()
     assert a.calls[0].left == "cancelled" and not b.calls and gateway.end is End.CLIENT_GONE
+
+
+def test_a_shutdown_ends_the_search_with_an_error() -> None:
+    a, b = backends("a", "b")
+    gateway = Gateway(a, b)
+    client = search(gateway)
+    (exchange,) = gateway.site.state.active
+    assert exchange.stop is not None
+    exchange.stop(Drained("The gateway was shut down."))
+    assert (Answer(client).status, Answer(client).code) == (503, "draining")
+    assert a.calls[0].left == "cancelled" and not b.calls and gateway.end is End.DRAINED
+    assert exchange.stop is None and not gateway.site.state.active
+    client.leave()
+    assert gateway.clock.getDelayedCalls() == []
 
 
 # -- tokens ----------------------------------------------------------------------------------------

@@ -193,7 +193,12 @@ class Dispatcher:
             (maker,) = targets
         elif maker is None:
             retrieval = RETRIEVAL.request.parse(RETRIEVAL, b"", b"", 1).located({"id": id}, b"")
-            maker = await find(retrieval, targets, request.exchange, self._reactor)
+            exchange = request.exchange
+            exchange.stop = partial(_stop_search, request)
+            try:
+                maker = await find(retrieval, targets, exchange, self._reactor)
+            finally:
+                exchange.stop = None
             maker.made.add(id, None)  # the request that made it is not known
         await relay.run([Candidate(maker)])
 
@@ -215,6 +220,12 @@ def session_key(request: Request, headers: Sequence[bytes]) -> int | None:
             if key is not None:
                 return key
     return None
+
+
+def _stop_search(request: Request, problem: GatewayError) -> None:
+    request.fail(problem)
+    if request.handling is not None:
+        request.handling.cancel()
 
 
 def _put_first(target: Target, candidates: list[Candidate]) -> None:
