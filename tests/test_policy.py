@@ -176,6 +176,24 @@ def test_an_error_event_before_the_reply_does_the_same_after_its_backend_was_lef
     assert Answer(client).complete and who(client) == ("b", "large")
 
 
+def test_a_ping_names_the_other_model_even_if_its_backend_can_still_change() -> None:
+    several = [FakeBackend(name, reask=True) for name in ("a", "b", "c")]
+    gateway = gateway_of(
+        *several,
+        **{"a_models": "small", "b_models": "large = real", "c_models": "large"},
+        routing_fallback_models="small -> large",
+        routing_affinity="off",
+        routing_show_backend="yes",
+        timeouts_ping="1",
+    )
+    client = ask(gateway, stream=True)
+    several[0].calls[0].whole(TOO_LONG, 400)
+    gateway.clock.advance(1)
+    assert who(client) == (None, "large")
+    good(several[1], stream=True)
+    assert Answer(client).complete
+
+
 def test_a_chain_of_fallbacks_ends_with_the_last() -> None:
     chain = "small -> large\nlarge -> huge"
     a, b, gateway = world(b_models="large, huge", routing_fallback_models=chain)

@@ -30,19 +30,23 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 def headers_for(
-    candidate: Candidate, call: Call | TunnelCall, fell_back: bool, show: bool
+    candidate: Candidate | None, call: Call | TunnelCall, fell_back: bool, show: bool
 ) -> list[tuple[bytes, bytes]]:
     """The headers that say who has answered.
 
     A client is told of another model in any case. An alias is not resolved for it unless ``show``.
 
+    :param candidate: None while it is not certain which one will have answered. All candidates
+        serve the same model, so its name is told nevertheless.
     :param call: as it was sent to the candidate, under the name that clients use.
     :param fell_back: whether its model is not the one that the client named.
     """
     if not (show or fell_back):
         return []
-    found = [(b"x-gatewayd-backend", _encoded(candidate.target.backend.name))]
-    real = candidate.model if show else None
+    found, real = list[tuple[bytes, bytes]](), None
+    if candidate is not None:
+        found.append((b"x-gatewayd-backend", _encoded(candidate.target.backend.name)))
+        real = candidate.model if show else None
     if fell_back or real is not None:
         found.append((b"x-gatewayd-model", _encoded(real or call.model or "")))
     return found

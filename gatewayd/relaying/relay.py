@@ -312,7 +312,7 @@ class Relay:
             self._name(self._attempt.candidate)
             begin_answer(self.client, self._attempt, self._call)
 
-    def _name(self, candidate: Candidate) -> None:
+    def _name(self, candidate: Candidate | None) -> None:
         """Say in headers who has answered, if the client may know it or must."""
         show = self._policy.show_backend
         if show or self._fell_back:
@@ -410,7 +410,7 @@ class Relay:
     def _send_comment(self) -> None:
         if self._phase is UNSENT:
             self._phase = PINGED
-            if self._asks_next is None and not self._situation().has_another():
-                self._name(self._attempt.candidate)  # no other backend can give the reply
+            sure = self._asks_next is None and not self._situation().has_another()
+            self._name(self._attempt.candidate if sure else None)
             begin_answer(self.client, self._attempt, self._call)
         self.client.write(sse.COMMENT)
