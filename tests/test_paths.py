@@ -62,6 +62,7 @@ def test_an_entry_allows_one_path_or_all_that_begin_so(
         *("%2e%2e/props", "%2E%2E/props", ".%2e/x", "a%2fb", "a%2Fb", "a%5cb", "a\\b", "a;b"),
         *("a%3bb", "a%3fb", "a%23b", "a%252e", "a%00", "a%0d%0aX", "%c0%ae%c0%ae", "%e0%80%ae"),
         *("%", "%2", "%zz", "a\x7f", "\u00e9", "%ff"),
+        *("%61", "%5A", "%30", "a%2db", "a%5Fb", "a%7eb"),
     ],
 )
 def test_no_spelling_leads_to_a_path_that_is_not_allowed(rest: str) -> None:
@@ -317,6 +318,15 @@ def test_the_gateways_own_paths_stay_its_own() -> None:
     assert not backend.calls
     gateway.request("GET", "/v1/stream/conv?from=1")
     assert backend.calls[0].call.path == "/v1/stream/conv"
+
+
+def test_another_spelling_of_the_gateways_own_paths_leads_to_no_backend() -> None:
+    backend = FakeBackend("a")
+    gateway = gateway_with(backend, paths=OWN, **tokens(models="m", paths="/v1/*"))
+    headers = {"Content-Type": "application/json", **bearer(ALICE)}
+    for path in ("/v1/%63hat/completions", "/v1/responses%2fresp_1", "/v1/respon%73es/resp_1"):
+        client = gateway.request("POST", path, b"{}", headers)
+        assert Answer(client).status in (403, 404) and not backend.calls
 
 
 def test_a_path_that_is_the_gateways_own_is_warned_of() -> None:

@@ -18,11 +18,14 @@ from .errors import InvalidValue, UnsupportedMediaType
 #: The methods that are relayed. A HEAD becomes a GET.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
-#: A segment without dots that climb, and without an escaped dot, slash, backslash, semicolon,
-#: question mark, number sign, percent sign or control character.
+#: What must not be escaped: letters and others that no client needs to escape, because
+#: ``/v1/%63hat/completions`` is one of the gateway's own paths to a server; slash, backslash,
+#: semicolon, question mark, number sign, percent sign and control characters.
+_REFUSED = "2[d-f35]|3[0-9bf]|4[1-9a-f]|5[0-9acf]|6[1-9a-f]|7[0-9aef]|[01]"
+#: A segment without dots that climb, and without these escapes.
 _SEGMENT = (
     r"(?!\.{1,2}(?:/|$))"
-    r"(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%(?!2[ef53]|3[bf]|5c|7f|[01])[0-9a-f]{2})+"
+    rf"(?:[A-Za-z0-9._~!$&'()*+,=:@-]|%(?!{_REFUSED})[0-9a-f]{{2}})+"
 )
 _PLAIN = re.compile(f"(?:/{_SEGMENT})*/?", re.IGNORECASE)
 
