@@ -21,7 +21,7 @@ from gatewayd.routing.catalog import Catalog
 from gatewayd.routing.made import maker_of
 from gatewayd.routing.router import Candidate, Router
 from gatewayd.routing.target import Target
-from gatewayd.settings.model import Settings
+from gatewayd.settings.model import RoutingSettings, Settings
 from gatewayd.wire import affinity
 from gatewayd.wire.call import Call, Endpoint
 from gatewayd.wire.dialects import OPENAI
@@ -68,7 +68,7 @@ class Dispatcher:
         self._fallbacks = dict(routing.fallback_models)
         self._affinity = routing.affinity
         self._affinity_user = routing.affinity_user
-        self._session_headers = [name.lower().encode("ascii") for name in routing.affinity_header]
+        self._session_headers = session_headers(routing)
 
     def dispatch(
         self, request: Request, endpoint: Endpoint, variables: Mapping[str, str]
@@ -106,7 +106,7 @@ class Dispatcher:
             request.use_dialect(endpoint.dialect)
             call = call.with_context(request.fields, request.uri)
         if not variables and not caller.may_use(call.model):
-            raise _model_not_allowed()
+            raise model_not_allowed()
         relay = Relay(
             request,
             call,
@@ -129,7 +129,7 @@ class Dispatcher:
         if call.response_id is not None and (caller.models or len(candidates) > 1):
             maker = maker_of(call.response_id, self._router.targets)
             if caller.models and maker and maker.made.by_another(call.response_id, caller.name):
-                raise _model_not_allowed()
+                raise model_not_allowed()
             if maker is not None:
                 _put_first(maker, candidates)
         return relay.run(candidates)
@@ -188,7 +188,7 @@ class Dispatcher:
         targets, id, caller = self._router.targets, call.response_id or "", request.caller
         maker = maker_of(id, targets)
         if caller.models and (maker is None or not maker.made.by(id, caller.name)):
-            raise _model_not_allowed()
+            raise model_not_allowed()
         if maker is None and len(targets) == 1:
             (maker,) = targets
         elif maker is None:
@@ -208,10 +208,17 @@ class Dispatcher:
         return call.key(self._affinity_user, self._affinity == "prompt") if key is None else key
 
 
+def session_headers(routing: RoutingSettings) -> list[bytes]:
+    """The names of the headers that name a session, in lower case; none if affinity is off."""
+    if routing.affinity == "off":
+        return []
+    return [name.lower().encode("ascii") for name in routing.affinity_header]
+
+
 def session_key(request: Request, headers: Sequence[bytes]) -> int | None:
     """The key of the session that a header of the request names; None if there is none.
 
-    :param headers: their names, in lower case.
+    :param headers: those of :func:`session_headers`.
     """
     for name in headers:
         values = request.fields.get(name)
@@ -237,7 +244,7 @@ def path_not_allowed() -> Forbidden:
     return Forbidden("This API key may not use this path.", "path_not_allowed")
 
 
-def _model_not_allowed() -> Forbidden:
+def model_not_allowed() -> Forbidden:
     return Forbidden("This API key may not use this model.", "model_not_allowed", "model")
 
 

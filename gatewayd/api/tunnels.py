@@ -7,7 +7,7 @@ has ended.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -21,7 +21,7 @@ from gatewayd.wire.endpoints import ENDPOINTS
 from gatewayd.wire.errors import BadHTTP, Forbidden, MethodNotAllowed
 from gatewayd.wire.tunnels import TunnelCall, TunnelEndpoint
 
-from .dispatch import session_key
+from .dispatch import model_not_allowed, session_headers, session_key
 from .limits import Admission
 from .request import Request
 
@@ -43,10 +43,7 @@ class Tunnels:
         reactor: IReactorTime,
     ) -> None:
         self._settings = settings
-        routing = settings.routing
-        self._keyed_by = [name.lower().encode("ascii") for name in routing.affinity_header]
-        if routing.affinity == "off":
-            self._keyed_by = []
+        self._session_headers = session_headers(settings.routing)
         self._router = router
         self._catalog = catalog
         self._admission = admission
@@ -63,12 +60,8 @@ class Tunnels:
         request.set_headers(
             self._admission.acquire(request.caller, self._settings.limits.in_flight)
         )
-        try:
-            ended = self._open(request, endpoint, handshake)
-        except BaseException:
-            self._admission.release(request.caller)
-            raise
-        return ended.addBoth(self._release_when_taken, request)
+        request.release = partial(self._admission.release, request.caller)
+        return self._open(request, endpoint, handshake)
 
     def _open(
         self, request: Request, endpoint: TunnelEndpoint, handshake: Handshake
@@ -77,7 +70,7 @@ class Tunnels:
         call = TunnelCall.parse(endpoint, request.uri.partition(b"?")[2])
         request.exchange.model = call.model
         if not caller.may_use(call.model):
-            raise Forbidden("This API key may not use this model.", "model_not_allowed", "model")
+            raise model_not_allowed()
         if endpoint.models_in_messages and caller.models:
             raise Forbidden(
                 "This API key may use some models only, and the messages of this WebSocket, which"
@@ -88,11 +81,7 @@ class Tunnels:
         candidates = self._router.route(
             call.model,
             lambda: filter(caller.may_use, names()),
-            lambda: session_key(request, self._keyed_by),
+            lambda: session_key(request, self._session_headers),
         )
         show = self._settings.routing.show_backend
         return Opening(request, call, handshake, limits, self._reactor, show).run(candidates)
-
-    def _release_when_taken(self, result: Any, request: Request) -> Any:
-        request.when_taken(lambda: self._admission.release(request.caller))
-        return result
