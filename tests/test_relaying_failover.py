@@ -110,7 +110,9 @@ def test_nothing_may_execute_again_that_is_not_permitted(began: bool) -> None:
         (STREAMING, True, 1, False),
     ],
 )
-def test_who_is_left_to_ask(phase: Phase, reask: bool, left: int, expected: bool) -> None:
+def test_whether_another_backend_can_be_asked(
+    phase: Phase, reask: bool, left: int, expected: bool
+) -> None:
     assert situation(phase, reask, left=left).has_another() is expected
 
 

@@ -21,7 +21,7 @@ gateway begins to send comments.
 
 :mod:`.failover` decides whether another backend is asked when one has failed, and when: at once, or
 after the connection to the first one is closed. An aborted connection is closed in the reactor's
-next turn, so two executions are never alive at one time (:meth:`Relay._ask_next_later`). If a
+next turn, so two executions are never alive at one time (:meth:`Relay._go_on`). If a
 backend says that the prompt is too long for its model, and another model is declared for that
 (:class:`.policy.Policy`), the request begins anew for that model, with other candidates.
 
@@ -242,6 +242,7 @@ class Relay:
             self._ask_next()
             return
         self._exchange.first_byte = self._exchange.connected = None
+        # An aborted connection is closed in the reactor's next turn, before this call.
         self._asks_next = self._reactor.callLater(0, self._ask_next_later)
 
     def _ask_next_later(self) -> None:
