@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.certificates import certificate
 from tests.faultbackend import FaultBackend, Record
 from tests.integration.client import Client
 from tests.integration.processes import Gateway, LlamaServer
@@ -24,7 +25,9 @@ LONG += [{"role": "user", "content": "hello"}]
 class Two:
     """A gateway with ``reask`` in front of two backends that count failures together."""
 
-    def __init__(self, folder: Path, first: FaultBackend, second: FaultBackend) -> None:
+    def __init__(
+        self, folder: Path, first: FaultBackend, second: FaultBackend, more: str = ""
+    ) -> None:
         second.flaky_seen = first.flaky_seen
         self.backends = first, second
         self.log = folder / "access.log"
@@ -32,7 +35,7 @@ class Two:
         config += "show_backend = yes\n[timeouts]\npatience = 1\nping = 0.5\nfirst_byte = 3\n"
         for name, backend in (("one", first), ("two", second)):
             # With its own models, no list is fetched, and each connection is a new one.
-            config += f"[backend {name}]\nurl = {backend.url}\nmodels = m\n"
+            config += f"[backend {name}]\nurl = {backend.url}\nmodels = m\n{more}"
         self.gateway = Gateway(folder=folder, config=config)
 
     def records(self, id: str) -> list[Record]:
@@ -69,6 +72,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
 def test_promise_6_a_backend_that_fails_is_left_before_the_next_is_asked(
     two: Two, fault: str, code: str, stream: bool
 ) -> None:
+    leaves_before_it_asks(two, fault, code, stream)
+
+
+def leaves_before_it_asks(two: Two, fault: str, code: str, stream: bool) -> None:
     with Client(two.gateway.port) as client:
         answer = client.chat(f"flaky:1:{fault}", stream=stream)
     assert answer.status == 200 and answer.whole, answer
@@ -83,6 +90,24 @@ def test_promise_6_a_backend_that_fails_is_left_before_the_next_is_asked(
         assert first.peer_left is not None and 900 < line["attempts"][0]["ms"] < 2500
     elif not stream:
         assert answer.header("x-gatewayd-backend") == [line["backend"][-1]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("500", "upstream_error"), ("hang", "patience"), ("stall-mid-headers", "patience")],
+)
+def test_promise_6_holds_for_tls_without_an_answer_to_its_close(
+    tmp_path: Path, fault: str, code: str
+) -> None:
+    files = certificate(tmp_path, "backend")
+    with (
+        FaultBackend(tls=files, answer_close_notify=False) as first,
+        FaultBackend(tls=files, answer_close_notify=False) as second,
+    ):
+        two = Two(tmp_path, first, second, f"tls_ca = {files[0]}\n")
+        with two.gateway:
+            for stream in (False, True):
+                leaves_before_it_asks(two, fault, code, stream)
 
 
 def test_a_prompt_that_llama_cpp_finds_too_long_goes_to_the_declared_model(
