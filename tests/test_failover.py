@@ -112,6 +112,17 @@ def test_an_exception_while_asking_ends_the_attempt(problem: Exception) -> None:
     assert exchange.stop is None
 
 
+def test_a_fault_of_the_gateway_after_it_asked_tells_clients_not_to_retry() -> None:
+    backend = FakeBackend()
+    gateway = Gateway(backend)
+    client = gateway.chat()
+    with capturedLogs():
+        backend.calls[0].lose(ValueError("a bug"))  # the backend may work for the request
+    answer = Answer(client)
+    assert (answer.status, answer.header("x-should-retry")) == (500, "false")
+    assert gateway.end is End.INTERNAL and settled(gateway)
+
+
 def test_another_backend_is_asked_if_asking_the_first_raises_unreachable() -> None:
     first, second, gateway = two()
 

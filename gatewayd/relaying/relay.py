@@ -256,7 +256,9 @@ class Relay:
     def internal_error(self, failure: Failure) -> None:
         """Log a bug of the gateway, and end with an error."""
         _log.failure("relaying {id} failed", failure, id=self._exchange.id)
-        self.end(Internal("The gateway met an internal error."))
+        problem = Internal("The gateway met an internal error.")
+        problem.executed = self._attempt.in_flight  # the backend may work for it
+        self.end(problem)
 
     # -- the body ----------------------------------------------------------------------------------
 
