@@ -154,6 +154,7 @@ def test_requests_are_shared_evenly_over_equal_backends(tmp_path: Path, clients:
     requests = 2000
     sims = [FaultBackend().start() for _ in range(3)]
     sections = "\n".join(f"[backend b{n}]\nurl = {sim.url}" for n, sim in enumerate(sims))
+    sections += "\n[routing]\naffinity = off\n"  # all requests have the same prompt
     outcomes: list[Outcome] = []
 
     def run(url: str, count: int) -> None:

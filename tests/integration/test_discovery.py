@@ -27,6 +27,9 @@ STORY: Any = {
     "extra_body": {"ignore_eos": True},
 }
 
+#: Requests with the same prompt are shared nevertheless.
+SAME_PROMPT = "[routing]\naffinity = off\n"
+
 
 def connect(server: Server) -> openai.OpenAI:
     return openai.OpenAI(
@@ -124,7 +127,7 @@ def test_a_full_server_is_passed_over_and_no_request_waits_for_a_slot(
 def test_without_it_a_server_lets_requests_wait_although_the_other_has_a_free_slot(
     one_and_four: list[LlamaServer], tmp_path: Path
 ) -> None:
-    config = ini(*one_and_four, models="smollm2")
+    config = ini(*one_and_four, models="smollm2") + SAME_PROMPT
     with Gateway(folder=tmp_path, config=config) as gateway, connect(gateway) as client:
         with ExitStack() as stack:
             for _ in range(4):
@@ -204,7 +207,7 @@ def test_two_servers_without_models_share_a_name_that_none_lists(
 ) -> None:
     """llama.cpp serves its model under any name."""
     log = tmp_path / "access.log"
-    config = ini(*one_and_four) + f"[log]\naccess = {log}\n"
+    config = ini(*one_and_four) + f"[log]\naccess = {log}\n" + SAME_PROMPT
     with Gateway(folder=tmp_path, config=config) as gateway, connect(gateway) as client:
         wait_for(lambda: known(gateway, 2), 5, "both lists")
         for _ in range(4):
