@@ -12,7 +12,7 @@ import pytest
 from tests.certificates import certificate
 from tests.faultbackend import FaultBackend, Record
 from tests.integration.client import Client
-from tests.integration.processes import Gateway, LlamaServer
+from tests.integration.processes import Gateway, LlamaServer, wait_for
 
 #: Seconds by which one thread of the test may note an event later than another one.
 NOTED = 0.05
@@ -80,7 +80,7 @@ def leaves_before_it_asks(two: Two, fault: str, code: str, stream: bool) -> None
         answer = client.chat(f"flaky:1:{fault}", stream=stream)
     assert answer.status == 200 and answer.whole, answer
     first, second = two.records(answer.id)
-    assert second.done
+    wait_for(lambda: second.done, 2, "the end of the backend's reply")  # noted after it was sent
     if first.peer_left is not None:  # else it was the backend that ended first
         assert first.peer_left < second.at + NOTED
     line = two.line(answer.id)
