@@ -20,8 +20,9 @@ from gatewayd.daemon.reload import BOUND, keep_bound
 from gatewayd.daemon.service import GatewayService
 from gatewayd.routing.evidence import ClientLeft
 from gatewayd.routing.target import Target
+from gatewayd.settings.declaring import Setting
 from gatewayd.settings.load import load
-from gatewayd.settings.model import BackendSettings, Setting, Settings
+from gatewayd.settings.model import BackendSettings, Settings
 from tests.backendside import connected, reply
 from tests.certificates import certificate
 from tests.inifile import EVERY

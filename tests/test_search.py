@@ -9,13 +9,13 @@ from twisted.internet.task import Clock
 from gatewayd.exchange import Exchange
 from gatewayd.relaying.search import SEARCH_SECONDS, find
 from gatewayd.routing.target import Target
-from gatewayd.wire.endpoints import RETRIEVAL
+from gatewayd.wire.endpoints import retrieval_of
 from gatewayd.wire.errors import Overloaded, ResponseNotFound, Unreachable
 from tests.memory import FakeBackend, backends
 
 
 def searched(*several: FakeBackend, clock: Clock) -> tuple[Deferred[Target], Exchange]:
-    call = RETRIEVAL.request.parse(RETRIEVAL, b"", b"", 1).located({"id": "resp_1"}, b"")
+    call = retrieval_of("resp_1")
     exchange = Exchange("req-1", 0.0, "127.0.0.1", lambda _: None)
     targets = [Target(backend, clock) for backend in several]
     return Deferred.fromCoroutine(find(call, targets, exchange, clock)), exchange
@@ -46,7 +46,7 @@ def test_what_the_backends_said_decides_the_error(first: int, error: type[Except
 def test_a_backend_that_is_known_not_to_answer_is_not_waited_for() -> None:
     a, b = backends("a", "b")
     clock = Clock()
-    call = RETRIEVAL.request.parse(RETRIEVAL, b"", b"", 1).located({"id": "resp_1"}, b"")
+    call = retrieval_of("resp_1")
     targets = [Target(backend, clock) for backend in (a, b)]
     targets[0].health.check_loading()
     exchange = Exchange("req-1", 0.0, "127.0.0.1", lambda _: None)

@@ -6,13 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gatewayd.settings.declaring import Setting
 from gatewayd.settings.load import SettingsError, load
-from gatewayd.settings.model import (
-    BackendSettings,
-    GatewaySettings,
-    Setting,
-    Settings,
-)
+from gatewayd.settings.model import BackendSettings, GatewaySettings, Settings
 from gatewayd.settings.values import Secret
 from tests.inifile import EVERY, ini_file, ini_problems, problems
 

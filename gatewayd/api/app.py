@@ -140,6 +140,9 @@ class API:
     def admit(self, request: Request) -> None:
         """Decide what a request's head is enough to decide, before its body is read.
 
+        The result depends on the head, the settings and :attr:`draining` alone: it is remembered
+        for requests with the same head (:mod:`.known`).
+
         :raises GatewayError: the request is refused.
         """
         fields = request.fields

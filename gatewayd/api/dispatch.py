@@ -23,9 +23,9 @@ from gatewayd.routing.router import Candidate, Router
 from gatewayd.routing.target import Target
 from gatewayd.settings.model import RoutingSettings, Settings
 from gatewayd.wire import affinity
-from gatewayd.wire.call import Call, Endpoint
+from gatewayd.wire.call import Call, Endpoint, PathCall
 from gatewayd.wire.dialects import OPENAI
-from gatewayd.wire.endpoints import RETRIEVAL
+from gatewayd.wire.endpoints import retrieval_of
 from gatewayd.wire.errors import (
     Forbidden,
     GatewayError,
@@ -99,13 +99,13 @@ class Dispatcher:
     ) -> Deferred[None]:
         exchange, caller, limits = request.exchange, request.caller, self._settings.limits
         call = endpoint.request.parse(endpoint, request.body, content_type, limits.json_depth)
-        if variables:
+        if isinstance(call, PathCall):
             call = call.located(variables, request.uri)
         exchange.model, exchange.stream = call.model, call.stream
         if endpoint.dialect is not OPENAI:
             request.use_dialect(endpoint.dialect)
             call = call.with_context(request.fields, request.uri)
-        if not variables and not caller.may_use(call.model):
+        if call.uses_model and not caller.may_use(call.model):
             raise model_not_allowed()
         relay = Relay(
             request,
@@ -118,7 +118,7 @@ class Dispatcher:
         )
         if isinstance(call, UnreadCall):
             return relay.run(self._declaring(call))
-        if variables:
+        if isinstance(call, PathCall):
             return Deferred.fromCoroutine(self._relay_stored(request, call, relay))
         names = self._catalog.names
         candidates = self._router.route(
@@ -192,11 +192,10 @@ class Dispatcher:
         if maker is None and len(targets) == 1:
             (maker,) = targets
         elif maker is None:
-            retrieval = RETRIEVAL.request.parse(RETRIEVAL, b"", b"", 1).located({"id": id}, b"")
             exchange = request.exchange
             exchange.stop = partial(_stop_search, request)
             try:
-                maker = await find(retrieval, targets, exchange, self._reactor)
+                maker = await find(retrieval_of(id), targets, exchange, self._reactor)
             finally:
                 exchange.stop = None
             maker.made.add(id, None)  # the request that made it is not known

@@ -163,14 +163,14 @@ class Opening:
             self.end(error)
 
     def _open(self, accepted: Accepted) -> None:
+        target = self._candidate.target
+        clocks, watch, limits = target.backend.clocks, self._watch, self._limits
+        self._tunnel = Tunnel(self._client, accepted, clocks, watch, limits, self.end)
         self._phase = Phase.OPEN
         self._name(self._candidate)
-        target = self._candidate.target
         if self._trial:
             target.reply_began()
             self._trial = 0
-        clocks = target.backend.clocks
-        self._tunnel = Tunnel(self._client, accepted, clocks, self._watch, self._limits, self.end)
         self._tunnel.begin()
 
     def _internal_error(self, failure: Failure) -> None:

@@ -9,9 +9,10 @@ import ipaddress
 import stat
 from collections.abc import Iterator
 
+from .declaring import SectionId
 from .draft import Draft, Section
 from .files import File, read_secret
-from .model import BEFORE_COMMIT, SectionId, Settings
+from .model import BEFORE_COMMIT, Settings
 from .values import Secret
 
 

@@ -9,7 +9,8 @@ import os
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from .model import SETTINGS, SectionId
+from .declaring import SectionId
+from .model import SETTINGS
 
 #: The number of problems that are listed; a wrong file may have one in each line.
 MOST_PROBLEMS = 100

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from . import checks, sources
+from .declaring import SectionId
 from .draft import Draft, Source
 from .model import (
     DEFAULT_BACKEND,
@@ -17,7 +18,6 @@ from .model import (
     SECTIONS,
     SETTINGS,
     BackendSettings,
-    SectionId,
     Settings,
     TokenSettings,
 )

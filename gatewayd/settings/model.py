@@ -1,14 +1,16 @@
 """The settings that exist: one class for each section, one declaration for each setting.
 
-Nothing is read here. The error messages, ``--help`` and the tests of the documentation are made
-from these declarations. :mod:`gatewayd.settings.load` makes a `Settings` from the sources.
+:mod:`.declaring` says what a declaration is. Nothing is read here. The error messages, ``--help``
+and the tests of the documentation are made from the declarations. :mod:`.load` makes a `Settings`
+from the sources.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import attrs
 
+from .declaring import SectionId, Setting, declare, declare_own, setting
 from .files import File, read_file
 from .values import (
     Secret,
@@ -38,45 +40,8 @@ from .values import (
     yes_or_no,
 )
 
-T = TypeVar("T")
-
 #: The value of ``reask`` that lets a request go to another backend until its reply has begun.
 BEFORE_COMMIT = "before-commit"
-
-
-class SectionId(NamedTuple):
-    """A section: ``[gateway]``, or one of several such as ``[backend gpu1]``."""
-
-    kind: str
-    name: str = ""
-
-    def __str__(self) -> str:
-        return f"[{self.kind} {self.name}]" if self.name else f"[{self.kind}]"
-
-
-@attrs.frozen
-class Setting:
-    """The declaration of one setting."""
-
-    default: str | None
-    """As written in an ini file; ``None`` if the setting must be given."""
-    parse: Callable[[str], Any]
-    """Text -> value; raises `ValueError` that says what is wrong and what is expected."""
-    doc: str
-    """One sentence, the same in ``docs/configuration.rst`` and ``etc/gatewayd.ini``."""
-    is_file: bool = False
-    """Whether the text is the name of a file."""
-    is_secret: bool = False
-    """Whether other users must not be able to read an ini file that has this setting."""
-
-
-def setting(default: str, parse: Callable[[str], T], doc: str, is_file: bool = False) -> T:
-    """Declare a setting; without a source its value is that of the default."""
-    return _declare(Setting(default, parse, doc, is_file), parse(default))  # type: ignore[no-any-return]  # attrs.field
-
-
-def _declare(declared: Setting, value: Any = attrs.NOTHING, repr: bool = True) -> Any:
-    return attrs.field(default=value, repr=repr, metadata={"setting": declared})
 
 
 def _certificates(path: str) -> File:
@@ -201,15 +166,7 @@ class RoutingSettings:
 
 
 def _own_timeout(key: str) -> Any:
-    return _own(TimeoutSettings, "timeouts", key)
-
-
-def _own(section: type[attrs.AttrsInstance], kind: str, key: str) -> Any:
-    """A backend's own value of a setting; if it is empty, the one of the section applies."""
-    common = attrs.fields_dict(section)[key]
-    parse = unless_empty(common.metadata["setting"].parse)
-    doc = f"This backend's own {key}; empty = the one of [{kind}]."
-    return _declare(Setting("", parse, doc), common.default)
+    return declare_own(TimeoutSettings, "timeouts", key)
 
 
 @attrs.frozen
@@ -217,10 +174,10 @@ class BackendSettings:
     """One ``[backend NAME]``; `url` has neither ``/v1`` nor a slash at its end."""
 
     name: str
-    url: str = _declare(
+    url: str = declare(
         Setting(None, base_url, "The base URL of a backend's API, with or without /v1.")
     )
-    api_key: Secret | None = _declare(
+    api_key: Secret | None = declare(
         Setting("", secret, "The bearer token to send to it; left out = none.", is_secret=True),
         None,
     )
@@ -260,7 +217,7 @@ class BackendSettings:
     count_usage: bool = setting(
         "no", yes_or_no, "Request token counts for streams even if the client did not."
     )
-    reask: str = _own(RoutingSettings, "routing", "reask")
+    reask: str = declare_own(RoutingSettings, "routing", "reask")
     connect: float = _own_timeout("connect")
     first_byte: float = _own_timeout("first_byte")
     patience: float = _own_timeout("patience")
@@ -273,7 +230,7 @@ class TokenSettings:
     """One ``[token NAME]``; `sha256` is also set if the token came from `token_file`."""
 
     name: str
-    sha256: bytes = _declare(
+    sha256: bytes = declare(
         Setting("", unless_empty(sha256_digest), "The SHA-256 digest of the token."), repr=False
     )
     token_file: str | None = setting(

@@ -10,9 +10,10 @@ import stat
 from collections.abc import Iterable, Mapping
 
 from . import ini
+from .declaring import SectionId
 from .draft import MOST_PROBLEMS, Draft, Place, Source
 from .files import read_file
-from .model import NAMED, OPTIONS, SETTINGS, VARIABLES, SectionId
+from .model import NAMED, OPTIONS, SETTINGS, VARIABLES
 
 #: The name of a backend or a token.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -110,17 +110,6 @@ class Call(msgspec.Struct, frozen=True):
             query=dialect.crossing_query(target),
         )
 
-    def located(self, variables: Mapping[str, str], target: bytes) -> Self:
-        """The same request with what its path and its query say.
-
-        It is called only for paths with variables.
-
-        :param variables: the variable parts of the path, by name, as they came.
-        :param target: of the client's request.
-        :raises InvalidValue: one of them is wrong.
-        """
-        raise NotImplementedError
-
     @classmethod
     @abstractmethod
     def parse(cls, endpoint: Endpoint, body: bytes, content_type: bytes, depth: int) -> Call:
@@ -164,6 +153,27 @@ class Call(msgspec.Struct, frozen=True):
         """
         make = self.endpoint.reader
         return None if make is None else make(self, request_id, depth, model)
+
+
+class PathCall(Call, frozen=True):
+    """A request whose path says what it is about. It names no model.
+
+    The endpoints whose paths have variables have such requests.
+    """
+
+    uses_model: ClassVar = False
+
+    @abstractmethod
+    def located(self, variables: Mapping[str, str], target: bytes) -> Self:
+        """The same request with what its path and its query say.
+
+        :param variables: the variable parts of the path, by name, as they came.
+        :param target: of the client's request.
+        :raises InvalidValue: one of them is wrong.
+        """
+
+    def renamed(self, model: str) -> Self:
+        raise AssertionError("this request names no model")
 
 
 class Endpoint(msgspec.Struct, frozen=True, eq=False):

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from .dialects import status_of_type
-from .errors import BackendFailed, is_envelope
+from .envelope import is_envelope
+from .errors import BackendFailed
 from .failure import error_text, may_be_shown
 
 #: The types of event that a server sends to keep a connection open. They have no content.

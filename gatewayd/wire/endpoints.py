@@ -155,3 +155,11 @@ def dialect_of(path: str) -> Dialect:
         if plain == known or plain.startswith(known + "/"):
             return ANTHROPIC
     return OPENAI
+
+
+def retrieval_of(id: str) -> Call:
+    """A request for the stored response with this id.
+
+    :raises InvalidValue: it cannot be the id of a response.
+    """
+    return StoredCall(RETRIEVAL, b"", b"", None, False).located({"id": id}, b"")

@@ -1,4 +1,4 @@
-"""The OpenAI error envelope, and the one tree of exceptions that maps to it.
+"""The one tree of exceptions that map to an error envelope (:mod:`.envelope`).
 
 Every failure that a client may see is a :class:`GatewayError`. Its class determines the status, the
 type, the code and the end of the exchange. Its message may be shown to anybody: it has no host
@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import msgspec
-
-from .json import NotJSON, parse
+from .envelope import code_in, envelope
 
 
 class GatewayError(Exception):
@@ -55,13 +53,6 @@ class GatewayError(Exception):
     def drop_traceback(self) -> None:
         """Drop the traceback, whose frames would keep the reply in memory."""
         self.__traceback__ = self.__context__ = self.__cause__ = None
-
-
-def envelope(message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
-    """Encode ``{"error": {"message", "type", "param", "code"}}``, all four keys always."""
-    return msgspec.json.encode(
-        {"error": {"message": message, "type": type, "param": param, "code": code}}
-    )
 
 
 class Internal(GatewayError):
@@ -305,10 +296,6 @@ class BackendClosed(UpstreamError):
     """The backend closed a WebSocket because of a fault of its own, and said so."""
 
 
-#: The most characters of a code of a backend that the log takes.
-MAX_CODE = 64
-
-
 class BackendFailed(UpstreamError):
     """An error that the backend reported, in place of its reply or within it.
 
@@ -331,21 +318,7 @@ class BackendFailed(UpstreamError):
         self.executed = status >= 500 and status != 503
         self.retryable = status in (429, 503)
         if payload is not None:
-            document = parse(payload, 64)
-            is_anthropic = document.get("type") == "error"  # its errors have a type and no code
-            code = document["error"].get("type" if is_anthropic else "code")
-            if isinstance(code, (str, int, float)):
-                code = code if isinstance(code, str) else f"{code:.0f}"
-                if len(code) <= MAX_CODE and code.isprintable():
-                    self.code = code
+            self.code = code_in(payload) or self.code
 
     def body(self) -> bytes:
         return super().body() if self.payload is None else self.payload
-
-
-def is_envelope(body: bytes) -> bool:
-    """Whether ``body`` is a JSON object whose ``error`` is an object with a string ``message``."""
-    try:
-        return isinstance(parse(body, 64)["error"]["message"], str)
-    except (NotJSON, TypeError, KeyError):
-        return False

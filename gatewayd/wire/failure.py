@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .errors import BackendFailed, is_envelope
+from .envelope import is_envelope
+from .errors import BackendFailed
 from .json import NotJSON, parse
 
 #: The most characters of a text that a client is sent, and of one in the log.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Self
 from urllib.parse import unquote_to_bytes
 
-from .call import Call, Endpoint
+from .call import Endpoint, PathCall
 from .errors import InvalidValue, UnsupportedMediaType
 
 #: The methods that are relayed. A HEAD becomes a GET.
@@ -77,7 +77,7 @@ class Declared:
         return (max(entries, key=len), names) if names else None
 
 
-class UnreadCall(Call, frozen=True):
+class UnreadCall(PathCall, frozen=True):
     """A request for a declared path. Nothing of it is read, so it names no model.
 
     :param raw_path: as it came, without the gateway's ``root_path``.
@@ -86,7 +86,6 @@ class UnreadCall(Call, frozen=True):
     media_type: ClassVar = _MEDIA_TYPE
     media_type_hint: ClassVar = "Send at most one Content-Type."
     any_reply: ClassVar = True
-    uses_model: ClassVar = False
 
     raw_path: str = ""
 
@@ -119,9 +118,6 @@ class UnreadCall(Call, frozen=True):
             query=mark + query,
             raw_path=variables["path"],
         )
-
-    def renamed(self, model: str) -> Self:
-        raise AssertionError("a request that is not read names no model")
 
 
 def row_for(entry: str, method: str) -> Endpoint:

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from . import json
-from .call import Call, Endpoint
+from .call import Endpoint, PathCall
 from .errors import InvalidValue
 from .events import EventReader, Payload
 from .request import JSON_TYPE, JSONCall, check_model, check_stream, parse_object
@@ -57,12 +57,11 @@ class ResponsesCall(JSONCall, frozen=True):
         )
 
 
-class StoredCall(Call, frozen=True):
+class StoredCall(PathCall, frozen=True):
     """A request for a stored response, whose id stands in the path."""
 
     media_type: ClassVar = re.compile(b"")
     media_type_hint: ClassVar = ""
-    uses_model: ClassVar = False
 
     @property
     def path(self) -> str:
@@ -90,9 +89,6 @@ class StoredCall(Call, frozen=True):
         return msgspec.structs.replace(
             self, response_id=id, query=query, stream=stream and bool(self.endpoint.ends)
         )
-
-    def renamed(self, model: str) -> Self:
-        raise AssertionError("a request for a stored response names no model")
 
 
 def _crossing(query: bytes) -> tuple[str, bool]:
