@@ -116,9 +116,9 @@ class Dispatcher:
             _caller_timeout(request),
             self._policy_for(request),
         )
-        if isinstance(call, UnreadCall):
-            return relay.run(self._declaring(call))
         if isinstance(call, PathCall):
+            if isinstance(call, UnreadCall):
+                return relay.run(self._declaring(call))
             return Deferred.fromCoroutine(self._relay_stored(request, call, relay))
         names = self._catalog.names
         candidates = self._router.route(

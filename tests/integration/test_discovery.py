@@ -19,6 +19,7 @@ import pytest
 from tests.integration import tinymodel
 from tests.integration.conftest import chat_model
 from tests.integration.processes import Gateway, LlamaServer, Server, wait_for
+from tests.integration.sdk import connect
 
 #: A story that ends only with the context of the model.
 STORY: Any = {
@@ -29,16 +30,6 @@ STORY: Any = {
 
 #: Requests with the same prompt are shared nevertheless.
 SAME_PROMPT = "[routing]\naffinity = off\n"
-
-
-def connect(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=server.url + "/v1",
-        api_key="any",
-        max_retries=0,
-        timeout=60,
-        http_client=openai.DefaultHttpxClient(trust_env=False),
-    )
 
 
 def get(server: Server, path: str) -> bytes:

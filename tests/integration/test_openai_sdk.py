@@ -12,6 +12,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk, ChatCompletionFunctionToolParam
 
+from tests.integration import sdk
 from tests.integration.processes import Gateway, LlamaServer, Server, free_port
 
 Connect = Callable[[Server], openai.OpenAI]
@@ -36,13 +37,7 @@ def connect() -> Iterator[Connect]:
     clients: list[openai.OpenAI] = []
 
     def make(server: Server) -> openai.OpenAI:
-        client = openai.OpenAI(
-            base_url=server.url + "/v1",
-            api_key="any",
-            max_retries=0,
-            timeout=30,
-            http_client=openai.DefaultHttpxClient(trust_env=False),
-        )
+        client = sdk.connect(server)
         clients.append(client)
         return client
 

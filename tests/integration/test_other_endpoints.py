@@ -21,6 +21,7 @@ import pytest
 
 from tests.integration import tinymodel
 from tests.integration.processes import Gateway, LlamaServer, Server, wait_for
+from tests.integration.sdk import connect
 
 #: Waits for a log line and returns it.
 Line = Callable[[], dict[str, Any]]
@@ -137,16 +138,6 @@ def line(folder: Path, name: str) -> Line:
         return line
 
     return find
-
-
-def connect(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=server.url + "/v1",
-        api_key="any",
-        max_retries=0,
-        timeout=30,
-        http_client=openai.DefaultHttpxClient(trust_env=False),
-    )
 
 
 def test_the_models_of_all_are_listed_by_the_names_they_can_be_asked_for(

@@ -17,20 +17,11 @@ import pytest
 
 from tests.faultbackend import FaultBackend
 from tests.integration.conftest import chat_model
-from tests.integration.processes import Gateway, LlamaServer, Server, wait_for
+from tests.integration.processes import Gateway, LlamaServer, wait_for
+from tests.integration.sdk import connect
 from tests.recipes import prepare, recipes
 
 HI: Any = [{"role": "user", "content": "Hi"}]
-
-
-def connect(server: Server, key: str = "any", trust: ssl.SSLContext | bool = True) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=server.url + "/v1",
-        api_key=key,
-        max_retries=0,
-        timeout=60,
-        http_client=openai.DefaultHttpxClient(trust_env=False, verify=trust),
-    )
 
 
 def backends_asked(log: Path) -> list[list[str]]:

@@ -20,6 +20,7 @@ import openai
 import pytest
 
 from tests.integration.processes import Gateway
+from tests.integration.sdk import connect
 
 IMAGE = base64.b64encode(b"\x89PNG" * 100).decode()
 HOSTS = ("one", "two")
@@ -153,13 +154,7 @@ def client(stubs: list[Any], folder: Path) -> Iterator[openai.OpenAI]:
     )
     with (
         Gateway(folder=folder, config=config) as gateway,
-        openai.OpenAI(
-            base_url=gateway.url + "/v1",
-            api_key="any",
-            max_retries=0,
-            timeout=30,
-            http_client=openai.DefaultHttpxClient(trust_env=False),
-        ) as made,
+        connect(gateway) as made,
     ):
         yield made
 
